@@ -1,0 +1,274 @@
+//! The configuration file: strict TOML, every path relative to the file's own folder.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::caller::{ClientName, Permission, Tenant};
+
+/// The whole file. Unknown keys are errors.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The API's listener.
+    pub server: Server,
+    /// The operator's listener.
+    pub ops: Ops,
+    /// Where state is kept.
+    pub store: StoreConfig,
+    /// The HSM and its custodians.
+    pub hsm: HsmConfig,
+    /// What may be enrolled, and for how long it is kept.
+    #[serde(default)]
+    pub credentials: CredentialPolicy,
+    /// Who may ask. At least one.
+    #[serde(rename = "client")]
+    pub clients: Vec<ClientConfig>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Address and port of the mutual-TLS API.
+    pub listen: SocketAddr,
+    /// The server's certificate chain, PEM, its own first.
+    pub certificate: PathBuf,
+    /// The server's private key, PEM (PKCS#8).
+    pub key: PathBuf,
+    /// The authorities that client certificates must come from, PEM.
+    pub client_ca: PathBuf,
+    /// Deadlines and bounds.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// `[server.limits]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Open connections; further ones wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// Requests worked on at once; further ones are 503.
+    pub requests_max: usize,
+    /// Time for a TLS handshake.
+    pub handshake_timeout_ms: u64,
+    /// Time for a request's header, from the first moment a connection could send it.
+    pub header_timeout_ms: u64,
+    /// Time for a request's body.
+    pub body_timeout_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4_096,
+            requests_max: 1_024,
+            handshake_timeout_ms: 5_000,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// `[ops]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ops {
+    /// Address and port for health checks: plain HTTP, loopback only.
+    pub listen: SocketAddr,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// The SQLite database; it is made if it does not exist.
+    pub path: PathBuf,
+}
+
+/// `[hsm]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HsmConfig {
+    /// The PKCS#11 module, an absolute path.
+    pub module: PathBuf,
+    /// The token's label.
+    pub token_label: String,
+    /// The file with the user PIN.
+    pub pin_file: PathBuf,
+    /// How many custodian processes; by default one a core, at most 4.
+    #[serde(default = "default_custodians")]
+    pub custodians: u16,
+    /// How many unwrapped secrets each custodian keeps as session objects.
+    #[serde(default = "default_secrets_cached_max")]
+    pub secrets_cached_max: usize,
+    /// Set for custodians only, such as `SOFTHSM2_CONF`.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+fn default_custodians() -> u16 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4) as u16)
+}
+
+fn default_secrets_cached_max() -> usize {
+    10_000
+}
+
+/// `[credentials]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CredentialPolicy {
+    /// Whether an enrolment may ask for the `otpauth` URI, which holds the seed.
+    pub allow_export: bool,
+    /// How long the tombstone of a deleted credential is kept, in days.
+    pub tombstone_days: u32,
+}
+
+impl Default for CredentialPolicy {
+    fn default() -> Self {
+        Self { allow_export: false, tombstone_days: 90 }
+    }
+}
+
+/// Whose data a client sees.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum TenantScope {
+    /// One tenant's.
+    One(Tenant),
+    /// Every tenant's audit log (`"*"`).
+    All,
+}
+
+impl TryFrom<String> for TenantScope {
+    type Error = crate::domain::caller::BadName;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text == "*" { Ok(Self::All) } else { Tenant::try_from(text).map(Self::One) }
+    }
+}
+
+/// `[[client]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// Its name in logs and idempotency records; unique.
+    pub name: ClientName,
+    /// The URI, or else the DNS name, in its certificate's subject alternative name; unique.
+    pub san: String,
+    /// Whose data it sees.
+    pub tenant: TenantScope,
+    /// What it may do.
+    pub permissions: Vec<Permission>,
+}
+
+/// What is wrong with a configuration, in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct ConfigError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// One line that says what to mend and in which file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let fail = |reason: String| ConfigError { path: path.to_owned(), reason };
+        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let absolute = std::path::absolute(path).map_err(|e| fail(e.to_string()))?;
+        let folder = absolute.parent().unwrap_or(Path::new("/"));
+        Self::parse(&text, folder).map_err(fail)
+    }
+
+    /// Parses and checks a configuration whose relative paths begin at `folder`.
+    ///
+    /// # Errors
+    /// One line that says what to mend.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+        let mut config: Self = toml::from_str(text).map_err(|e| one_line(text, &e))?;
+        for path in [
+            &mut config.server.certificate,
+            &mut config.server.key,
+            &mut config.server.client_ca,
+            &mut config.store.path,
+            &mut config.hsm.pin_file,
+        ] {
+            *path = folder.join(&*path);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        if !self.ops.listen.ip().is_loopback() {
+            return Err("ops.listen must be a loopback address: it is plain HTTP".into());
+        }
+        if !self.hsm.module.is_absolute() {
+            return Err("hsm.module must be an absolute path: a module is code that is loaded".into());
+        }
+        if self.hsm.token_label.is_empty() || self.hsm.token_label.len() > 32 {
+            return Err("hsm.token_label must have 1 to 32 bytes".into());
+        }
+        if !(1..=64).contains(&self.hsm.custodians) {
+            return Err("hsm.custodians must be 1 to 64".into());
+        }
+        if !(1..=1_000_000).contains(&self.hsm.secrets_cached_max) {
+            return Err("hsm.secrets_cached_max must be 1 to 1000000".into());
+        }
+        let limits = &self.server.limits;
+        if limits.connections_max == 0 || limits.requests_max == 0 {
+            return Err("server.limits: connections_max and requests_max must be at least 1".into());
+        }
+        if [limits.handshake_timeout_ms, limits.header_timeout_ms, limits.body_timeout_ms].contains(&0) {
+            return Err("server.limits: a timeout must be at least 1 ms".into());
+        }
+        if self.clients.is_empty() {
+            return Err("at least one [[client]] is needed".into());
+        }
+        let (mut names, mut sans) = (HashSet::new(), HashSet::new());
+        for client in &self.clients {
+            if !names.insert(&client.name) {
+                return Err(format!("client {} is there twice", client.name));
+            }
+            if client.san.is_empty() || !sans.insert(&client.san) {
+                return Err(format!("client {}: its san must be given, and be its alone", client.name));
+            }
+            let audit_only = client.permissions.iter().all(|p| *p == Permission::Audit);
+            if client.tenant == TenantScope::All && !audit_only {
+                return Err(format!(
+                    "client {}: tenant \"*\" may have the permission audit only",
+                    client.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parser's message without its picture of the line (which might show a value), with its place.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    let line = error
+        .span()
+        .and_then(|span| text.get(..span.start))
+        .map_or(1, |before| before.matches('\n').count() + 1);
+    format!("line {line}: {}", error.message().replace('\n', " "))
+}
+
+/// A client as it is written to a generated configuration.
+#[derive(Serialize)]
+pub struct ClientEntry {
+    /// See [`ClientConfig::name`].
+    pub name: String,
+    /// See [`ClientConfig::san`].
+    pub san: String,
+    /// See [`ClientConfig::tenant`].
+    pub tenant: String,
+    /// See [`ClientConfig::permissions`].
+    pub permissions: Vec<Permission>,
+}

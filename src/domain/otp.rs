@@ -1,0 +1,203 @@
+//! One-time passwords: RFC 4226 (HOTP) and RFC 6238 (TOTP), without the HMAC, which is the HSM's.
+
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// The first counter that does not exist (contract: counters are below 2^63).
+pub const COUNTER_END: u64 = 1 << 63;
+
+/// The hash under the HMAC (RFC 6238, section 1.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// HMAC-SHA-1, RFC 4226's own.
+    #[default]
+    #[serde(rename = "SHA1")]
+    Sha1,
+    /// HMAC-SHA-256.
+    #[serde(rename = "SHA256")]
+    Sha256,
+    /// HMAC-SHA-512.
+    #[serde(rename = "SHA512")]
+    Sha512,
+}
+
+impl Algorithm {
+    /// Length of its output, and of a seed generated for it (RFC 4226, section 4, R6; RFC 6238,
+    /// section 3, R6), in bytes.
+    pub fn output_bytes(self) -> usize {
+        match self {
+            Self::Sha1 => 20,
+            Self::Sha256 => 32,
+            Self::Sha512 => 64,
+        }
+    }
+
+    /// As in a JSON body and in an `otpauth` URI.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "SHA1",
+            Self::Sha256 => "SHA256",
+            Self::Sha512 => "SHA512",
+        }
+    }
+}
+
+/// How many digits a code has: 6, 7 or 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Digits(u8);
+
+impl Default for Digits {
+    fn default() -> Self {
+        Self(6)
+    }
+}
+
+impl TryFrom<u8> for Digits {
+    type Error = &'static str;
+    fn try_from(digits: u8) -> Result<Self, Self::Error> {
+        if (6..=8).contains(&digits) { Ok(Self(digits)) } else { Err("digits must be 6, 7 or 8") }
+    }
+}
+
+impl From<Digits> for u8 {
+    fn from(digits: Digits) -> u8 {
+        digits.0
+    }
+}
+
+/// A one-time password: decimal digits, as submitted or as expected. Secret until it is used.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct Otp(String);
+
+impl Otp {
+    /// `None` unless `text` is 6 to 8 ASCII digits.
+    pub fn parse(text: String) -> Option<Self> {
+        let mut otp = Self(text);
+        if (6..=8).contains(&otp.0.len()) && otp.0.bytes().all(|b| b.is_ascii_digit()) {
+            return Some(otp);
+        }
+        otp.zeroize();
+        None
+    }
+
+    /// Whether it has as many digits as the credential's codes have.
+    pub fn has(&self, digits: Digits) -> bool {
+        self.0.len() == usize::from(digits.0)
+    }
+
+    /// Constant-time in the digits (their number is no secret).
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+/// The code of an HMAC: RFC 4226, section 5.3, for any of the three hashes (RFC 6238, section 1.2).
+///
+/// `None` if `mac` is not the output of such an HMAC.
+pub fn truncate(mac: &[u8], digits: Digits) -> Option<Otp> {
+    let offset = usize::from(mac.last()? & 0x0f);
+    let word: [u8; 4] = mac.get(offset..offset.checked_add(4)?)?.try_into().ok()?;
+    let code = (u32::from_be_bytes(word) & 0x7fff_ffff) % 10u32.pow(u32::from(digits.0));
+    Some(Otp(format!("{code:0width$}", width = usize::from(digits.0))))
+}
+
+/// What moves from code to code (RFC 4226's counter; RFC 6238's time step), and how far apart the
+/// token and the appliance may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mover {
+    /// A counter that each code consumes.
+    Hotp {
+        /// How many codes beyond the expected one are tried (0..=100).
+        look_ahead: u8,
+    },
+    /// The time.
+    Totp {
+        /// Seconds a code lives (5..=600).
+        period_s: u16,
+        /// Steps tried on either side of the present one (0..=2).
+        skew_steps: u8,
+    },
+}
+
+/// RFC 6238, section 4.2: the number of whole periods since 1970.
+pub fn time_step(unix_ms: u64, period_s: u16) -> u64 {
+    unix_ms / 1_000 / u64::from(period_s.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hmac::{Hmac, KeyInit, Mac};
+    use serde_json::Value;
+
+    fn hmac_of(algorithm: Algorithm, key: &[u8], message: &[u8]) -> Vec<u8> {
+        macro_rules! mac {
+            ($hash:ty) => {{
+                let mut mac = Hmac::<$hash>::new_from_slice(key).unwrap();
+                mac.update(message);
+                mac.finalize().into_bytes().to_vec()
+            }};
+        }
+        match algorithm {
+            Algorithm::Sha1 => mac!(sha1::Sha1),
+            Algorithm::Sha256 => mac!(sha2::Sha256),
+            Algorithm::Sha512 => mac!(sha2::Sha512),
+        }
+    }
+
+    fn check(file: &str, factor_of: impl Fn(&Value) -> u64) -> usize {
+        let document: Value = serde_json::from_str(file).unwrap();
+        let vectors = document["vectors"].as_array().unwrap();
+        for vector in vectors {
+            let key = data_encoding::HEXLOWER.decode(vector["key_hex"].as_str().unwrap().as_bytes()).unwrap();
+            let algorithm: Algorithm = serde_json::from_value(vector["algorithm"].clone()).unwrap();
+            let digits = Digits::try_from(vector["digits"].as_u64().unwrap() as u8).unwrap();
+            let expected = Otp::parse(vector["expected"].as_str().unwrap().to_owned()).unwrap();
+            let mac = hmac_of(algorithm, &key, &factor_of(vector).to_be_bytes());
+            assert!(truncate(&mac, digits).unwrap().matches(&expected), "{vector}");
+        }
+        vectors.len()
+    }
+
+    #[test]
+    fn rfc_4226_appendix_d() {
+        let count = check(include_str!("../../tests/vectors/hotp.json"), |v| v["counter"].as_u64().unwrap());
+        assert_eq!(count, 10);
+    }
+
+    #[test]
+    fn rfc_6238_appendix_b() {
+        let count = check(include_str!("../../tests/vectors/totp.json"), |v| {
+            time_step(v["unix_time"].as_u64().unwrap() * 1_000, v["period"].as_u64().unwrap() as u16)
+        });
+        assert_eq!(count, 18);
+    }
+
+    #[test]
+    fn truncation_refuses_what_is_no_hmac() {
+        assert!(truncate(&[], Digits::default()).is_none());
+        assert!(truncate(&[0x0f; 8], Digits::default()).is_none());
+        assert!(truncate(&[0x0f; 19], Digits::default()).is_some());
+    }
+
+    #[test]
+    fn an_otp_is_six_to_eight_digits() {
+        for good in ["000000", "1234567", "99999999"] {
+            assert!(Otp::parse(good.to_owned()).is_some(), "{good}");
+        }
+        for bad in ["", "12345", "123456789", "12345a", "12 345", "+12345", "\u{661}\u{662}\u{663}"] {
+            assert!(Otp::parse(bad.to_owned()).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn codes_differ_in_any_digit_or_in_length() {
+        let otp = |text: &str| Otp::parse(text.to_owned()).unwrap();
+        assert!(otp("012345").matches(&otp("012345")));
+        assert!(!otp("012345").matches(&otp("012346")));
+        assert!(!otp("012345").matches(&otp("0123450")));
+        assert!(otp("012345").has(Digits::default()) && !otp("0123456").has(Digits::default()));
+    }
+}

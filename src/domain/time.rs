@@ -1,0 +1,86 @@
+//! Time as a value: what the shell's clock read, once per request.
+
+use serde::{Deserialize, Serialize};
+
+/// The kernel's boot id (`/proc/sys/kernel/random/boot_id`): times since boot compare only within one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootId(pub [u8; 16]);
+
+/// One reading of both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Wall clock, milliseconds since 1970-01-01T00:00:00Z.
+    pub unix_ms: u64,
+    /// Milliseconds since boot, suspension included (`CLOCK_BOOTTIME`).
+    pub boot_ms: u64,
+    /// The boot that `boot_ms` counts from.
+    pub boot_id: BootId,
+    /// False after the wall clock stepped, until an operator accepts it: what depends on the time
+    /// is then neither yes nor no.
+    pub trusted: bool,
+}
+
+/// A moment that has come only when the wall clock AND the time since boot say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    unix_ms: u64,
+    boot_ms: u64,
+    boot_id: BootId,
+    duration_ms: u64,
+}
+
+impl Deadline {
+    /// The moment `duration_ms` from now.
+    pub fn after(now: &Now, duration_ms: u64) -> Self {
+        Self {
+            unix_ms: now.unix_ms.saturating_add(duration_ms),
+            boot_ms: now.boot_ms.saturating_add(duration_ms),
+            boot_id: now.boot_id,
+            duration_ms,
+        }
+    }
+
+    /// Milliseconds still to wait; zero when it has come.
+    ///
+    /// After a reboot the old time since boot says nothing, so the whole duration is counted anew
+    /// from that boot: a machine that was turned off with its clock set forward shortens no lock.
+    pub fn remaining_ms(&self, now: &Now) -> u64 {
+        let by_wall = self.unix_ms.saturating_sub(now.unix_ms);
+        let boot_target = if now.boot_id == self.boot_id { self.boot_ms } else { self.duration_ms };
+        by_wall.max(boot_target.saturating_sub(now.boot_ms))
+    }
+
+    /// The wall-clock part, for people to read.
+    pub fn unix_ms(&self) -> u64 {
+        self.unix_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now(unix_ms: u64, boot_ms: u64, boot: u8) -> Now {
+        Now { unix_ms, boot_ms, boot_id: BootId([boot; 16]), trusted: true }
+    }
+
+    #[test]
+    fn both_clocks_must_agree() {
+        let deadline = Deadline::after(&now(1_000, 50, 1), 100);
+        assert_eq!(deadline.remaining_ms(&now(1_000, 50, 1)), 100);
+        assert_eq!(
+            deadline.remaining_ms(&now(9_000, 60, 1)),
+            90,
+            "a wall clock set forward shortens nothing"
+        );
+        assert_eq!(deadline.remaining_ms(&now(1_000, 9_000, 1)), 100, "nor does one set back");
+        assert_eq!(deadline.remaining_ms(&now(1_100, 150, 1)), 0);
+    }
+
+    #[test]
+    fn a_reboot_counts_the_duration_anew() {
+        let deadline = Deadline::after(&now(1_000, 1_000_000, 1), 100);
+        assert_eq!(deadline.remaining_ms(&now(9_000, 10, 2)), 90);
+        assert_eq!(deadline.remaining_ms(&now(9_000, 100, 2)), 0);
+    }
+}

@@ -1,0 +1,382 @@
+//! One code against one credential: which factors to try, and what each outcome makes of the rows.
+
+use super::account::Account;
+use super::credential::{Credential, CredentialState, Status};
+use super::lockout::Locked;
+use super::otp::{COUNTER_END, Mover, time_step};
+use super::time::Now;
+
+/// The rows a verdict stands on.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its parameters.
+    pub credential: &'a Credential,
+    /// What the last code left.
+    pub state: &'a CredentialState,
+    /// What limits guessing over all the account's credentials.
+    pub account: &'a Account,
+}
+
+/// Why there is no verdict; nothing is charged, and the HSM is not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such credential (any more).
+    Absent,
+    /// It is suspended.
+    Suspended,
+    /// It or its account is locked.
+    Locked(Locked),
+    /// The answer depends on a clock that stepped.
+    ClockUntrusted,
+}
+
+/// What one matching factor means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Right: the credential's next state.
+    Accepted(CredentialState),
+    /// The code accepted last, again: refused, nothing charged.
+    Repeated,
+}
+
+/// A factor to try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// HOTP counter or TOTP time step.
+    pub factor: u64,
+    /// What it means if it matches.
+    pub verdict: Verdict,
+}
+
+/// Everything the custodian's answer can mean, decided before it is asked.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In the order in which they are to be tried; the first match decides.
+    pub candidates: Vec<Candidate>,
+    /// The account after an acceptance; `None` where it stays as it is.
+    pub accepted_account: Option<Account>,
+    /// The credential after a miss.
+    pub missed_state: CredentialState,
+    /// The account after a miss.
+    pub missed_account: Account,
+    /// Attempts left after a miss: the smaller of the credential's and the account's.
+    pub remaining_if_missed: u32,
+    /// Attempts left now, as after a repeat.
+    pub remaining: u32,
+}
+
+/// Whether the credential may be tried at all.
+///
+/// # Errors
+/// The reason why not, the same for [`begin`] and for a resync.
+pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
+    match subject.state.status {
+        Status::Deleted => return Err(Refusal::Absent),
+        Status::Suspended => return Err(Refusal::Suspended),
+        Status::Active => {}
+    }
+    let (own, account) = (&subject.state.attempts, &subject.account.attempts);
+    let locked = match (own.locked(now), account.locked(now)) {
+        (Some(a), Some(b)) => Some(a.longer(b)),
+        (a, b) => a.or(b),
+    };
+    let by_time = matches!(subject.credential.mover, Mover::Totp { .. });
+    let has_lock = own.lock.is_some() || account.lock.is_some();
+    match locked {
+        Some(locked) if now.trusted || locked.retry_after_s.is_none() => Err(Refusal::Locked(locked)),
+        _ if !now.trusted && (by_time || has_lock) => Err(Refusal::ClockUntrusted),
+        _ => Ok(()),
+    }
+}
+
+/// Plans the check of one code.
+///
+/// The code accepted last is tried first: should the next one happen to look the same, a double
+/// submission of it must not be accepted once for each.
+///
+/// # Errors
+/// A [`Refusal`] if the credential may not be tried.
+pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Plan, Refusal> {
+    admit(subject, now)?;
+    let state = subject.state;
+    let repeated = state.last_accepted.map(|factor| Candidate { factor, verdict: Verdict::Repeated });
+    let fresh = factors(subject, now)
+        .into_iter()
+        .map(|factor| Candidate { factor, verdict: Verdict::Accepted(accepted(subject, factor)) });
+    Ok(plan(subject, now, repeated.into_iter().chain(fresh).collect()))
+}
+
+/// The outcomes that `candidates` have in common.
+pub(super) fn plan(subject: Subject<'_>, now: &Now, candidates: Vec<Candidate>) -> Plan {
+    let (missed_state, missed_account) = charged(subject, now);
+    Plan {
+        candidates,
+        accepted_account: refunded(subject),
+        remaining_if_missed: missed_state.attempts.remaining(now).min(missed_account.attempts.remaining(now)),
+        remaining: subject.state.attempts.remaining(now).min(subject.account.attempts.remaining(now)),
+        missed_state,
+        missed_account,
+    }
+}
+
+/// The factors that could be right now, nearest first, none of them used or skipped before.
+fn factors(subject: Subject<'_>, now: &Now) -> Vec<u64> {
+    let next = subject.state.next_factor;
+    match subject.credential.mover {
+        Mover::Hotp { look_ahead } => {
+            (next..COUNTER_END.min(next.saturating_add(u64::from(look_ahead) + 1))).collect()
+        }
+        Mover::Totp { period_s, skew_steps } => {
+            let present =
+                time_step(now.unix_ms, period_s).saturating_add_signed(i64::from(subject.state.drift_steps));
+            around(present, u64::from(skew_steps)).filter(|step| *step >= next).collect()
+        }
+    }
+}
+
+/// `middle`, then its neighbours up to `reach` away, nearest first.
+pub(super) fn around(middle: u64, reach: u64) -> impl Iterator<Item = u64> {
+    let pairs = (1..=reach).flat_map(move |distance| {
+        [middle.checked_sub(distance), middle.checked_add(distance)].into_iter().flatten()
+    });
+    std::iter::once(middle).chain(pairs)
+}
+
+/// After `factor` was accepted: it and all before it are used up, and the failures are forgotten.
+pub(super) fn accepted(subject: Subject<'_>, factor: u64) -> CredentialState {
+    CredentialState {
+        next_factor: factor.saturating_add(1),
+        last_accepted: Some(factor),
+        attempts: Default::default(),
+        account_share: 0,
+        account_epoch: subject.account.epoch,
+        ..subject.state.next()
+    }
+}
+
+/// How many of the account's failures are this credential's.
+fn share(subject: Subject<'_>) -> u32 {
+    if subject.state.account_epoch == subject.account.epoch { subject.state.account_share } else { 0 }
+}
+
+/// The account after a success of the credential; `None` where nothing changes.
+fn refunded(subject: Subject<'_>) -> Option<Account> {
+    let account = subject.account;
+    let attempts = account.attempts.refund(share(subject));
+    let version = account.version.saturating_add(1);
+    (attempts != account.attempts).then(|| Account { version, attempts, ..account.clone() })
+}
+
+/// Both rows after a failure.
+fn charged(subject: Subject<'_>, now: &Now) -> (CredentialState, Account) {
+    let (state, account) = (subject.state, subject.account);
+    let state = CredentialState {
+        attempts: state.attempts.charge(now),
+        account_share: share(subject).saturating_add(1),
+        account_epoch: account.epoch,
+        ..state.next()
+    };
+    let account = Account {
+        version: account.version.saturating_add(1),
+        attempts: account.attempts.charge(now),
+        ..account.clone()
+    };
+    (state, account)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::domain::caller::Tenant;
+    use crate::domain::id::CredentialId;
+    use crate::domain::lockout::Lock;
+    use crate::domain::otp::{Algorithm, Digits};
+    use crate::domain::time::{BootId, Deadline};
+    use proptest::prelude::*;
+
+    pub fn at(unix_s: u64) -> Now {
+        Now { unix_ms: unix_s * 1_000, boot_ms: unix_s * 1_000, boot_id: BootId([1; 16]), trusted: true }
+    }
+
+    pub struct Rows(pub Credential, pub CredentialState, pub Account);
+
+    impl Rows {
+        pub fn new(mover: Mover, next_factor: u64) -> Self {
+            let tenant = Tenant::try_from("bank-a".to_owned()).unwrap();
+            let account = Account::new(tenant.clone(), "acct-1".to_owned().try_into().unwrap());
+            let id = CredentialId::from_random([1; 16]);
+            let credential = Credential {
+                id,
+                tenant: tenant.clone(),
+                account: account.account.clone(),
+                version: 1,
+                created_unix_ms: 0,
+                algorithm: Algorithm::Sha1,
+                digits: Digits::default(),
+                mover,
+                secret: None,
+                deleted_unix_ms: None,
+            };
+            Self(credential, CredentialState::new(id, tenant, next_factor, 0), account)
+        }
+
+        pub fn subject(&self) -> Subject<'_> {
+            Subject { credential: &self.0, state: &self.1, account: &self.2 }
+        }
+
+        fn factors(&self, now: &Now) -> Vec<u64> {
+            begin(self.subject(), now).unwrap().candidates.iter().map(|c| c.factor).collect()
+        }
+
+        /// Submits the code of `factor`, or a wrong one.
+        fn submit(&mut self, factor: Option<u64>, now: &Now) -> bool {
+            let plan = begin(self.subject(), now).unwrap();
+            match plan.candidates.into_iter().find(|c| Some(c.factor) == factor).map(|c| c.verdict) {
+                Some(Verdict::Accepted(state)) => {
+                    self.1 = state;
+                    self.2 = plan.accepted_account.unwrap_or(self.2.clone());
+                    true
+                }
+                Some(Verdict::Repeated) => false,
+                None => {
+                    (self.1, self.2) = (plan.missed_state, plan.missed_account);
+                    false
+                }
+            }
+        }
+    }
+
+    const HOTP: Mover = Mover::Hotp { look_ahead: 3 };
+    const TOTP: Mover = Mover::Totp { period_s: 30, skew_steps: 1 };
+
+    #[test]
+    fn hotp_looks_ahead_and_never_back() {
+        let mut rows = Rows::new(HOTP, 5);
+        assert_eq!(rows.factors(&at(0)), [5, 6, 7, 8]);
+        assert!(rows.submit(Some(7), &at(0)));
+        assert_eq!(rows.factors(&at(0)), [7, 8, 9, 10, 11], "the last one is tried first, as a repeat");
+        let plan = begin(rows.subject(), &at(0)).unwrap();
+        assert_eq!(plan.candidates[0].verdict, Verdict::Repeated);
+    }
+
+    #[test]
+    fn hotp_ends_with_its_counters() {
+        assert_eq!(Rows::new(HOTP, COUNTER_END - 2).factors(&at(0)), [COUNTER_END - 2, COUNTER_END - 1]);
+        assert!(Rows::new(HOTP, COUNTER_END).factors(&at(0)).is_empty());
+    }
+
+    #[test]
+    fn totp_tries_the_present_first_and_no_step_twice() {
+        let mut rows = Rows::new(TOTP, 0);
+        assert_eq!(rows.factors(&at(3_000)), [100, 99, 101]);
+        assert!(rows.submit(Some(99), &at(3_000)));
+        assert_eq!(rows.factors(&at(3_000)), [99, 100, 101]);
+        assert!(rows.submit(Some(101), &at(3_000)));
+        assert_eq!(rows.factors(&at(3_000)), [101], "100 was skipped: used up");
+        assert!(!rows.submit(Some(100), &at(3_000)));
+        rows.1.drift_steps = 2;
+        assert_eq!(rows.factors(&at(3_000)), [101, 102, 103]);
+        assert_eq!(rows.factors(&at(0)), [101], "a clock set back revives nothing");
+    }
+
+    #[test]
+    fn a_repeat_costs_nothing_and_a_miss_is_charged_twice_over() {
+        let mut rows = Rows::new(HOTP, 0);
+        assert!(rows.submit(Some(0), &at(0)));
+        for _ in 0..20 {
+            assert!(!rows.submit(Some(0), &at(0)));
+        }
+        assert_eq!((rows.1.attempts.failures, rows.2.attempts.failures), (0, 0));
+        rows.submit(None, &at(0));
+        assert_eq!((rows.1.attempts.failures, rows.2.attempts.failures), (1, 1));
+        assert_eq!(begin(rows.subject(), &at(0)).unwrap().remaining_if_missed, 3);
+    }
+
+    #[test]
+    fn the_fifth_miss_locks_and_a_lock_asks_nobody() {
+        let mut rows = Rows::new(HOTP, 0);
+        for _ in 0..4 {
+            rows.submit(None, &at(0));
+        }
+        assert_eq!(begin(rows.subject(), &at(0)).unwrap().remaining_if_missed, 0);
+        rows.submit(None, &at(0));
+        let locked = Refusal::Locked(Locked { retry_after_s: Some(900) });
+        assert_eq!(begin(rows.subject(), &at(0)).err(), Some(locked));
+        assert!(rows.submit(Some(0), &at(900)), "it ends by itself");
+        assert_eq!(rows.2.attempts, Default::default());
+    }
+
+    #[test]
+    fn a_success_clears_its_own_share_of_the_account_alone() {
+        let (mut first, mut second) = (Rows::new(HOTP, 0), Rows::new(HOTP, 0));
+        first.submit(None, &at(0));
+        first.submit(None, &at(0));
+        second.2 = first.2.clone();
+        second.submit(None, &at(0));
+        assert_eq!(second.2.attempts.failures, 3);
+        assert!(second.submit(Some(0), &at(0)));
+        assert_eq!(second.2.attempts.failures, 2);
+        first.2 = second.2.unlocked();
+        assert!(first.submit(Some(0), &at(0)), "its share is of an earlier epoch");
+        assert_eq!(first.2.attempts.failures, 0);
+        first.submit(None, &at(0));
+        assert_eq!((first.1.account_share, first.2.attempts.failures), (1, 1));
+    }
+
+    #[test]
+    fn the_account_locks_over_all_its_credentials() {
+        let mut account = Rows::new(HOTP, 0).2;
+        for n in 0..5 {
+            let mut rows = Rows::new(HOTP, 0);
+            rows.2 = account;
+            assert_eq!(begin(rows.subject(), &at(0)).unwrap().remaining, 5 - n);
+            rows.submit(None, &at(0));
+            account = rows.2;
+        }
+        let mut rows = Rows::new(HOTP, 0);
+        rows.2 = account;
+        assert!(matches!(begin(rows.subject(), &at(0)), Err(Refusal::Locked(_))));
+    }
+
+    #[test]
+    fn a_stepped_clock_stops_what_depends_on_it() {
+        let stepped = Now { trusted: false, ..at(1_000) };
+        assert_eq!(begin(Rows::new(TOTP, 0).subject(), &stepped).err(), Some(Refusal::ClockUntrusted));
+        let mut hotp = Rows::new(HOTP, 0);
+        assert!(begin(hotp.subject(), &stepped).is_ok());
+        hotp.2.attempts.lock = Some(Lock::Until(Deadline::after(&at(0), 1)));
+        assert_eq!(begin(hotp.subject(), &stepped).err(), Some(Refusal::ClockUntrusted));
+    }
+
+    #[test]
+    fn suspended_and_deleted_are_refused() {
+        let mut rows = Rows::new(HOTP, 0);
+        rows.1 = rows.1.with_status(Status::Suspended);
+        assert_eq!(begin(rows.subject(), &at(0)).err(), Some(Refusal::Suspended));
+        rows.1 = rows.1.with_status(Status::Deleted);
+        assert_eq!(begin(rows.subject(), &at(0)).err(), Some(Refusal::Absent));
+    }
+
+    proptest! {
+        /// However codes, misses, waits and clock changes follow each other: no factor twice.
+        #[test]
+        fn no_factor_is_ever_accepted_twice(
+            totp: bool,
+            steps in prop::collection::vec((0u64..12, -40i64..400), 1..200),
+        ) {
+            let mut rows = Rows::new(if totp { TOTP } else { HOTP }, 0);
+            let mut used = std::collections::HashSet::new();
+            let mut unix_s = 3_000u64;
+            for (pick, wait_s) in steps {
+                unix_s = unix_s.saturating_add_signed(wait_s);
+                let Ok(plan) = begin(rows.subject(), &at(unix_s)) else { continue };
+                let factor = plan.candidates.get(pick as usize).map(|c| c.factor);
+                let before = rows.1.next_factor;
+                if rows.submit(factor, &at(unix_s)) {
+                    prop_assert!(used.insert(factor));
+                }
+                prop_assert!(rows.1.next_factor >= before);
+            }
+        }
+    }
+}

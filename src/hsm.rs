@@ -1,0 +1,2 @@
+//! The front's side of the HSM.
+pub mod messages;

@@ -1,0 +1,272 @@
+//! What front and custodian say to each other: the only vocabulary they share.
+//!
+//! Each frame is a `u32` big-endian length (at most [`FRAME_BYTES_MAX`]) and that many bytes of
+//! postcard: [`Call`] towards the custodian, [`Reply`] back. The first frame a custodian reads is
+//! its [`Boot`], written by the supervisor; the first it writes is its [`Hello`].
+//!
+//! Every request is a pure function of its message, so it may be asked again of another custodian.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::domain::credential::WrappedSecret;
+use crate::domain::idempotency::Fingerprint;
+use crate::domain::otp::{Algorithm, Otp};
+use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
+use crate::secret::SecretBytes;
+
+/// The largest frame, in bytes, without its length.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// Identifies the build: processes of two builds never talk to each other.
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.1");
+
+/// What a custodian needs to know, and a front need not.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Boot {
+    /// The PKCS#11 module to load.
+    pub module: PathBuf,
+    /// The token's label (never its slot: slots move).
+    pub token_label: String,
+    /// The file that holds the user PIN; custodians alone read it.
+    pub pin_file: PathBuf,
+    /// How many unwrapped secrets it may keep as session objects.
+    pub secrets_cached_max: usize,
+}
+
+/// A custodian that is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its [`BUILD_ID`].
+    pub build_id: String,
+    /// For the log: the token's label, manufacturer and model.
+    pub token: String,
+}
+
+/// A request with the number its reply will carry.
+#[derive(Serialize, Deserialize)]
+pub struct Call {
+    /// Unique on its connection.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// The reply to the [`Call`] of the same number.
+#[derive(Serialize, Deserialize)]
+pub struct Reply {
+    /// The call's number.
+    pub id: u64,
+    /// What came of it.
+    pub result: Result<Response, Fault>,
+}
+
+/// What a custodian can be asked.
+#[derive(Serialize, Deserialize)]
+pub enum Request {
+    /// Whether session and keys are usable: computes one HMAC. -> [`Response::Healthy`]
+    Health,
+    /// A new seed, generated in the HSM. -> [`Response::Secret`]
+    Generate {
+        /// The hash it is for: its length is the hash's output.
+        algorithm: Algorithm,
+        /// Whether the seed itself comes back, this once (`"export": "otpauth"`).
+        export: bool,
+    },
+    /// A seed that came in the clear. -> [`Response::Secret`]
+    Import {
+        /// The hash it is for.
+        algorithm: Algorithm,
+        /// 16 to 64 bytes.
+        seed: SecretBytes,
+    },
+    /// A code, or two consecutive ones, against candidates. -> [`Response::Checked`]
+    CheckOtp(CheckOtp),
+    /// Checks the seals of the rows that stand, seals those that come. -> [`Response::Sealed`]
+    Seal(SealRows),
+    /// The keyed fingerprint of a request, for its idempotency record. -> [`Response::Fingerprint`]
+    Fingerprint(SecretBytes),
+    /// The sum over rows, their seals checked. -> [`Response::Sum`]
+    Sum(Vec<SealedBytes>),
+}
+
+/// Rows to check, to take away and to seal.
+#[derive(Serialize, Deserialize)]
+pub struct SealRows {
+    /// Rows whose seals must be right.
+    pub standing: Vec<SealedBytes>,
+    /// What becomes of them.
+    pub outcome: Outcome,
+}
+
+/// What one outcome does to the stored rows.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Which of the standing rows it replaces or removes, by position: they leave the sum.
+    pub replaces: Vec<u8>,
+    /// The rows it writes: they are sealed and enter the sum.
+    pub rows: Vec<RowBytes>,
+}
+
+/// A code against candidates, with what every outcome would write.
+#[derive(Serialize, Deserialize)]
+pub struct CheckOtp {
+    /// Rows whose seals must be right; the first is the credential, whose secret is used.
+    pub standing: Vec<SealedBytes>,
+    /// The codes: one, or consecutive ones that begin at a candidate.
+    pub codes: Vec<Otp>,
+    /// In the order in which they are tried; the first match decides.
+    pub candidates: Vec<Candidate>,
+    /// What an accepted candidate writes besides its own row.
+    pub accepted: Outcome,
+    /// What a repeated one writes.
+    pub repeated: Outcome,
+    /// What is written when none matches.
+    pub missed: Outcome,
+}
+
+/// A factor to try.
+#[derive(Serialize, Deserialize)]
+pub struct Candidate {
+    /// HOTP counter or TOTP time step.
+    pub factor: u64,
+    /// The row that its acceptance writes, ahead of the others; `None`: it is a repeat.
+    pub row: Option<RowBytes>,
+}
+
+/// What a custodian answers.
+#[derive(Serialize, Deserialize)]
+pub enum Response {
+    /// To [`Request::Health`].
+    Healthy,
+    /// To [`Request::Generate`] and [`Request::Import`].
+    Secret {
+        /// The seed under the `kek`.
+        wrapped: WrappedSecret,
+        /// The seed itself, where it was asked for.
+        exported: Option<SecretBytes>,
+    },
+    /// To [`Request::CheckOtp`].
+    Checked {
+        /// Which candidate matched; `None`: none did.
+        matched: Option<u16>,
+        /// Seals and sum of what that outcome writes.
+        sealed: SealedRows,
+    },
+    /// To [`Request::Seal`].
+    Sealed(SealedRows),
+    /// To [`Request::Fingerprint`].
+    Fingerprint(Fingerprint),
+    /// To [`Request::Sum`].
+    Sum(RowSum),
+}
+
+/// The seals of an outcome's rows, in their order, and how the sum over all rows changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedRows {
+    /// One a row.
+    pub seals: Vec<Seal>,
+    /// To be added to the stored sum in the same commit.
+    pub sum_change: RowSum,
+}
+
+/// Why a custodian did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Fault {
+    /// A standing row's seal is wrong, or no key of its version exists: the row was tampered with.
+    #[error("the seal of standing row {0} is wrong")]
+    Seal(u8),
+    /// The message makes no sense: a defect of the front, not of the HSM.
+    #[error("the custodian does not understand: {0}")]
+    Request(String),
+    /// The HSM refused or failed; the text names function and return code, never a secret. The
+    /// custodian that says so ends, and a fresh one takes its place.
+    #[error("the HSM failed: {0}")]
+    Hsm(String),
+}
+
+/// A frame that cannot be written or understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// More than [`FRAME_BYTES_MAX`].
+    #[error("a message of {0} bytes is longer than a frame may be")]
+    TooLong(usize),
+    /// Not the encoding of such a message.
+    #[error("a frame that holds no such message")]
+    Malformed,
+}
+
+/// A message as a whole frame, length first. Zeroized on drop: it may hold a seed or a code.
+///
+/// # Errors
+/// [`FrameError::TooLong`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, FrameError> {
+    // Sized first, so that no growing buffer leaves copies of a secret behind.
+    let length = postcard::experimental::serialized_size(message).map_err(|_| FrameError::Malformed)?;
+    if length > FRAME_BYTES_MAX {
+        return Err(FrameError::TooLong(length));
+    }
+    let mut frame = Zeroizing::new(vec![0; 4 + length]);
+    let (header, body) = frame.split_at_mut(4);
+    header.copy_from_slice(&(length as u32).to_be_bytes());
+    postcard::to_slice(message, body).map_err(|_| FrameError::Malformed)?;
+    Ok(frame)
+}
+
+/// The length in bytes of the frame whose header this is.
+///
+/// # Errors
+/// [`FrameError::TooLong`].
+pub fn frame_length(header: [u8; 4]) -> Result<usize, FrameError> {
+    match u32::from_be_bytes(header) as usize {
+        length if length > FRAME_BYTES_MAX => Err(FrameError::TooLong(length)),
+        length => Ok(length),
+    }
+}
+
+/// The message of a frame's body.
+///
+/// # Errors
+/// [`FrameError::Malformed`], also if bytes are left over.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    match postcard::take_from_bytes(body) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(FrameError::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_frame_is_its_length_and_its_message() {
+        let frame = encode(&Call { id: 7, request: Request::Health }).unwrap();
+        let (header, body) = frame.split_first_chunk::<4>().unwrap();
+        assert_eq!(frame_length(*header), Ok(body.len()));
+        let call: Call = decode(body).unwrap();
+        assert!(call.id == 7 && matches!(call.request, Request::Health));
+        assert_eq!(decode::<Call>(&[body, &[0]].concat()).err(), Some(FrameError::Malformed));
+    }
+
+    #[test]
+    fn no_frame_is_longer_than_64_kib() {
+        let seed = SecretBytes::new(vec![0; FRAME_BYTES_MAX]);
+        let call = Call { id: 1, request: Request::Fingerprint(seed) };
+        assert!(matches!(encode(&call), Err(FrameError::TooLong(_))));
+        assert!(frame_length([0, 1, 0, 0]).is_ok());
+        assert!(frame_length([0, 1, 0, 1]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(body: Vec<u8>) {
+            let _ = decode::<Call>(&body).err();
+            let _ = decode::<Reply>(&body).err();
+            let _ = decode::<Boot>(&body).err();
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! hsm-authd: an HSM-backed authentication appliance.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod domain;
+pub mod hsm;
+pub mod secret;

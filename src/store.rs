@@ -1,0 +1,99 @@
+//! The store's contract: what every backend promises, and nothing of how.
+//!
+//! * **One commit.** A [`Commit`] is written whole or not at all: all rows, the change of the sum
+//!   over all rows, and the audit entry.
+//! * **Compare-and-set.** Before anything is written, the version of EVERY row that the commit
+//!   writes, removes or merely stood on is compared. One mismatch: [`CommitError::Conflict`],
+//!   nothing written. The caller then forgets what it computed, reads again and decides anew.
+//! * **Durable before visible.** A [`Committed`] exists only after the commit is durable (fsync), and
+//!   only the store can make one. An answer that says yes is built from it.
+//! * **Unknown is not yes.** If COMMIT or its fsync failed, nobody knows whether the commit will be
+//!   there after a crash. The store then answers [`CommitError::Unavailable`] to this caller and to
+//!   every later one, and [`Store::failed`] resolves: the process has to end, and a start reads what
+//!   is durable. An error that surely rolled back (a full disk, a constraint) is `Unavailable` for
+//!   that commit alone.
+//! * **Reads** see every commit that was answered before they began. They are not ordered among
+//!   themselves: the versions in the commit make up for it.
+//! * **Who retries.** Nobody in here; conflicts go to the use case, which has to look at locks again.
+//! * **Bounded.** At most [`QUEUE_MAX`] commits wait; beyond that [`CommitError::Busy`] at once.
+//! * A seal is kept, never checked: only a custodian can.
+//!
+//! `tests/suite/store_contract.rs` holds a backend against this text.
+
+use crate::domain::account::Account;
+use crate::domain::audit::AuditEntry;
+use crate::domain::credential::{Credential, CredentialState};
+use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+
+mod schema;
+mod sqlite;
+mod writer;
+
+pub use sqlite::Store;
+
+/// How many commits may wait for the writer.
+pub const QUEUE_MAX: usize = 1_024;
+
+/// One change of state: all of it or nothing.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// Rows that are only stood on: each must still have this version.
+    pub standing: Vec<(RowKey, u64)>,
+    /// Rows to write. Version 1 is new and must not exist; version n replaces version n - 1.
+    pub rows: Vec<Sealed<Row>>,
+    /// Rows to remove, with the version each must still have.
+    pub removed: Vec<(RowKey, u64)>,
+    /// Added to the sum over all rows, modulo 2^256.
+    pub sum_change: RowSum,
+    /// What the log keeps of it. The log's Merkle tree will grow from here.
+    pub audit: AuditEntry,
+}
+
+/// Proof that a commit is durable. Only a store makes one.
+#[derive(Debug)]
+#[must_use = "an answer is built from it"]
+pub struct Committed(());
+
+/// Why a commit did not happen, or may not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// A row has another version, exists, or does not: read again and decide anew.
+    #[error("a row has changed since it was read")]
+    Conflict,
+    /// The queue is full; nothing was written.
+    #[error("too many commits wait")]
+    Busy,
+    /// Not written, or not known to be written.
+    #[error("the store cannot commit")]
+    Unavailable,
+}
+
+/// A read that failed. The cause is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store cannot be read")]
+pub struct ReadError;
+
+/// A credential with all the rows its verdicts stand on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialRows {
+    /// What never changes.
+    pub credential: Sealed<Credential>,
+    /// What each code moves.
+    pub state: Sealed<CredentialState>,
+    /// What limits guessing.
+    pub account: Sealed<Account>,
+}
+
+/// Where a page of a list begins and how long it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// The last item of the page before.
+    pub after: Option<crate::domain::id::CredentialId>,
+    /// At most so many items (1..=100).
+    pub limit: u16,
+}
+
+/// A store that cannot be opened, in words an operator can act on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(pub String);
