@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::domain::caller::{ClientName, Permission, Tenant};
 
@@ -258,17 +258,4 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
         .and_then(|span| text.get(..span.start))
         .map_or(1, |before| before.matches('\n').count() + 1);
     format!("line {line}: {}", error.message().replace('\n', " "))
-}
-
-/// A client as it is written to a generated configuration.
-#[derive(Serialize)]
-pub struct ClientEntry {
-    /// See [`ClientConfig::name`].
-    pub name: String,
-    /// See [`ClientConfig::san`].
-    pub san: String,
-    /// See [`ClientConfig::tenant`].
-    pub tenant: String,
-    /// See [`ClientConfig::permissions`].
-    pub permissions: Vec<Permission>,
 }

@@ -1,2 +1,307 @@
-//! The front's side of the HSM.
+//! The front's side of the HSM: which custodian is asked, and what happens when one is lost.
+//!
+//! A request goes to the custodian that its credential belongs to, so that the custodians' caches of
+//! unwrapped secrets do not overlap; to any other while that one is away. A custodian works on one
+//! request at a time, in order: when it is lost, only the request at its head may be the cause. That
+//! one is repeated once; those behind it are innocent and go to another custodian freely.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::domain::id::CredentialId;
+use crate::domain::idempotency::Fingerprint;
+use crate::domain::otp::Algorithm;
+use crate::domain::row::{RowSum, SealedBytes};
+use crate::secret::SecretBytes;
+use connection::{Job, Lost};
+use messages::{Call, CheckOtp, Fault, Request, Response, SealRows, SealedRows};
+
+mod connection;
 pub mod messages;
+
+/// How long a caller waits for an answer, a custodian's replacement included.
+const CALL_MAX: Duration = Duration::from_secs(5);
+/// How many requests may wait for one custodian.
+pub const QUEUE_MAX: usize = 256;
+/// How often each custodian is asked whether it can still use the HSM.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// What the front tells the supervisor of its custodians.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CustodianEvent {
+    /// It said hello.
+    Up {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+    },
+    /// It is to be killed.
+    Stuck {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+    },
+}
+
+/// Why the HSM gave no answer. Nobody is let in by any of these.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HsmError {
+    /// Its queue is full.
+    #[error("too many requests wait for the HSM")]
+    Busy,
+    /// No custodian answered in time, or two were lost over this request, or the HSM failed.
+    #[error("the HSM does not answer: {0}")]
+    Unavailable(String),
+    /// A stored row is not what was sealed: the position among the standing rows.
+    #[error("standing row {0} has been tampered with")]
+    Tampered(u8),
+}
+
+/// What a request is routed by.
+#[derive(Clone, Copy, Debug)]
+pub enum Route {
+    /// The custodian that this credential belongs to.
+    Credential(CredentialId),
+    /// Any of them.
+    Any,
+}
+
+/// A new secret, sealed, and in the clear where that was asked for.
+pub struct NewSecret {
+    /// Under the `kek`.
+    pub wrapped: crate::domain::credential::WrappedSecret,
+    /// For the one answer that shows it.
+    pub exported: Option<SecretBytes>,
+}
+
+/// The handle; cheap to clone.
+#[derive(Clone)]
+pub struct Hsm {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    slots: Vec<ArcSwapOption<mpsc::Sender<Job>>>,
+    /// Woken when a custodian comes up.
+    came_up: Notify,
+    next_call: AtomicU64,
+    next_slot: AtomicU64,
+    events: mpsc::UnboundedSender<CustodianEvent>,
+}
+
+impl Hsm {
+    /// A handle to as many custodians, none of them there yet; what happens to them goes to `events`.
+    pub fn new(custodians: u16, events: mpsc::UnboundedSender<CustodianEvent>) -> Self {
+        let slots = (0..custodians).map(|_| ArcSwapOption::empty()).collect();
+        Self {
+            inner: Arc::new(Inner {
+                slots,
+                came_up: Notify::new(),
+                next_call: AtomicU64::new(0),
+                next_slot: AtomicU64::new(0),
+                events,
+            }),
+        }
+    }
+
+    /// Takes a new custodian's socket over and serves it until it is lost.
+    pub async fn adopt(self, slot: u16, generation: u64, stream: UnixStream) {
+        let Some(place) = self.inner.slots.get(usize::from(slot)) else { return };
+        let mut stream = stream;
+        let token = match connection::greet(&mut stream).await {
+            Ok(hello) => hello.token,
+            Err(reason) => {
+                tracing::warn!(slot, generation, reason, "custodian did not come up");
+                return;
+            }
+        };
+        tracing::info!(slot, generation, token, "custodian is up");
+        let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+        let sender = Arc::new(sender);
+        place.store(Some(sender.clone()));
+        self.inner.came_up.notify_waiters();
+        let _ = self.inner.events.send(CustodianEvent::Up { slot, generation });
+        let probe = tokio::spawn(self.clone().probe(sender.clone()));
+
+        // A successor may have taken the place already.
+        let withdraw = || drop(place.compare_and_swap(&Some(sender), None));
+        let end = connection::serve(stream, receiver, withdraw).await;
+        probe.abort();
+        tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
+        if end.stuck {
+            let _ = self.inner.events.send(CustodianEvent::Stuck { slot, generation });
+        }
+    }
+
+    /// Asks one custodian from time to time, so that a loss is noticed before a caller does.
+    async fn probe(self, custodian: Arc<mpsc::Sender<Job>>) {
+        let mut pause = tokio::time::interval(PROBE_EVERY);
+        pause.tick().await;
+        loop {
+            pause.tick().await;
+            let call = Call { id: self.next_id(), request: Request::Health };
+            let Ok((job, answer)) = Job::new(&call) else { return };
+            // A full queue is proof enough that somebody else is asking.
+            if custodian.try_send(job).is_ok() {
+                let _ = answer.await;
+            }
+        }
+    }
+
+    /// Whether any custodian is there.
+    pub fn is_up(&self) -> bool {
+        self.inner.slots.iter().any(|slot| slot.load().is_some())
+    }
+
+    /// Resolves when a custodian is there.
+    pub async fn up(&self) {
+        loop {
+            let came_up = self.inner.came_up.notified();
+            if self.is_up() {
+                return;
+            }
+            came_up.await;
+        }
+    }
+
+    fn next_id(&self) -> u64 {
+        self.inner.next_call.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn pick(&self, route: Route) -> Option<Arc<mpsc::Sender<Job>>> {
+        let first = match route {
+            Route::Credential(id) => id.to_bytes().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)),
+            Route::Any => self.inner.next_slot.fetch_add(1, Ordering::Relaxed),
+        };
+        let count = self.inner.slots.len();
+        let start = (first % count.max(1) as u64) as usize;
+        self.inner.slots.iter().cycle().skip(start).take(count).find_map(|slot| slot.load_full())
+    }
+
+    async fn call(&self, route: Route, request: Request) -> Result<Response, HsmError> {
+        let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
+        let deadline = Instant::now() + CALL_MAX;
+        let call = Call { id: self.next_id(), request };
+        let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
+        drop(call);
+        let mut repeated = false;
+        loop {
+            let came_up = self.inner.came_up.notified();
+            let Some(custodian) = self.pick(route) else {
+                if timeout_at(deadline, came_up).await.is_err() {
+                    return Err(unavailable("no custodian is up"));
+                }
+                continue;
+            };
+            let again = job.again();
+            match custodian.try_send(job) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(_)) => return Err(HsmError::Busy),
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    // Lost between the two lines above; its place is being withdrawn.
+                    (job, answer) = again;
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            }
+            let lost = match timeout_at(deadline, answer).await {
+                Err(_) => return Err(unavailable("no answer in time")),
+                Ok(Ok(Ok(Ok(response)))) => return Ok(response),
+                Ok(Ok(Ok(Err(Fault::Seal(row))))) => return Err(HsmError::Tampered(row)),
+                Ok(Ok(Ok(Err(fault @ Fault::Request(_))))) => return Err(unavailable(&fault.to_string())),
+                Ok(Ok(Ok(Err(fault @ Fault::Hsm(_))))) => Lost { suspect: true, reason: fault.to_string() },
+                Ok(Ok(Err(lost))) => lost,
+                Ok(Err(_)) => Lost { suspect: false, reason: "its custodian ended".to_owned() },
+            };
+            if lost.suspect && std::mem::replace(&mut repeated, true) {
+                return Err(HsmError::Unavailable(lost.reason));
+            }
+            (job, answer) = again;
+        }
+    }
+
+    /// Generates a seed in the HSM; with `export` it also comes back in the clear, this once.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn generate(&self, algorithm: Algorithm, export: bool) -> Result<NewSecret, HsmError> {
+        self.secret(Request::Generate { algorithm, export }).await
+    }
+
+    /// Takes in a seed of 16 to 64 bytes.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn import(&self, algorithm: Algorithm, seed: SecretBytes) -> Result<NewSecret, HsmError> {
+        self.secret(Request::Import { algorithm, seed }).await
+    }
+
+    async fn secret(&self, request: Request) -> Result<NewSecret, HsmError> {
+        match self.call(Route::Any, request).await? {
+            Response::Secret { wrapped, exported } => Ok(NewSecret { wrapped, exported }),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Which candidate matched, if any, and the seals of what that writes.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn check_otp(
+        &self,
+        credential: CredentialId,
+        check: CheckOtp,
+    ) -> Result<(Option<u16>, SealedRows), HsmError> {
+        match self.call(Route::Credential(credential), Request::CheckOtp(check)).await? {
+            Response::Checked { matched, sealed } => Ok((matched, sealed)),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Checks the seals of the rows that stand and seals those that come.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn seal(&self, rows: SealRows) -> Result<SealedRows, HsmError> {
+        match self.call(Route::Any, Request::Seal(rows)).await? {
+            Response::Sealed(sealed) => Ok(sealed),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The keyed fingerprint of a request.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn fingerprint(&self, request: SecretBytes) -> Result<Fingerprint, HsmError> {
+        match self.call(Route::Any, Request::Fingerprint(request)).await? {
+            Response::Fingerprint(fingerprint) => Ok(fingerprint),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The sum over rows whose seals are right.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn sum(&self, rows: Vec<SealedBytes>) -> Result<RowSum, HsmError> {
+        match self.call(Route::Any, Request::Sum(rows)).await? {
+            Response::Sum(sum) => Ok(sum),
+            _ => Err(wrong_kind()),
+        }
+    }
+}
+
+fn wrong_kind() -> HsmError {
+    HsmError::Unavailable("the custodian answered something else".to_owned())
+}
+
+type Answer = oneshot::Receiver<Result<Result<Response, Fault>, Lost>>;

@@ -1,7 +1,37 @@
 //! hsm-authd: an HSM-backed authentication appliance.
+//!
+//! One binary, three kinds of process (`docs/architecture.md`):
+//!
+//! * [`supervisor`]: starts and restarts the others and hands sockets over;
+//! * [`front`]: TLS, HTTP, identity, decisions and the store; it never loads a PKCS#11 module;
+//! * [`custodian`]: the HSM's side of a socketpair: PKCS#11, nothing else.
+//!
+//! # The map
+//!
+//! ```text
+//! domain  <-  clock, hsm, store  <-  service  <-  api  <-  server  <-  front
+//! custodian knows only `domain` and `hsm::messages`
+//! supervisor knows only `config` and `control`
+//! ```
+//!
+//! A module may use what stands left of it, never what stands right of it. `domain` is pure: no
+//! async, no SQL, no PKCS#11, no HTTP, no system clock. `tests/layers.rs` holds the code to that.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod check;
+pub mod clock;
 pub mod config;
+pub mod control;
+pub mod custodian;
+pub mod dev;
 pub mod domain;
+pub mod front;
 pub mod hsm;
+pub mod init;
 pub mod secret;
+pub mod server;
+pub mod service;
+pub mod store;
+pub mod supervisor;
+pub mod tls;

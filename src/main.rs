@@ -1,2 +1,74 @@
-//! The one binary.
-fn main() {}
+//! `hsm-authd`: subcommands, and nothing else.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use hsm_authd::{check, custodian, dev, front, init, supervisor};
+
+/// An HSM-backed authentication appliance: one-time passwords verified inside a PKCS#11 HSM.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole appliance with nothing set up: a SoftHSM token, certificates and a configuration
+    /// of its own under one folder. For trying it out; its PIN lies beside its token.
+    Dev(dev::Options),
+    /// Run the service.
+    Serve {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Accept the wall clock as it is now, after it stepped or was behind the log.
+        #[arg(long)]
+        accept_clock: bool,
+    },
+    /// Try a configuration, its files and its HSM, and say what to mend.
+    Check {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Make what is missing of the configured token and its system keys.
+    Init {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The file with the security officer's PIN: initialise a token if there is none of that label.
+        #[arg(long)]
+        so_pin_file: Option<PathBuf>,
+    },
+    /// The process that serves the network.
+    #[command(hide = true)]
+    Front {
+        #[arg(long)]
+        supervisor: i32,
+    },
+    /// A process that holds the HSM.
+    #[command(hide = true)]
+    Custodian {
+        #[arg(long)]
+        supervisor: i32,
+    },
+    /// The process that makes a token and its keys.
+    #[command(hide = true)]
+    TokenSetup,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).init();
+    match Cli::parse().command {
+        Command::Dev(options) => dev::run(options),
+        Command::Serve { config, accept_clock } => supervisor::serve(&config, accept_clock),
+        Command::Check { config } => check::run(&config),
+        Command::Init { config, so_pin_file } => init::run(&config, so_pin_file),
+        Command::Front { supervisor } => front::run(supervisor),
+        Command::Custodian { supervisor } => custodian::run(supervisor),
+        Command::TokenSetup => custodian::token::run_setup(),
+    }
+}

@@ -82,6 +82,11 @@ impl Otp {
         None
     }
 
+    /// One more owner, for one more message to a custodian.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// Whether it has as many digits as the credential's codes have.
     pub fn has(&self, digits: Digits) -> bool {
         self.0.len() == usize::from(digits.0)

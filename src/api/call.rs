@@ -1,0 +1,166 @@
+//! A request on its way to a use case: first its permission, then its id, query and body.
+
+use std::sync::Arc;
+
+use axum::RequestPartsExt;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use tokio::time::timeout;
+
+use crate::config::TenantScope;
+use crate::domain::caller::{Caller, Permission};
+use crate::domain::id::CredentialId;
+use crate::domain::idempotency::IdempotencyKey;
+use crate::secret::SecretBytes;
+use crate::service::{Ask, Idempotency};
+use crate::tls::Client;
+
+use super::problem::Problem;
+use super::{Api, Peer, RequestId};
+
+/// The largest body, in bytes.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or(Self(None)))
+    }
+}
+
+/// A request of a known client. [`Call::allowed`] is the only way on.
+pub(super) struct Call {
+    parts: Parts,
+    body: Body,
+    client: Arc<Client>,
+    request_id: RequestId,
+}
+
+/// A request whose client has the permission.
+pub(super) struct AllowedCall {
+    parts: Parts,
+    body: Body,
+    /// Who asks, and for which tenant.
+    pub caller: Caller,
+    request_id: RequestId,
+}
+
+impl<S: Sync> FromRequest<S> for Call {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let client = parts.extensions.get::<Arc<Client>>().cloned().ok_or(Problem::Unauthenticated)?;
+        let request_id = parts.extensions.get::<RequestId>().cloned().ok_or(Problem::Unauthenticated)?;
+        Ok(Self { parts, body, client, request_id })
+    }
+}
+
+impl Call {
+    /// The choke point: no caller without its permission, and none without one tenant.
+    pub fn allowed(self, permission: Permission) -> Result<AllowedCall, Problem> {
+        let TenantScope::One(tenant) = &self.client.scope else { return Err(Problem::Forbidden) };
+        let caller = Caller {
+            client: self.client.name.clone(),
+            tenant: tenant.clone(),
+            permissions: self.client.permissions.clone(),
+        };
+        if !caller.may(permission) {
+            return Err(Problem::Forbidden);
+        }
+        Ok(AllowedCall { parts: self.parts, body: self.body, caller, request_id: self.request_id })
+    }
+}
+
+impl AllowedCall {
+    /// The credential that the path names. A malformed id is one that does not exist.
+    pub async fn credential_id(&mut self) -> Result<CredentialId, Problem> {
+        let Path(text) = self.parts.extract::<Path<String>>().await.map_err(|_| Problem::NotFound)?;
+        CredentialId::parse(&text).ok_or(Problem::NotFound)
+    }
+
+    /// The query, strictly.
+    pub fn query<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let Query(query) = Query::try_from_uri(&self.parts.uri)
+            .map_err(|_| Problem::Invalid { field: "", reason: "an unknown, repeated or malformed query parameter" })?;
+        Ok(query)
+    }
+
+    /// The body as JSON, and the request as its use case sees it.
+    pub async fn json<T: DeserializeOwned>(self, api: &Api) -> Result<(Ask, T), Problem> {
+        let content_type = self.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
+        if !media_type.is_some_and(|value| value.eq_ignore_ascii_case("application/json")) {
+            return Err(Problem::UnsupportedMediaType);
+        }
+        let (ask, body) = self.read(api).await?;
+        let parsed = serde_json::from_slice(&body).map_err(|error| match error.classify() {
+            Category::Data => Problem::Invalid {
+                field: "",
+                reason: "a field is unknown, missing, repeated, or has the wrong type or value",
+            },
+            Category::Syntax | Category::Eof | Category::Io => Problem::Malformed("the body is no JSON"),
+        })?;
+        Ok((ask, parsed))
+    }
+
+    /// A request that says everything by its path: its body is empty or `{}`.
+    pub async fn no_json(self, api: &Api) -> Result<Ask, Problem> {
+        let (ask, body) = self.read(api).await?;
+        if body.is_empty() || serde_json::from_slice::<NoFields>(&body).is_ok() {
+            Ok(ask)
+        } else {
+            Err(Problem::Invalid { field: "", reason: "this request takes no fields" })
+        }
+    }
+
+    async fn read(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
+        let key = idempotency_key(&self.parts)?;
+        let announced = self.parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > BODY_BYTES_MAX) {
+            return Err(Problem::TooLarge);
+        }
+        let collected = timeout(api.body_timeout, Limited::new(self.body, BODY_BYTES_MAX).collect())
+            .await
+            .map_err(|_| Problem::Malformed("the body did not arrive in time"))?;
+        let body = match collected {
+            Ok(collected) => collected.to_bytes(),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(Problem::TooLarge),
+            Err(_) => return Err(Problem::Malformed("the body did not arrive whole")),
+        };
+        let idempotency = key.map(|key| Idempotency { key, request: identity(&self.parts, &body) });
+        Ok((Ask { caller: self.caller, request_id: self.request_id.0, idempotency }, body))
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoFields {}
+
+fn idempotency_key(parts: &Parts) -> Result<Option<IdempotencyKey>, Problem> {
+    let mut values = parts.headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = value.to_str().ok().and_then(IdempotencyKey::parse).filter(|_| values.next().is_none());
+    key.map(Some).ok_or(Problem::Invalid {
+        field: "Idempotency-Key",
+        reason: "must be there once, with 1 to 255 visible ASCII characters",
+    })
+}
+
+/// Method, path and body, each with its length before it: no two requests look the same.
+fn identity(parts: &Parts, body: &[u8]) -> SecretBytes {
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let pieces = [parts.method.as_str().as_bytes(), path.as_bytes(), body];
+    let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.len() + 4).sum());
+    for piece in pieces {
+        bytes.extend_from_slice(&(piece.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(piece);
+    }
+    SecretBytes::new(bytes)
+}

@@ -1,0 +1,202 @@
+//! RFC 9457 problem documents: one mapping from what the use cases refuse to what a caller reads.
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::service::Refused;
+
+/// Everything that is not a yes. The caller learns what to mend; the cause goes to the log.
+#[derive(Clone, Debug)]
+pub(super) enum Problem {
+    /// A body that is no JSON, or did not arrive.
+    Malformed(&'static str),
+    /// A field that says what cannot be.
+    Invalid { field: &'static str, reason: &'static str },
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    StateConflict,
+    IdempotencyMismatch,
+    VerificationFailed { attempts_remaining: u32 },
+    Locked { retry_after_s: Option<u64> },
+    TooLarge,
+    UnsupportedMediaType,
+    MethodNotAllowed,
+    Unavailable { cause: String, retry_after_s: u32 },
+}
+
+/// The JSON. `title` and `detail` are constant for a name; nothing of the request is repeated.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'static str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts_remaining: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+}
+
+impl Problem {
+    pub fn unavailable(cause: impl ToString, retry_after_s: u32) -> Self {
+        Self::Unavailable { cause: cause.to_string(), retry_after_s }
+    }
+
+    /// Name, status, title and detail.
+    fn words(&self) -> (&'static str, StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Malformed(_) => (
+                "invalid",
+                StatusCode::BAD_REQUEST,
+                "Invalid request",
+                "The request does not have the form this route asks for.",
+            ),
+            Self::Invalid { .. } => (
+                "invalid",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Invalid request",
+                "The request does not have the form this route asks for.",
+            ),
+            Self::Unauthenticated => (
+                "unauthenticated",
+                StatusCode::UNAUTHORIZED,
+                "Unauthenticated",
+                "The client certificate does not name exactly one configured client.",
+            ),
+            Self::Forbidden => {
+                ("forbidden", StatusCode::FORBIDDEN, "Forbidden", "The client does not have the permission.")
+            }
+            Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "Not found", "There is no such resource."),
+            Self::StateConflict => (
+                "state-conflict",
+                StatusCode::CONFLICT,
+                "State conflict",
+                "The resource is not in a state that allows this, or the same request is being worked on.",
+            ),
+            Self::IdempotencyMismatch => (
+                "idempotency-mismatch",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "Idempotency key reused",
+                "The idempotency key was used for another request.",
+            ),
+            Self::VerificationFailed { .. } => (
+                "verification-failed",
+                StatusCode::FORBIDDEN,
+                "Verification failed",
+                "What was presented does not verify.",
+            ),
+            Self::Locked { .. } => (
+                "locked",
+                StatusCode::LOCKED,
+                "Locked",
+                "Too many failures: no attempt is made until the lock ends or is lifted.",
+            ),
+            Self::TooLarge => {
+                ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "Too large", "The body is larger than 64 KiB.")
+            }
+            Self::UnsupportedMediaType => (
+                "unsupported-media-type",
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Unsupported media type",
+                "The body must be application/json.",
+            ),
+            Self::MethodNotAllowed => (
+                "method-not-allowed",
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Method not allowed",
+                "The resource does not know this method.",
+            ),
+            Self::Unavailable { .. } => (
+                "unavailable",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Unavailable",
+                "No answer is possible now; nothing was decided. Come back later.",
+            ),
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.words().0
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.words().1
+    }
+
+    /// For the log alone.
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable { cause, .. } => Some(cause),
+            Self::Malformed(reason) | Self::Invalid { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// The document, with the header that says when to come back.
+    pub fn render(&self, request_id: &str) -> Response {
+        let (name, status, title, detail) = self.words();
+        let (field, reason) = match self {
+            Self::Invalid { field, reason } => (Some(*field).filter(|field| !field.is_empty()), Some(*reason)),
+            Self::Malformed(reason) => (None, Some(*reason)),
+            _ => (None, None),
+        };
+        let attempts_remaining = match self {
+            Self::VerificationFailed { attempts_remaining } => Some(*attempts_remaining),
+            _ => None,
+        };
+        let retry_after = match self {
+            Self::Locked { retry_after_s } => *retry_after_s,
+            Self::Unavailable { retry_after_s, .. } => Some(u64::from(*retry_after_s)),
+            _ => None,
+        };
+        let document = Document {
+            r#type: format!("urn:hsm-authd:problem:{name}"),
+            title,
+            status: status.as_u16(),
+            detail,
+            request_id,
+            field,
+            reason,
+            attempts_remaining,
+            retry_after,
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Absent => Self::NotFound,
+            Refused::Conflict => Self::StateConflict,
+            Refused::Invalid { field, reason } => Self::Invalid { field, reason },
+            Refused::Locked(locked) => Self::Locked { retry_after_s: locked.retry_after_s },
+            Refused::IdempotencyMismatch => Self::IdempotencyMismatch,
+            Refused::Unavailable { cause, retry_after_s } => Self::Unavailable { cause, retry_after_s },
+        }
+    }
+}
+
+/// A placeholder that [`super::admit`] renders: only there is the request's id known.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,177 @@
+//! What supervisor and front say to each other, and how sockets change hands.
+//!
+//! The channel is a `SOCK_SEQPACKET` pair: one packet a message, descriptors beside it
+//! (`SCM_RIGHTS`), end of file when the other side is gone.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// The longest message, in bytes.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+/// The most descriptors beside one message.
+const DESCRIPTORS_MAX: usize = 4;
+
+/// From the supervisor to the front.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToFront {
+    /// The first message. Beside it: the API's listener, the operator's listener, the instance lock
+    /// (held by whoever may still write).
+    Start(Start),
+    /// Beside it: the front's end of a new custodian's socketpair.
+    Custodian {
+        /// Which of the custodians it is.
+        slot: u16,
+        /// Distinguishes it from those that had the slot before.
+        generation: u64,
+    },
+    /// Read certificates and clients again.
+    Reload,
+    /// Accept nothing more, answer what is there, end.
+    Drain,
+}
+
+/// How the front begins.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The operator accepts the wall clock as it is now.
+    pub accept_clock: bool,
+    /// Development only: read the time from this file.
+    pub clock_file: Option<PathBuf>,
+}
+
+/// From the front to the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToSupervisor {
+    /// It answers requests.
+    Ready,
+    /// A custodian has said hello.
+    CustodianUp {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+    },
+    /// A custodian missed its deadline or talks nonsense: it is to be killed.
+    CustodianStuck {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+    },
+}
+
+/// A new channel; both ends are closed on exec, unless made a child's standard input.
+///
+/// # Errors
+/// What the kernel says.
+pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Sends one message, never waiting: a peer that does not read its channel is not alive.
+///
+/// # Errors
+/// What the kernel says, `WouldBlock` included.
+pub fn send<T: Serialize>(channel: impl AsFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = postcard::to_allocvec(message).map_err(io::Error::other)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(channel, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
+    Ok(())
+}
+
+/// Receives one message and its descriptors, never waiting; `None` when the other side is gone.
+///
+/// # Errors
+/// What the kernel says, `WouldBlock` included; `InvalidData` for what is no such message.
+pub fn receive<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(channel, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no message of the control channel");
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(malformed());
+    }
+    let body = bytes.get(..received.bytes).unwrap_or_default();
+    match postcard::take_from_bytes(body) {
+        Ok((message, [])) => Ok(Some((message, descriptors))),
+        _ => Err(malformed()),
+    }
+}
+
+/// What every child does first: it dies with the supervisor, and leaves the signals that reach the
+/// whole group (Ctrl-C, systemd) to it.
+///
+/// # Errors
+/// What the kernel says, or that the supervisor is gone already.
+pub fn bind_to_supervisor(supervisor_pid: i32) -> io::Result<()> {
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        ignored.add(signal);
+    }
+    ignored.thread_block()?;
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // It may have died before the line above took effect.
+    if nix::unistd::getppid().as_raw() != supervisor_pid {
+        return Err(io::Error::other("the supervisor is gone"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_message_carries_a_socket_over() {
+        let (ours, theirs) = channel().unwrap();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        send(&ours, &ToFront::Custodian { slot: 3, generation: 9 }, &[far.as_fd()]).unwrap();
+        drop(far);
+        let (message, descriptors) = receive::<ToFront>(&theirs).unwrap().unwrap();
+        assert!(matches!(message, ToFront::Custodian { slot: 3, generation: 9 }));
+        std::io::Write::write_all(&mut UnixStream::from(descriptors.into_iter().next().unwrap()), b"x").unwrap();
+        let mut read = Vec::new();
+        near.read_to_end(&mut read).unwrap();
+        assert_eq!(read, b"x");
+    }
+
+    #[test]
+    fn silence_nonsense_and_the_end_are_three_things() {
+        let (ours, theirs) = channel().unwrap();
+        assert_eq!(receive::<ToFront>(&theirs).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        send(&ours, &[0xffu8; 9], &[]).unwrap();
+        assert_eq!(receive::<ToFront>(&theirs).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        drop(ours);
+        assert!(receive::<ToFront>(&theirs).unwrap().is_none());
+    }
+}

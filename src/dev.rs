@@ -1,0 +1,224 @@
+//! The whole appliance with nothing set up, for development and demonstration.
+//!
+//! `DIR/` holds a SoftHSM token with its PINs, a PKI, a configuration and the database; `dev.json`
+//! says how to reach what runs. What is there is kept.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::control::Start;
+use crate::init;
+use crate::supervisor::{self, Service};
+
+pub mod pki;
+
+/// Where Debian, Fedora, Alpine and others put SoftHSM's module.
+const SOFTHSM_MODULES: [&str; 5] = [
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+];
+const TOKEN_LABEL: &str = "hsm-authd-dev";
+/// Two banks, a gateway that delivers codes for one of them, and an auditor of both.
+const CLIENTS: [(&str, &str, &[&str]); 4] = [
+    ("bank-a", "bank-a", &["enroll", "verify", "transact", "admin"]),
+    ("bank-a-gateway", "bank-a", &["enroll", "verify", "transact", "admin", "deliver"]),
+    ("bank-b", "bank-b", &["enroll", "verify", "transact", "admin"]),
+    ("auditor", "*", &["audit"]),
+];
+
+/// `hsm-authd dev`
+#[derive(clap::Args)]
+pub struct Options {
+    /// The folder for everything; it is made if it does not exist.
+    #[arg(long, default_value = "hsm-authd-dev")]
+    dir: PathBuf,
+    /// Address and port of the mutual-TLS API; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// SoftHSM's module, where it is not in a usual place.
+    #[arg(long)]
+    module: Option<PathBuf>,
+    /// How many custodian processes; by default one a core, at most 4.
+    #[arg(long)]
+    custodians: Option<u16>,
+    /// Accept the wall clock as it is now, after it stepped or was behind the log.
+    #[arg(long)]
+    accept_clock: bool,
+    /// Read the time from this file (`UNIX_MS BOOT_MS`), for tests.
+    #[arg(long)]
+    clock_file: Option<PathBuf>,
+}
+
+/// Runs `dev`.
+pub fn run(options: Options) -> ExitCode {
+    match prepare(&options) {
+        Ok((service, dev_json)) => {
+            let path = options.dir.join("dev.json");
+            let listen = dev_json.get("url").and_then(Value::as_str).unwrap_or_default().to_owned();
+            supervisor::run(service, || {
+                let text = serde_json::to_vec_pretty(&dev_json).map_err(|e| e.to_string())?;
+                write_whole(&path, &text, 0o600)?;
+                let _ = writeln!(std::io::stdout(), "ready on {listen}; {} says how to ask", path.display());
+                Ok(())
+            })
+        }
+        Err(reason) => {
+            if let Some(reason) = reason {
+                let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare(options: &Options) -> Result<(Service, Value), Option<String>> {
+    let dir = std::path::absolute(&options.dir).map_err(|e| at(&options.dir, &e))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| at(&dir, &e))?;
+    let store = dir.join("hsm-authd.db");
+    let lock = supervisor::lock(&store)?;
+    match fs::remove_file(dir.join("dev.json")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(&dir, &error)),
+        _ => {}
+    }
+
+    let names = CLIENTS.map(|(name, _, _)| name);
+    let pki = pki::ensure(&dir.join("pki"), &names, options.listen.ip(), SystemTime::now())
+        .map_err(|error| Some(error.to_string()))?;
+    let api = supervisor::bind(options.listen)?;
+    let ops = supervisor::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))?;
+    let (api_address, ops_address) = (local(&api)?, local(&ops)?);
+
+    let config_path = dir.join("hsm-authd.toml");
+    let clients: Vec<Value> = CLIENTS
+        .iter()
+        .map(|(name, tenant, permissions)| {
+            json!({ "name": name, "san": pki::client_uri(name), "tenant": tenant, "permissions": permissions })
+        })
+        .collect();
+    let mut config = json!({
+        "server": {
+            "listen": api_address.to_string(),
+            "certificate": pki.server.certificate,
+            "key": pki.server.key,
+            "client_ca": pki.ca,
+        },
+        "ops": { "listen": ops_address.to_string() },
+        "store": { "path": store },
+        "hsm": {
+            "module": module(options)?,
+            "token_label": TOKEN_LABEL,
+            "pin_file": dir.join("pin"),
+            "environment": { "SOFTHSM2_CONF": dir.join("softhsm2.conf") },
+        },
+        "credentials": { "allow_export": true },
+        "client": clients,
+    });
+    if let (Some(custodians), Some(hsm)) = (options.custodians, config.get_mut("hsm").and_then(Value::as_object_mut)) {
+        hsm.insert("custodians".into(), custodians.into());
+    }
+    let toml = toml::to_string(&config).map_err(|e| Some(e.to_string()))?;
+    let text = format!("# Written by `hsm-authd dev` at each start.\n{toml}");
+    write_whole(&config_path, text.as_bytes(), 0o600)?;
+    let config = Config::load(&config_path).map_err(|e| Some(e.to_string()))?;
+    make_token(&dir, &config)?;
+
+    let client_files: serde_json::Map<String, Value> = pki
+        .clients
+        .iter()
+        .map(|(name, files)| (name.clone(), json!({ "cert": files.certificate, "key": files.key })))
+        .collect();
+    let dev_json = json!({
+        "url": format!("https://{api_address}"),
+        "ca": pki.ca,
+        "pid": std::process::id(),
+        "ops_url": format!("http://{ops_address}"),
+        "clients": client_files,
+    });
+    let start = Start {
+        config: config_path,
+        accept_clock: options.accept_clock,
+        clock_file: options.clock_file.as_ref().map(std::path::absolute).transpose().map_err(|e| at(&dir, &e))?,
+    };
+    Ok((Service { config, start, api, ops, lock }, dev_json))
+}
+
+fn module(options: &Options) -> Result<PathBuf, Option<String>> {
+    if let Some(module) = &options.module {
+        return std::path::absolute(module).map_err(|e| at(module, &e));
+    }
+    SOFTHSM_MODULES
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .ok_or_else(|| Some("SoftHSM is not installed: apt-get install softhsm2, or name its module by --module".into()))
+}
+
+/// Makes the token beside its place and moves it there whole: a crash leaves no half-made one.
+fn make_token(dir: &Path, config: &Config) -> Result<(), Option<String>> {
+    let (token, unfinished) = (dir.join("token"), dir.join("token.unfinished"));
+    let conf = |folder: &Path, name: &str| {
+        let text = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            folder.display()
+        );
+        let path = dir.join(name);
+        write_whole(&path, text.as_bytes(), 0o600).map(|()| path)
+    };
+    conf(&token, "softhsm2.conf")?;
+    if token.is_dir() {
+        return Ok(());
+    }
+    let (pin, so_pin) = (dir.join("pin"), dir.join("so-pin"));
+    write_whole(&pin, random_pin()?.as_bytes(), 0o600)?;
+    write_whole(&so_pin, random_pin()?.as_bytes(), 0o600)?;
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).map_err(|e| at(&unfinished, &e))?;
+    }
+    DirBuilder::new().mode(0o700).create(&unfinished).map_err(|e| at(&unfinished, &e))?;
+    let mut hsm = config.hsm.clone();
+    let unfinished_conf = conf(&unfinished, "softhsm2-unfinished.conf")?;
+    hsm.environment.insert("SOFTHSM2_CONF".into(), unfinished_conf.display().to_string());
+    init::set_up_token(&hsm, Some(so_pin), Stdio::null())?;
+    fs::remove_file(&unfinished_conf).map_err(|e| at(&unfinished_conf, &e))?;
+    fs::rename(&unfinished, &token).map_err(|e| at(&token, &e))
+}
+
+/// 20 decimal digits of the system's randomness.
+fn random_pin() -> Result<zeroize::Zeroizing<String>, Option<String>> {
+    let mut bytes = zeroize::Zeroizing::new([0; 20]);
+    getrandom::fill(&mut *bytes).map_err(|e| Some(e.to_string()))?;
+    // The bias of 256 over 10 is worth less than a bit of 66.
+    Ok(zeroize::Zeroizing::new(bytes.iter().map(|byte| char::from(b'0' + byte % 10)).collect()))
+}
+
+/// The file appears whole or not at all.
+fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
+    let temporary = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let _ = fs::remove_file(&temporary);
+        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, Option<String>> {
+    listener.local_addr().map_err(|e| Some(e.to_string()))
+}
+
+fn at(path: &Path, error: &std::io::Error) -> Option<String> {
+    Some(format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,261 @@
+//! The front: everything between the network and the custodians, wired together.
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use crate::api::{self, Api};
+use crate::clock::{Clock, FileClock, STEP_MS_MAX, SystemClock, WatchedClock};
+use crate::config::Config;
+use crate::control::{self, Start, ToFront, ToSupervisor};
+use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::row::RowSum;
+use crate::hsm::{CustodianEvent, Hsm};
+use crate::server::{self, Identities, Server};
+use crate::service::Service;
+use crate::store::{Commit, Store};
+
+/// How often rows past their time are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// How often the wall clock is held against the time since boot.
+const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Draining: how long requests may take that outlived their connection.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// The main of the hidden subcommand `front`. Its standard input is the control channel.
+pub fn run(supervisor_pid: i32) -> ExitCode {
+    match start(supervisor_pid) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(supervisor_pid: i32) -> Result<(), String> {
+    control::bind_to_supervisor(supervisor_pid).map_err(|e| e.to_string())?;
+    let channel = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let result = runtime.block_on(async {
+        let channel = Channel(AsyncFd::new(channel).map_err(|e| e.to_string())?);
+        match channel.receive().await? {
+            Some((ToFront::Start(start), descriptors)) => serve(channel, start, descriptors).await,
+            _ => Err("the front is started by the supervisor, not by hand".to_owned()),
+        }
+    });
+    // What is still there belongs to nobody who would read it.
+    runtime.shutdown_background();
+    result
+}
+
+/// The control channel, for the runtime.
+struct Channel(AsyncFd<OwnedFd>);
+
+impl Channel {
+    async fn receive(&self) -> Result<Option<(ToFront, Vec<OwnedFd>)>, String> {
+        loop {
+            let mut ready = self.0.readable().await.map_err(|e| e.to_string())?;
+            match ready.try_io(|channel| control::receive(channel.get_ref())) {
+                Ok(received) => return received.map_err(|e| e.to_string()),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn send(&self, message: &ToSupervisor) {
+        // A supervisor that does not listen is gone, and this process with it.
+        if let Err(error) = control::send(self.0.get_ref(), message, &[]) {
+            tracing::error!(%error, "the supervisor does not listen");
+        }
+    }
+}
+
+async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+    let mut descriptors = descriptors.into_iter();
+    let (Some(api_socket), Some(ops_socket), Some(lock)) =
+        (descriptors.next(), descriptors.next(), descriptors.next())
+    else {
+        return Err("the supervisor handed no listeners over".to_owned());
+    };
+    // Held to the last moment in which this process could write.
+    let _lock = lock;
+    let config = Config::load(&start.config).map_err(|e| e.to_string())?;
+    let identities = Identities::load(&config).map_err(|e| e.to_string())?;
+    let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
+    let clock = Arc::new(open_clock(&start, &store).await?);
+    let (events, custodian_events) = mpsc::unbounded_channel();
+    let hsm = Hsm::new(config.hsm.custodians, events);
+    let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), config.credentials));
+    let api = Api::new(service.clone(), &config.server.limits);
+    let server = Arc::new(Server {
+        identities: ArcSwap::from_pointee(identities),
+        router: api::router(&api),
+        limits: config.server.limits,
+    });
+
+    let (drain, draining) = watch::channel(false);
+    let mut control = tokio::spawn(listen(channel, custodian_events, hsm.clone(), server.clone(), start.config, drain));
+    tokio::spawn(watch_clock(clock.clone(), store.clone()));
+    tokio::spawn(prune(service));
+    let (ready_hsm, ready_store, ready_clock) = (hsm.clone(), store.clone(), clock);
+    let ops = server::serve_ops(TcpListener::from(ops_socket), move || {
+        if !ready_hsm.is_up() {
+            return Err("no custodian can use the HSM");
+        }
+        if ready_store.has_failed() {
+            return Err("the store does not know what it wrote");
+        }
+        if ready_clock.now().trusted { Ok(()) } else { Err("the wall clock stepped") }
+    });
+    tokio::spawn(async move {
+        if let Err(error) = ops.await {
+            tracing::error!(%error, "the operator's listener ended");
+        }
+    });
+
+    let mut drained = draining.clone();
+    let serving = async {
+        server.serve(TcpListener::from(api_socket), async move { drop(drained.wait_for(|drain| *drain).await) }).await?;
+        if tokio::time::timeout(IDLE_MAX, api.idle()).await.is_err() {
+            tracing::warn!("requests were cut off");
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    tokio::select! {
+        served = serving => served.map_err(|e| e.to_string()),
+        () = store.failed() => Err("the store does not know whether it wrote the last commit; a start reads what is durable".to_owned()),
+        ended = &mut control => match ended {
+            Ok(Ok(())) => Err("the supervisor is gone".to_owned()),
+            Ok(Err(reason)) => Err(reason),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+/// Listens to the supervisor, and tells it what becomes of its custodians.
+async fn listen(
+    channel: Channel,
+    mut events: mpsc::UnboundedReceiver<CustodianEvent>,
+    hsm: Hsm,
+    server: Arc<Server>,
+    config: std::path::PathBuf,
+    drain: watch::Sender<bool>,
+) -> Result<(), String> {
+    let mut ready = false;
+    loop {
+        tokio::select! {
+            received = channel.receive() => match received? {
+                None => return Ok(()),
+                Some((ToFront::Custodian { slot, generation }, descriptors)) => {
+                    let Some(socket) = descriptors.into_iter().next() else { continue };
+                    let socket = StdUnixStream::from(socket);
+                    socket.set_nonblocking(true).map_err(|e| e.to_string())?;
+                    let socket = UnixStream::from_std(socket).map_err(|e| e.to_string())?;
+                    tokio::spawn(hsm.clone().adopt(slot, generation, socket));
+                }
+                Some((ToFront::Reload, _)) => reload(&server, &config),
+                Some((ToFront::Drain, _)) => drop(drain.send(true)),
+                Some((ToFront::Start(_), _)) => return Err("the supervisor started the front twice".to_owned()),
+            },
+            Some(event) = events.recv() => match event {
+                CustodianEvent::Up { slot, generation } => {
+                    channel.send(&ToSupervisor::CustodianUp { slot, generation });
+                    if !std::mem::replace(&mut ready, true) {
+                        channel.send(&ToSupervisor::Ready);
+                    }
+                }
+                CustodianEvent::Stuck { slot, generation } => {
+                    channel.send(&ToSupervisor::CustodianStuck { slot, generation });
+                }
+            },
+        }
+    }
+}
+
+/// New connections begin with the new files; a configuration that is wrong changes nothing.
+fn reload(server: &Server, path: &Path) {
+    let loaded = Config::load(path)
+        .map_err(|e| e.to_string())
+        .and_then(|config| Identities::load(&config).map_err(|e| e.to_string()));
+    match loaded {
+        Ok(identities) => {
+            server.identities.store(Arc::new(identities));
+            tracing::info!("certificates and clients reloaded");
+        }
+        Err(reason) => tracing::error!(reason, "not reloaded; the old certificates and clients stay"),
+    }
+}
+
+/// The clock, and whether what the log remembers allows to believe it.
+async fn open_clock(start: &Start, store: &Store) -> Result<WatchedClock, String> {
+    let clock: Box<dyn Clock> = match &start.clock_file {
+        Some(path) => Box::new(FileClock(path.clone())),
+        None => Box::new(SystemClock),
+    };
+    let stepped = store.clock_stepped().await.map_err(|e| e.to_string())?;
+    let last = store.last_audit_unix_ms().await.map_err(|e| e.to_string())?;
+    let clock = WatchedClock::new(clock, stepped && !start.accept_clock)?;
+    let now = clock.now();
+    let before_the_log = last.is_some_and(|last| now.unix_ms.saturating_add(STEP_MS_MAX) < last);
+    if start.accept_clock {
+        if stepped || before_the_log {
+            record(store, now.unix_ms, Event::ClockAccepted).await?;
+            tracing::warn!("the operator accepted the wall clock");
+        }
+    } else if before_the_log {
+        clock.distrust();
+    }
+    Ok(clock)
+}
+
+/// Writes a step of the wall clock to the log, so that a restart does not forget it.
+async fn watch_clock(clock: Arc<WatchedClock>, store: Store) {
+    let mut pause = tokio::time::interval(CLOCK_WATCH_EVERY);
+    let mut recorded = false;
+    loop {
+        pause.tick().await;
+        let now = clock.now();
+        if clock.has_stepped() && !recorded {
+            tracing::error!("the wall clock stepped: what depends on the time is refused until a start with --accept-clock");
+            recorded = match store.clock_stepped().await {
+                Ok(true) => true,
+                Ok(false) => record(&store, now.unix_ms, Event::ClockStepped).await.is_ok(),
+                Err(_) => false,
+            };
+        }
+    }
+}
+
+async fn record(store: &Store, unix_ms: u64, event: Event) -> Result<(), String> {
+    let commit = Commit {
+        standing: Vec::new(),
+        rows: Vec::new(),
+        removed: Vec::new(),
+        sum_change: RowSum::default(),
+        audit: AuditEntry { unix_ms, event, actor: None, credential: None },
+    };
+    store.commit(commit).await.map(drop).map_err(|e| e.to_string())
+}
+
+async fn prune(service: Arc<Service>) {
+    let mut pause = tokio::time::interval(PRUNE_EVERY);
+    loop {
+        pause.tick().await;
+        match service.prune().await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "pruned"),
+            Err(refused) => tracing::warn!(?refused, "pruning has to wait"),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One custodian's socket: requests out, replies in, in order; and what is left when it ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use zeroize::Zeroizing;
+
+use super::Answer;
+use super::messages::{
+    BUILD_ID, Call, FRAME_BYTES_MAX, Fault, FrameError, Hello, Reply, Response, decode, encode, frame_length,
+};
+
+/// How many requests are handed to a custodian ahead of their turn.
+const WINDOW: usize = 16;
+/// How long the request at the head may take before its custodian counts as stuck.
+const REQUEST_MAX: Duration = Duration::from_secs(2);
+/// How long a custodian may take to say hello; the supervisor kills it no later.
+const HELLO_MAX: Duration = Duration::from_secs(30);
+
+/// A request on its way to a custodian.
+pub(super) struct Job {
+    id: u64,
+    /// Shared with the caller, who may have to send it again.
+    frame: Arc<Zeroizing<Vec<u8>>>,
+    answer: oneshot::Sender<Result<Result<Response, Fault>, Lost>>,
+}
+
+/// The custodian was lost before it answered.
+#[derive(Debug)]
+pub(super) struct Lost {
+    /// Whether it was working on this very request.
+    pub suspect: bool,
+    pub reason: String,
+}
+
+/// How a connection ended.
+pub(super) struct End {
+    pub reason: String,
+    /// The process is still there and has to be killed.
+    pub stuck: bool,
+}
+
+impl Job {
+    pub(super) fn new(call: &Call) -> Result<(Self, Answer), FrameError> {
+        let (answer, receiver) = oneshot::channel();
+        Ok((Self { id: call.id, frame: Arc::new(encode(call)?), answer }, receiver))
+    }
+
+    /// The same request once more.
+    pub(super) fn again(&self) -> (Self, Answer) {
+        let (answer, receiver) = oneshot::channel();
+        (Self { id: self.id, frame: self.frame.clone(), answer }, receiver)
+    }
+}
+
+/// Waits for a custodian's hello.
+pub(super) async fn greet(stream: &mut UnixStream) -> Result<Hello, String> {
+    let read = async {
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).await.map_err(|e| e.to_string())?;
+        let mut body = vec![0; frame_length(header).map_err(|e| e.to_string())?];
+        stream.read_exact(&mut body).await.map_err(|e| e.to_string())?;
+        decode::<Hello>(&body).map_err(|e| e.to_string())
+    };
+    let hello = timeout(HELLO_MAX, read).await.map_err(|_| "no hello in time".to_owned())??;
+    if hello.build_id != BUILD_ID {
+        return Err(format!("it is of build {}, the front of {BUILD_ID}", hello.build_id));
+    }
+    Ok(hello)
+}
+
+/// Serves jobs until the custodian is lost; then calls `withdraw`, so that no more come, and returns
+/// those that are left to their callers.
+pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, withdraw: impl FnOnce()) -> End {
+    let (read_half, mut write_half) = stream.into_split();
+    let mut replies = Replies { stream: read_half, buffer: Zeroizing::new(Vec::with_capacity(2 * FRAME_BYTES_MAX)) };
+    let mut waiting: VecDeque<Job> = VecDeque::with_capacity(WINDOW);
+    let mut head_due = Instant::now();
+
+    let end = loop {
+        tokio::select! {
+            job = jobs.recv(), if waiting.len() < WINDOW => {
+                let Some(job) = job else { break End { reason: "nobody asks any more".into(), stuck: false } };
+                if job.answer.is_closed() {
+                    continue; // the caller has gone, and no request changes anything by itself
+                }
+                if waiting.is_empty() {
+                    head_due = Instant::now() + REQUEST_MAX;
+                }
+                let frame = job.frame.clone();
+                waiting.push_back(job);
+                match timeout_at(head_due, write_half.write_all(&frame)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => break End { reason: error.to_string(), stuck: false },
+                    Err(_) => break End { reason: "it does not read".into(), stuck: true },
+                }
+            }
+            reply = replies.next() => {
+                let reply = match reply {
+                    Ok(reply) => reply,
+                    Err(end) => break end,
+                };
+                let Some(job) = waiting.pop_front() else {
+                    break End { reason: "it answered what nobody asked".into(), stuck: true };
+                };
+                if job.id != reply.id {
+                    waiting.push_front(job);
+                    break End { reason: "it answered out of turn".into(), stuck: true };
+                }
+                let failed = matches!(reply.result, Err(Fault::Hsm(_)));
+                let reason = reply.result.as_ref().err().map(ToString::to_string);
+                let _ = job.answer.send(Ok(reply.result));
+                if failed {
+                    // It ends by itself now; nothing behind this one is its fault.
+                    drop_suspicion(&mut waiting);
+                    break End { reason: reason.unwrap_or_default(), stuck: false };
+                }
+                head_due = Instant::now() + REQUEST_MAX;
+            }
+            () = sleep_until(head_due), if !waiting.is_empty() => {
+                break End { reason: "it missed its deadline".into(), stuck: true };
+            }
+        }
+    };
+
+    withdraw();
+    jobs.close();
+    let mut suspect = true;
+    for job in waiting {
+        let _ = job.answer.send(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
+    }
+    while let Some(job) = jobs.recv().await {
+        let _ = job.answer.send(Err(Lost { suspect: false, reason: end.reason.clone() }));
+    }
+    end
+}
+
+/// Returns all that wait as innocent.
+fn drop_suspicion(waiting: &mut VecDeque<Job>) {
+    for job in waiting.drain(..) {
+        let _ = job.answer.send(Err(Lost { suspect: false, reason: "its custodian ended".to_owned() }));
+    }
+}
+
+/// Replies out of a stream of bytes. [`Replies::next`] may be dropped and called again.
+struct Replies {
+    stream: OwnedReadHalf,
+    buffer: Zeroizing<Vec<u8>>,
+}
+
+impl Replies {
+    async fn next(&mut self) -> Result<Reply, End> {
+        let nonsense = |error: FrameError| End { reason: error.to_string(), stuck: true };
+        loop {
+            if let Some((header, rest)) = self.buffer.split_first_chunk::<4>() {
+                let length = frame_length(*header).map_err(nonsense)?;
+                if let Some(body) = rest.get(..length) {
+                    let reply = decode(body).map_err(nonsense);
+                    // A reply may hold an exported seed, and moving the rest down leaves its bytes behind.
+                    let kept = self.buffer.len() - 4 - length;
+                    self.buffer.copy_within(4 + length.., 0);
+                    self.buffer.get_mut(kept..).unwrap_or_default().fill(0);
+                    self.buffer.truncate(kept);
+                    return reply;
+                }
+            }
+            match self.stream.read_buf(&mut *self.buffer).await {
+                Ok(0) => return Err(End { reason: "it ended".into(), stuck: false }),
+                Ok(_) => {}
+                Err(error) => return Err(End { reason: error.to_string(), stuck: false }),
+            }
+        }
+    }
+}

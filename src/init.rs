@@ -1,0 +1,58 @@
+//! `hsm-authd init`: makes what is missing of a token and its system keys.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use crate::config::{Config, HsmConfig};
+use crate::custodian::token::Setup;
+use crate::hsm::messages::{self, Boot};
+
+/// Runs `init` for a configuration file: says what it did, one line a step.
+pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> ExitCode {
+    let outcome = Config::load(config)
+        .map_err(|error| Some(error.to_string()))
+        .and_then(|config| set_up_token(&config.hsm, so_pin_file, Stdio::inherit()));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            if let Some(reason) = reason {
+                let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Makes the token and its system keys where they are missing, in a process of its own: the module is
+/// loaded with the configured environment, and gone afterwards.
+///
+/// # Errors
+/// What to mend; [`None`] if the process has said it already.
+pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio) -> Result<(), Option<String>> {
+    let setup = Setup { boot: boot(hsm), so_pin_file };
+    let frame = messages::encode(&setup).map_err(|e| Some(e.to_string()))?;
+    let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));
+    let mut child = Command::new("/proc/self/exe")
+        .arg("token-setup")
+        .envs(&hsm.environment)
+        .stdin(Stdio::piped())
+        .stdout(output)
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A child that ended before it read everything has said why.
+        let _ = stdin.write_all(&frame);
+    }
+    if child.wait().map_err(failed)?.success() { Ok(()) } else { Err(None) }
+}
+
+/// What a custodian needs to know of the configuration.
+pub fn boot(hsm: &HsmConfig) -> Boot {
+    Boot {
+        module: hsm.module.clone(),
+        token_label: hsm.token_label.clone(),
+        pin_file: hsm.pin_file.clone(),
+        secrets_cached_max: hsm.secrets_cached_max,
+    }
+}

@@ -1,0 +1,169 @@
+//! Listeners and connections: TLS, identity, HTTP, deadlines, draining.
+
+use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::routing::get;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+
+use crate::api::Peer;
+use crate::config::{Config, Limits};
+use crate::tls::{self, Clients, TlsError};
+
+/// How long draining waits for what is being answered.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// The pause after the kernel had no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_MAX: Duration = Duration::from_secs(10);
+/// Streams at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 256;
+
+/// What a connection begins with. Replaced as a whole by a reload.
+pub struct Identities {
+    acceptor: TlsAcceptor,
+    clients: Clients,
+}
+
+impl Identities {
+    /// Certificates and clients as the configuration says.
+    ///
+    /// # Errors
+    /// [`TlsError`], in words an operator can act on.
+    pub fn load(config: &Config) -> Result<Self, TlsError> {
+        let acceptor = TlsAcceptor::from(tls::server_config(&config.server)?);
+        Ok(Self { acceptor, clients: Clients::new(&config.clients) })
+    }
+}
+
+/// The API's listener.
+pub struct Server {
+    /// What new connections begin with.
+    pub identities: ArcSwap<Identities>,
+    /// The routes.
+    pub router: Router,
+    /// Deadlines and bounds.
+    pub limits: Limits,
+}
+
+impl Server {
+    /// Accepts connections until `drain` resolves; then answers what is there, for 10 s at most.
+    ///
+    /// # Errors
+    /// If the listener cannot be used at all.
+    pub async fn serve(self: Arc<Self>, listener: StdListener, drain: impl Future<Output = ()>) -> std::io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let room = Arc::new(Semaphore::new(self.limits.connections_max));
+        let graceful = GracefulShutdown::new();
+        tokio::pin!(drain);
+        loop {
+            // Room first: beyond it, connections wait in the kernel's backlog.
+            let accepted = async {
+                let room = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>((listener.accept().await?.0, room))
+            };
+            tokio::select! {
+                () = &mut drain => break,
+                accepted = accepted => match accepted {
+                    Ok((stream, room)) => {
+                        let watcher = graceful.watcher();
+                        let server = self.clone();
+                        tokio::spawn(async move {
+                            if let Err(reason) = server.connection(stream, room, watcher).await {
+                                tracing::debug!(reason, "connection ended");
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection cannot be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+        drop(listener);
+        if timeout(DRAIN_MAX, graceful.shutdown()).await.is_err() {
+            tracing::warn!("connections were cut off");
+        }
+        Ok(())
+    }
+
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        room: OwnedSemaphorePermit,
+        watcher: hyper_util::server::graceful::Watcher,
+    ) -> Result<(), String> {
+        let _room = room;
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let identities = self.identities.load_full();
+        let handshake = timeout(
+            Duration::from_millis(self.limits.handshake_timeout_ms),
+            identities.acceptor.accept(stream),
+        );
+        let stream = handshake.await.map_err(|_| "the handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
+        let (_, session) = stream.get_ref();
+        let peer = Peer(
+            session
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .and_then(|certificate| identities.clients.identify(certificate)),
+        );
+        let http2 = session.alpn_protocol() == Some(b"h2");
+        drop(identities);
+
+        let service = service_fn(|mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            self.router.clone().oneshot(request.map(Body::new))
+        });
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_millis(self.limits.header_timeout_ms));
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_MAX);
+        // The handshake has settled which of the two it is.
+        let http = if http2 { http.http2_only() } else { http.http1_only() };
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        watcher.watch(connection).await.map_err(|e| e.to_string())
+    }
+}
+
+/// The operator's listener: `GET /livez` says that the process answers, `GET /readyz` that it can
+/// decide. Plain HTTP on loopback; it shows nothing of tenants.
+///
+/// # Errors
+/// If the listener cannot be used.
+pub async fn serve_ops(
+    listener: StdListener,
+    is_ready: impl Fn() -> Result<(), &'static str> + Clone + Send + Sync + 'static,
+) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let router = Router::new().route("/livez", get(async || "ok\n")).route(
+        "/readyz",
+        get(async move || match is_ready() {
+            Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        }),
+    );
+    axum::serve(TcpListener::from_std(listener)?, router).await
+}

@@ -1,0 +1,216 @@
+//! The use cases, one a file: caller -> load -> begin (pure) -> HSM -> verdict (pure) -> commit.
+//!
+//! Nothing here knows HTTP. An [`Answer`] leaves this module only after the commit it tells of is
+//! durable; everything else is a [`Refused`], and charged nothing.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::WatchedClock;
+use crate::config::CredentialPolicy;
+use crate::domain::audit::{Actor, AuditEntry, Event};
+use crate::domain::caller::Caller;
+use crate::domain::id::CredentialId;
+use crate::domain::idempotency::IdempotencyKey;
+use crate::domain::lockout::Locked;
+use crate::domain::row::{Row, Sealed};
+use crate::domain::time::Now;
+use crate::domain::verification::Refusal;
+use crate::hsm::messages::SealedRows;
+use crate::hsm::{Hsm, HsmError};
+use crate::secret::SecretBytes;
+use crate::store::{Commit, CommitError, Committed, ReadError, Store};
+
+pub mod credential_view;
+pub mod enrolment;
+mod locks;
+pub mod management;
+mod memory;
+pub mod pruning;
+pub mod verification;
+
+use credential_view::CredentialView;
+use locks::AccountLocks;
+use memory::InFlight;
+
+/// How often the loser of a race starts over before the caller is told to come back.
+const RACES_MAX: usize = 8;
+
+/// What every use case needs; one for the whole process.
+pub struct Service {
+    store: Store,
+    hsm: Hsm,
+    clock: Arc<WatchedClock>,
+    policy: CredentialPolicy,
+    locks: AccountLocks,
+    in_flight: InFlight,
+}
+
+/// A request as the use cases see it: who, and how it is remembered.
+pub struct Ask {
+    /// The authenticated client, already found to have the permission.
+    pub caller: Caller,
+    /// The request's id, for the audit log.
+    pub request_id: String,
+    /// The request to remember the answer of, if the client wants that.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// An `Idempotency-Key` and what it is bound to.
+pub struct Idempotency {
+    /// The client's key.
+    pub key: IdempotencyKey,
+    /// Method, path and body; a body holds codes.
+    pub request: SecretBytes,
+}
+
+/// What became of a request. It is kept in idempotency records, so it holds no secret and no code,
+/// and variants are only ever added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// A credential was enrolled.
+    Enrolled(CredentialView),
+    /// A credential was changed: suspended, resumed, unlocked.
+    Changed(CredentialView),
+    /// A credential was deleted.
+    Deleted {
+        /// Its id.
+        id: String,
+    },
+    /// The code was right, and is used up.
+    Verified {
+        /// The credential's id.
+        id: String,
+        /// The account it speaks for.
+        account: String,
+    },
+    /// Both codes were found, and are used up.
+    Resynced {
+        /// The credential's id.
+        id: String,
+        /// The account it speaks for.
+        account: String,
+    },
+    /// The code was wrong, or was the one accepted last.
+    VerificationFailed {
+        /// Attempts before the next lock: the smaller of the credential's and the account's.
+        attempts_remaining: u32,
+    },
+}
+
+impl Answer {
+    /// The answer, now that what it says is durable.
+    fn release(self, _durable: Committed) -> Self {
+        self
+    }
+}
+
+/// Why there is no answer. Nothing was charged and nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Not there, for this caller.
+    Absent,
+    /// The state does not allow it.
+    Conflict,
+    /// A field that says what cannot be.
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What it must be.
+        reason: &'static str,
+    },
+    /// The credential or its account is locked.
+    Locked(Locked),
+    /// The key was used for another request.
+    IdempotencyMismatch,
+    /// The HSM, the store, the clock or a queue does not allow an answer now.
+    Unavailable {
+        /// For the operator's log; the caller never sees it.
+        cause: String,
+        /// When it is worth to come back, in seconds.
+        retry_after_s: u32,
+    },
+}
+
+impl Refused {
+    fn unavailable(cause: impl ToString) -> Self {
+        Self::Unavailable { cause: cause.to_string(), retry_after_s: 1 }
+    }
+}
+
+impl From<HsmError> for Refused {
+    fn from(error: HsmError) -> Self {
+        let retry_after_s = match error {
+            HsmError::Busy => 1,
+            HsmError::Unavailable(_) => 2,
+            HsmError::Tampered(_) => 60,
+        };
+        Self::Unavailable { cause: error.to_string(), retry_after_s }
+    }
+}
+
+impl From<ReadError> for Refused {
+    fn from(error: ReadError) -> Self {
+        Self::unavailable(error)
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Absent => Self::Absent,
+            Refusal::Suspended => Self::Conflict,
+            Refusal::Locked(locked) => Self::Locked(locked),
+            Refusal::ClockUntrusted => Self::Unavailable {
+                cause: "the wall clock stepped; accept it by a start with --accept-clock".to_owned(),
+                retry_after_s: 60,
+            },
+        }
+    }
+}
+
+impl Service {
+    /// The use cases over these parts.
+    pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, policy: CredentialPolicy) -> Self {
+        Self { store, hsm, clock, policy, locks: AccountLocks::new(), in_flight: InFlight::default() }
+    }
+
+    fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// `None`: lost a race, start over.
+    async fn commit(&self, commit: Commit) -> Result<Option<Committed>, Refused> {
+        match self.store.commit(commit).await {
+            Ok(committed) => Ok(Some(committed)),
+            Err(CommitError::Conflict) => Ok(None),
+            Err(error @ (CommitError::Busy | CommitError::Unavailable)) => Err(Refused::unavailable(error)),
+        }
+    }
+}
+
+/// Rows with the seals a custodian made for them.
+fn seal(rows: Vec<Row>, sealed: &SealedRows) -> Result<Vec<Sealed<Row>>, Refused> {
+    if rows.len() != sealed.seals.len() {
+        return Err(Refused::unavailable("the custodian sealed another number of rows"));
+    }
+    Ok(rows.into_iter().zip(&sealed.seals).map(|(row, seal)| Sealed { row, seal: seal.clone() }).collect())
+}
+
+fn audit(ask: &Ask, now: &Now, event: Event, credential: CredentialId) -> AuditEntry {
+    AuditEntry {
+        unix_ms: now.unix_ms,
+        event,
+        actor: Some(Actor {
+            tenant: ask.caller.tenant.clone(),
+            client: ask.caller.client.clone(),
+            request_id: ask.request_id.clone(),
+        }),
+        credential: Some(credential),
+    }
+}
+
+fn race_lost() -> Refused {
+    Refused::unavailable("lost too many races for the same rows")
+}

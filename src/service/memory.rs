@@ -1,0 +1,94 @@
+//! Remembering answers: an `Idempotency-Key` is worth the first answer, once and for a day.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use crate::domain::caller::ClientName;
+use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord, REMEMBERED_MS};
+use crate::domain::time::Now;
+use crate::hsm::messages::{Outcome, SealRows};
+
+use super::{Answer, Ask, Refused, Service};
+
+/// Keys whose first request is being worked on: a second one is a conflict, not a second attempt.
+#[derive(Default)]
+pub(super) struct InFlight(Mutex<HashSet<(ClientName, IdempotencyKey)>>);
+
+/// What is known of a request before it is worked on.
+pub(super) enum Recall<'a> {
+    /// It was answered before.
+    Answered(Answer),
+    /// It is new.
+    New(Memory<'a>),
+}
+
+/// The place where the answer to a new request will be remembered; empty without a key.
+pub(super) struct Memory<'a>(Option<Place<'a>>);
+
+struct Place<'a> {
+    in_flight: &'a InFlight,
+    entry: (ClientName, IdempotencyKey),
+    fingerprint: Fingerprint,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.in_flight.set().remove(&self.entry);
+    }
+}
+
+impl InFlight {
+    fn set(&self) -> std::sync::MutexGuard<'_, HashSet<(ClientName, IdempotencyKey)>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn begin(&self, entry: (ClientName, IdempotencyKey)) -> Option<Place<'_>> {
+        let new = self.set().insert(entry.clone());
+        // The fingerprint follows; a place that is dropped before is given back.
+        new.then_some(Place { in_flight: self, entry, fingerprint: Fingerprint([0; 32]) })
+    }
+}
+
+impl Memory<'_> {
+    /// The record of `answer`, to be committed with what it tells of; `None` without a key.
+    pub fn record(&self, answer: &Answer, now: &Now) -> Result<Option<IdempotencyRecord>, Refused> {
+        let Some(place) = &self.0 else { return Ok(None) };
+        Ok(Some(IdempotencyRecord {
+            client: place.entry.0.clone(),
+            key: place.entry.1.clone(),
+            version: 1,
+            fingerprint: place.fingerprint,
+            answer: serde_json::to_vec(answer).map_err(Refused::unavailable)?,
+            expires_unix_ms: now.unix_ms.saturating_add(REMEMBERED_MS),
+        }))
+    }
+}
+
+impl Service {
+    /// Looks the request up by its key.
+    ///
+    /// A record past its time counts until it is pruned: early is the only wrong way.
+    ///
+    /// # Errors
+    /// [`Refused::Conflict`] while the first one is in flight; [`Refused::IdempotencyMismatch`] for
+    /// another request under the same key; [`Refused::Unavailable`].
+    pub(super) async fn recall(&self, ask: &mut Ask) -> Result<Recall<'_>, Refused> {
+        let Some(idempotency) = ask.idempotency.take() else {
+            return Ok(Recall::New(Memory(None)));
+        };
+        let entry = (ask.caller.client.clone(), idempotency.key);
+        let mut place = self.in_flight.begin(entry).ok_or(Refused::Conflict)?;
+        place.fingerprint = self.hsm.fingerprint(idempotency.request).await?;
+        let Some(record) = self.store.idempotency(&place.entry.0, &place.entry.1).await? else {
+            return Ok(Recall::New(Memory(Some(place))));
+        };
+        // A forged record would be a yes that nobody earned.
+        let check = SealRows { standing: vec![record.to_bytes()], outcome: Outcome::default() };
+        self.hsm.seal(check).await?;
+        if record.row.fingerprint != place.fingerprint {
+            return Err(Refused::IdempotencyMismatch);
+        }
+        let answer = serde_json::from_slice(&record.row.answer).map_err(Refused::unavailable)?;
+        Ok(Recall::Answered(answer))
+    }
+}

@@ -1,0 +1,381 @@
+//! The parent: starts front and custodians, replaces custodians that die, passes signals on.
+//!
+//! It reads no network, holds no secret and has one thread: `PR_SET_PDEATHSIG` follows the thread
+//! that spawned, so a second one would end the children with it. The front's death ends the
+//! service, for systemd to start anew; a custodian's death is repaired here.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::config::{Config, HsmConfig};
+use crate::control::{self, Start, ToFront, ToSupervisor};
+use crate::custodian::EXIT_PIN_REFUSED;
+use crate::hsm::messages;
+use crate::init;
+
+/// A custodian has to say hello within this time; making a session and logging in are its longest steps.
+const CUSTODIAN_START_MAX: Duration = Duration::from_secs(30);
+/// The pause before a custodian that died is replaced, and what it doubles up to.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A custodian that lived this long died of something new: its successor starts at once.
+const SETTLED: Duration = Duration::from_secs(30);
+/// Draining is over after this time (the front itself stops waiting after 10 s).
+const DRAIN_MAX: Duration = Duration::from_secs(12);
+
+/// What the supervisor is given.
+pub struct Service {
+    /// The configuration, already checked.
+    pub config: Config,
+    /// How the front begins.
+    pub start: Start,
+    /// The API's listener.
+    pub api: TcpListener,
+    /// The operator's listener.
+    pub ops: TcpListener,
+    /// Held by every process that may still write state.
+    pub lock: OwnedFd,
+}
+
+/// How long a start waits for an instance that is ending.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The main of `hsm-authd serve`.
+pub fn serve(path: &Path, accept_clock: bool) -> ExitCode {
+    let service = || -> Result<Service, Option<String>> {
+        let config = Config::load(path).map_err(|e| Some(e.to_string()))?;
+        let lock = lock(&config.store.path)?;
+        let (api, ops) = (bind(config.server.listen)?, bind(config.ops.listen)?);
+        let start = Start {
+            config: std::path::absolute(path).map_err(|e| Some(e.to_string()))?,
+            accept_clock,
+            clock_file: None,
+        };
+        Ok(Service { config, start, api, ops, lock })
+    };
+    match service() {
+        Ok(service) => run(service, || {
+            tracing::info!("ready");
+            Ok(())
+        }),
+        Err(reason) => end_with(reason),
+    }
+}
+
+/// A listener, or what stands in its way.
+///
+/// # Errors
+/// One line for the operator.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, Option<String>> {
+    TcpListener::bind(address).map_err(|e| Some(format!("{address} cannot be listened on: {e}")))
+}
+
+/// Takes the lock beside a database, waiting up to 10 s for an instance that is ending. It is held by
+/// every process that shares the descriptor, so it outlives a supervisor that was killed for as long
+/// as its front might still write.
+///
+/// # Errors
+/// One line for the operator.
+pub fn lock(store: &Path) -> Result<OwnedFd, Option<String>> {
+    let path = store.with_added_extension("lock");
+    let fail = |e: &dyn std::fmt::Display| Some(format!("{}: {e}", path.display()));
+    let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| fail(&e))?;
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file.into()),
+            Err(TryLockError::Error(error)) => return Err(fail(&error)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(fail(&"another instance is running on this database"));
+            }
+            // The kernel has no lock that can be waited for with a deadline.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Why the service ended, in one line for the operator; [`None`] where a child said it already.
+type Ending = Result<(), Option<String>>;
+
+/// Runs the service until a signal or a failure ends it. `on_ready` is called once, when the front
+/// answers requests.
+pub fn run(service: Service, on_ready: impl FnOnce() -> Result<(), String>) -> ExitCode {
+    match Supervisor::start(service).and_then(|mut supervisor| {
+        let ending = supervisor.watch(on_ready);
+        supervisor.end_children();
+        ending
+    }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => end_with(reason),
+    }
+}
+
+fn end_with(reason: Option<String>) -> ExitCode {
+    if let Some(reason) = reason {
+        let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+    }
+    ExitCode::FAILURE
+}
+
+struct Supervisor {
+    hsm: HsmConfig,
+    signals: SignalFd,
+    front: Child,
+    channel: OwnedFd,
+    slots: Vec<Slot>,
+    /// Whether any custodian has ever come up: until then, one that fails to start ends the service.
+    ever_up: bool,
+    draining_since: Option<Instant>,
+}
+
+/// One custodian's place.
+struct Slot {
+    running: Option<Running>,
+    generation: u64,
+    pause: Duration,
+    not_before: Instant,
+}
+
+struct Running {
+    child: Child,
+    since: Instant,
+    up: bool,
+}
+
+impl Supervisor {
+    fn start(service: Service) -> Result<Self, Option<String>> {
+        let signals = block_signals().map_err(|e| Some(format!("signals cannot be handled: {e}")))?;
+        let (channel, theirs) = control::channel().map_err(|e| Some(format!("no control channel: {e}")))?;
+        let front = spawn("front", theirs, |_| {}).map_err(Some)?;
+        let descriptors = [service.api.as_fd(), service.ops.as_fd(), service.lock.as_fd()];
+        control::send(&channel, &ToFront::Start(service.start), &descriptors)
+            .map_err(|e| Some(format!("the front does not listen: {e}")))?;
+        let now = Instant::now();
+        let slots = (0..service.config.hsm.custodians)
+            .map(|_| Slot { running: None, generation: 0, pause: PAUSE_MIN, not_before: now })
+            .collect();
+        Ok(Self { hsm: service.config.hsm, signals, front, channel, slots, ever_up: false, draining_since: None })
+    }
+
+    fn watch(&mut self, on_ready: impl FnOnce() -> Result<(), String>) -> Ending {
+        let mut on_ready = Some(on_ready);
+        loop {
+            self.start_next_custodian()?;
+            self.wait();
+            while let Ok(Some(signal)) = self.signals.read_signal() {
+                match Signal::try_from(signal.ssi_signo as i32) {
+                    Ok(Signal::SIGHUP) => self.tell(&ToFront::Reload)?,
+                    Ok(Signal::SIGTERM | Signal::SIGINT) => self.drain()?,
+                    _ => {} // SIGCHLD: the children are looked at below
+                }
+            }
+            while let Some(message) = self.heard()? {
+                match message {
+                    ToSupervisor::Ready => {
+                        if let Some(on_ready) = on_ready.take() {
+                            on_ready().map_err(Some)?;
+                        }
+                    }
+                    ToSupervisor::CustodianUp { slot, generation } => self.custodian_up(slot, generation),
+                    ToSupervisor::CustodianStuck { slot, generation } => self.kill(slot, generation),
+                }
+            }
+            if let Ok(Some(status)) = self.front.try_wait() {
+                return self.front_ended(status);
+            }
+            self.look_at_custodians()?;
+            if self.draining_since.is_some_and(|since| since.elapsed() > DRAIN_MAX) {
+                return Err(Some("draining took too long; the rest was cut off".into()));
+            }
+        }
+    }
+
+    /// Waits for a signal, a message, or the next thing that is due.
+    fn wait(&self) {
+        let now = Instant::now();
+        let starting = self.slots.iter().any(Slot::is_starting);
+        let due = self.slots.iter().filter_map(|slot| match &slot.running {
+            Some(running) if !running.up => Some(running.since + CUSTODIAN_START_MAX),
+            None if !starting => Some(slot.not_before),
+            _ => None,
+        });
+        let due = due.chain(self.draining_since.map(|since| since + DRAIN_MAX)).min();
+        let timeout = due.map_or(PollTimeout::NONE, |due| {
+            let ms = due.saturating_duration_since(now).as_millis().saturating_add(1);
+            PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+        });
+        let mut watched = [
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+        ];
+        // Interrupted or not: the caller looks at everything anyway.
+        let _ = poll(&mut watched, timeout);
+    }
+
+    fn tell(&self, message: &ToFront) -> Ending {
+        control::send(&self.channel, message, &[]).or_else(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Ok(()), // it is ending; its exit status says how
+            _ => Err(Some(format!("the front does not listen: {error}"))),
+        })
+    }
+
+    fn heard(&self) -> Result<Option<ToSupervisor>, Option<String>> {
+        match control::receive(&self.channel) {
+            Ok(message) => Ok(message.map(|(message, _)| message)),
+            Err(error) => match error.kind() {
+                std::io::ErrorKind::WouldBlock
+                | std::io::ErrorKind::Interrupted
+                | std::io::ErrorKind::ConnectionReset => Ok(None),
+                _ => Err(Some(format!("the front talks nonsense: {error}"))),
+            },
+        }
+    }
+
+    /// The first signal drains, the second cuts off.
+    fn drain(&mut self) -> Ending {
+        if self.draining_since.is_some() {
+            return Err(Some("ended before everything was answered".into()));
+        }
+        self.draining_since = Some(Instant::now());
+        self.tell(&ToFront::Drain)
+    }
+
+    fn front_ended(&self, status: ExitStatus) -> Ending {
+        match (status.success(), self.draining_since.is_some()) {
+            (true, true) => Ok(()),
+            // The front has said why on its way out.
+            (false, _) if status.code().is_some() => Err(None),
+            _ => Err(Some(format!("the front ended unexpectedly: {status}"))),
+        }
+    }
+
+    /// One at a time: should the PIN be wrong, it is tried once and not by all of them.
+    fn start_next_custodian(&mut self) -> Ending {
+        if self.draining_since.is_some() || self.slots.iter().any(Slot::is_starting) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let due = |slot: &&mut Slot| slot.running.is_none() && slot.not_before <= now;
+        let Some((index, slot)) =
+            self.slots.iter_mut().enumerate().find(|(_, slot)| due(&slot))
+        else {
+            return Ok(());
+        };
+        slot.generation += 1;
+        let (mut ours, theirs) = UnixStream::pair().map_err(|e| Some(format!("no socketpair: {e}")))?;
+        let environment = &self.hsm.environment;
+        let child = spawn("custodian", theirs.into(), |command| {
+            command.envs(environment);
+        })
+        .map_err(Some)?;
+        slot.running = Some(Running { child, since: now, up: false });
+        let frame = messages::encode(&init::boot(&self.hsm)).map_err(|e| Some(e.to_string()))?;
+        // If it is dead already, the next look at the children says so.
+        let _ = ours.write_all(&frame);
+        let message = ToFront::Custodian { slot: index as u16, generation: slot.generation };
+        control::send(&self.channel, &message, &[ours.as_fd()]).or_else(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Ok(()),
+            _ => Err(Some(format!("the front does not listen: {error}"))),
+        })
+    }
+
+    fn custodian_up(&mut self, slot: u16, generation: u64) {
+        if let Some(running) = self.running(slot, generation) {
+            running.up = true;
+            self.ever_up = true;
+        }
+    }
+
+    fn kill(&mut self, slot: u16, generation: u64) {
+        if let Some(running) = self.running(slot, generation) {
+            tracing::warn!(slot, generation, "custodian is stuck; killing it");
+            let _ = running.child.kill();
+        }
+    }
+
+    fn running(&mut self, slot: u16, generation: u64) -> Option<&mut Running> {
+        let slot = self.slots.get_mut(usize::from(slot))?;
+        if slot.generation == generation { slot.running.as_mut() } else { None }
+    }
+
+    fn look_at_custodians(&mut self) -> Ending {
+        let now = Instant::now();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(running) = &mut slot.running else { continue };
+            if !running.up && running.since + CUSTODIAN_START_MAX <= now {
+                tracing::warn!(slot = index, "custodian does not start; killing it");
+                let _ = running.child.kill();
+            }
+            let Ok(Some(status)) = running.child.try_wait() else { continue };
+            if status.code() == Some(i32::from(EXIT_PIN_REFUSED)) {
+                // A second attempt could block the token. The custodian has said which PIN file.
+                return Err(None);
+            }
+            if !self.ever_up && self.draining_since.is_none() {
+                return Err(match status.code() {
+                    Some(_) => None, // it has said why
+                    None => Some(format!("the custodian died while starting: {status}")),
+                });
+            }
+            if self.draining_since.is_none() {
+                tracing::warn!(slot = index, generation = slot.generation, %status, "custodian ended; replacing it");
+            }
+            slot.pause = if running.up && running.since.elapsed() >= SETTLED {
+                PAUSE_MIN
+            } else {
+                (slot.pause * 2).min(PAUSE_MAX)
+            };
+            slot.not_before = now + slot.pause;
+            slot.running = None;
+        }
+        Ok(())
+    }
+
+    fn end_children(&mut self) {
+        let _ = self.front.kill();
+        let _ = self.front.wait();
+        for running in self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()) {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+    }
+}
+
+impl Slot {
+    fn is_starting(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.up)
+    }
+}
+
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        set.add(signal);
+    }
+    // `Command` gives children an empty mask again.
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// Starts this same binary in another role, with `stdin` as its only tie to the others.
+///
+/// # Errors
+/// One line for the operator.
+pub fn spawn(role: &str, stdin: OwnedFd, prepare: impl FnOnce(&mut Command)) -> Result<Child, String> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(role).arg("--supervisor").arg(std::process::id().to_string());
+    command.stdin(Stdio::from(stdin));
+    prepare(&mut command);
+    command.spawn().map_err(|e| format!("the {role} process cannot be started: {e}"))
+}
