@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod custodian;
 pub mod domain;
 pub mod hsm;
 pub mod secret;
