@@ -1,0 +1,272 @@
+//! The HSM process: it alone loads the vendor's module and knows the PIN.
+//!
+//! It knows no network and no database. Its standard input is a socketpair over which a front asks
+//! it ([`crate::hsm::messages`]); every answer is a function of the question, so that a custodian
+//! that crashes, hangs or is replaced costs nobody anything.
+
+mod keys;
+mod operations;
+mod pin;
+mod pkcs11;
+mod secrets;
+pub mod token;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::getppid;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use crate::hsm::messages::{BUILD_ID, Boot, Call, Fault, Hello, Reply, decode, encode, frame_length};
+use keys::{KeyError, Keys};
+use operations::Operations;
+use pin::Pin;
+use pkcs11::{HsmError, Module, Session, Token};
+
+/// The token refused the PIN. Final: each further attempt could be the one that locks the token.
+pub const EXIT_PIN_REFUSED: u8 = 10;
+
+/// It could not start, for any other reason; the line on standard error says what to mend.
+pub const EXIT_START_FAILED: u8 = 11;
+
+/// The HSM failed during service. A fresh custodian may do better.
+pub const EXIT_HSM_FAILED: u8 = 12;
+
+/// Its peer sent what is no [`Call`], or something that no reply can be made of.
+pub const EXIT_PROTOCOL_BROKEN: u8 = 13;
+
+/// Why a custodian, or the setup of a token, did not start: one line for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{line}")]
+pub(crate) struct StartFailure {
+    line: String,
+    exit: u8,
+}
+
+impl StartFailure {
+    fn new(line: impl Into<String>) -> Self {
+        Self { line: line.into(), exit: EXIT_START_FAILED }
+    }
+
+    /// A failed login; `whose` PIN, and where it came from.
+    fn login(label: &str, whose: &str, pin_file: &Path, error: &HsmError) -> Self {
+        let pin_file = pin_file.display();
+        if error.is_pin_refusal() {
+            let line = format!(
+                "token {label} refuses the {whose} PIN in {pin_file} ({error}): correct the file; it is not tried again"
+            );
+            return Self { line, exit: EXIT_PIN_REFUSED };
+        }
+        if error.is_user_pin_unset() {
+            return Self::new(format!("token {label} has no user PIN yet: run `hsm-authd init`"));
+        }
+        Self::new(format!("token {label}: the login with the {whose} PIN in {pin_file} failed ({error})"))
+    }
+
+    fn keys(label: &str, error: &KeyError) -> Self {
+        Self::new(format!("token {label}: {error}"))
+    }
+
+    /// Says it, and gives the exit code.
+    fn report(&self) -> ExitCode {
+        // There is nobody left to tell if standard error is gone.
+        let _ = writeln!(io::stderr(), "hsm-authd: {}", self.line);
+        ExitCode::from(self.exit)
+    }
+}
+
+/// The main of the hidden subcommand `hsm-authd custodian`: standard input is one end of a stream
+/// socketpair, over which it serves until the other end is closed.
+///
+/// Returns success at the end of its input, else one of the `EXIT_` codes of this module.
+pub fn run() -> ExitCode {
+    // Ctrl-C and systemd's SIGTERM reach the whole group; when to leave is for the peer to say, by
+    // closing its end. Threads of the module inherit the mask.
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    let parent = getppid();
+    let prepared = signals
+        .thread_block()
+        .and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL))
+        // No core file and no debugger of the same user: this memory holds derived keys and codes.
+        .and_then(|()| prctl::set_dumpable(false));
+    if let Err(error) = prepared {
+        return StartFailure::new(format!("the custodian cannot be shut in: {error}")).report();
+    }
+    if getppid() != parent {
+        // The parent died before its death could be a signal.
+        return ExitCode::SUCCESS;
+    }
+    let mut peer = match io::stdin().as_fd().try_clone_to_owned() {
+        Ok(fd) => UnixStream::from(fd),
+        Err(error) => return StartFailure::new(format!("standard input: {error}")).report(),
+    };
+    let boot = match read_frame::<Boot>(&mut peer) {
+        Ok(Some(boot)) => boot,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!(
+                "standard input holds no boot message ({error}): `hsm-authd serve` starts custodians"
+            );
+            return StartFailure::new(line).report();
+        }
+    };
+    let (operations, hello) = match start(&boot) {
+        Ok(started) => started,
+        Err(failure) => return failure.report(),
+    };
+    tracing::info!(token = hello.token, "custodian ready");
+    match serve(&mut peer, operations, &hello) {
+        Ok(end) => end,
+        Err(error) => {
+            tracing::error!(%error, "custodian: the conversation broke");
+            ExitCode::from(EXIT_PROTOCOL_BROKEN)
+        }
+    }
+}
+
+/// Everything from the module to the keys.
+fn start(boot: &Boot) -> Result<(Operations, Hello), StartFailure> {
+    let pin = read_pin(&boot.pin_file)?;
+    let module = load_module(&boot.module)?;
+    let label = &boot.token_label;
+    let token = find_token(&module, label)?.ok_or_else(|| {
+        StartFailure::new(format!(
+            "no token is labelled {label}: run `hsm-authd init`, or correct hsm.token_label or hsm.environment"
+        ))
+    })?;
+    let session = login(&module, &token, &pin, boot)?;
+    let keys = Keys::load(&session).map_err(|error| StartFailure::keys(label, &error))?;
+    let mut operations = Operations::new(session, keys, boot.secrets_cached_max);
+    operations
+        .self_test()
+        .map_err(|fault| StartFailure::new(format!("token {label} fails the self-test: {fault}")))?;
+    Ok((operations, Hello { build_id: BUILD_ID.to_owned(), token: token.description }))
+}
+
+fn read_pin(path: &Path) -> Result<Pin, StartFailure> {
+    Pin::read(path).map_err(|reason| StartFailure::new(format!("the PIN file {} {reason}", path.display())))
+}
+
+fn load_module(path: &Path) -> Result<Module, StartFailure> {
+    Module::load(path).map_err(|error| {
+        StartFailure::new(format!("the PKCS#11 module {} does not load ({error})", path.display()))
+    })
+}
+
+/// The one token of that label; `None`: there is none.
+fn find_token(module: &Module, label: &str) -> Result<Option<Token>, StartFailure> {
+    let mut tokens = module
+        .tokens_labelled(label)
+        .map_err(|error| StartFailure::new(format!("the tokens cannot be listed ({error})")))?;
+    match (tokens.pop(), tokens.len()) {
+        (_, 1..) => Err(StartFailure::new(format!(
+            "several tokens are labelled {label}: give all but one another label, or remove them"
+        ))),
+        (token, 0) => Ok(token),
+    }
+}
+
+fn login(module: &Module, token: &Token, pin: &Pin, boot: &Boot) -> Result<Session, StartFailure> {
+    module
+        .login(token, pin)
+        .map_err(|error| StartFailure::login(&boot.token_label, "user", &boot.pin_file, &error))
+}
+
+/// Answers calls in their order until the peer is gone.
+fn serve(peer: &mut UnixStream, mut operations: Operations, hello: &Hello) -> io::Result<ExitCode> {
+    if !write_frame(peer, hello)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    while let Some(Call { id, request }) = read_frame(peer)? {
+        let result = operations.answer(request);
+        let hsm_failed = match &result {
+            Err(Fault::Hsm(failure)) => {
+                tracing::error!(failure, "custodian: the HSM failed, leaving");
+                true
+            }
+            Err(fault) => {
+                tracing::warn!(%fault, "custodian: request refused");
+                false
+            }
+            Ok(_) => false,
+        };
+        let heard = write_frame(peer, &Reply { id, result })?;
+        if hsm_failed {
+            return Ok(ExitCode::from(EXIT_HSM_FAILED));
+        }
+        if !heard {
+            break;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The next message; `None`: the peer is gone, be it within a frame.
+///
+/// # Errors
+/// The stream failed, or the frame is too long or holds no such message.
+fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<Option<T>> {
+    let mut header = [0; 4];
+    if !read_whole(stream, &mut header)? {
+        return Ok(None);
+    }
+    let length = frame_length(header).map_err(io::Error::other)?;
+    // Of its final size from the start and zeroized: it may hold a seed or a code.
+    let mut body = Zeroizing::new(vec![0; length]);
+    if !read_whole(stream, &mut body)? {
+        return Ok(None);
+    }
+    decode(&body).map(Some).map_err(io::Error::other)
+}
+
+/// Fills the buffer; `false`: the stream ended first.
+fn read_whole(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match stream.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes one message; `false`: the peer is gone.
+fn write_frame<T: serde::Serialize>(stream: &mut impl Write, message: &T) -> io::Result<bool> {
+    let frame = encode(message).map_err(io::Error::other)?;
+    match stream.write_all(&frame) {
+        Ok(()) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hsm::messages::{FRAME_BYTES_MAX, Request};
+
+    #[test]
+    fn a_frame_is_read_whole_or_not_at_all() {
+        let frame = encode(&Call { id: 7, request: Request::Health }).unwrap();
+        let read = |bytes: &[u8]| read_frame::<Call>(&mut &*bytes).unwrap();
+        assert!(read(&frame).is_some_and(|call| call.id == 7));
+        for end in 0..frame.len() {
+            assert!(read(&frame[..end]).is_none(), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_is_refused_by_its_header() {
+        let header = (FRAME_BYTES_MAX as u32 + 1).to_be_bytes();
+        assert!(read_frame::<Call>(&mut &header[..]).is_err());
+        assert!(read_frame::<Call>(&mut &[0, 0, 0, 1, 0xff][..]).is_err());
+    }
+}

@@ -1,0 +1,327 @@
+//! The system keys: which there are, what each must be, and the keys that are derived from `row`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::pkcs11::{HsmError, Material, Object, Session, Shape, Use};
+use crate::domain::idempotency::Fingerprint;
+use crate::domain::otp::Algorithm;
+use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
+
+/// The system keys, which [`super::token`] makes and every custodian needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// AES-256: wraps the secrets of credentials.
+    Kek,
+    /// 32 bytes: the keys of seals, sums and fingerprints come from it.
+    Row,
+    /// AES-256: for small secrets, such as PIN hashes.
+    Data,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Kek, Self::Row, Self::Data];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kek => "kek",
+            Self::Row => "row",
+            Self::Data => "data",
+        }
+    }
+
+    /// What such a key must be, in the token.
+    pub fn shape(self) -> Shape {
+        let (material, purpose) = match self {
+            Self::Kek => (Material::Aes, Use::Wrap),
+            Self::Row => (Material::Generic, Use::Sign),
+            Self::Data => (Material::Aes, Use::Cipher),
+        };
+        Shape { material, length_bytes: 32, token: true, extractable: false, purpose: Some(purpose) }
+    }
+}
+
+/// One version of a system key. Displays as its label in the token: `hsm-authd/kek/v1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyName {
+    /// What it is for.
+    pub kind: Kind,
+    /// From 1; the highest is used for what is new.
+    pub version: u16,
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hsm-authd/{}/v{}", self.kind.name(), self.version)
+    }
+}
+
+impl KeyName {
+    /// The key a label names; `None`: it is no label of a system key.
+    ///
+    /// # Errors
+    /// A label of a system key that names no version.
+    fn parse(label: &str) -> Option<Result<Self, KeyError>> {
+        let (name, version) = label.strip_prefix("hsm-authd/")?.split_once('/')?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name)?;
+        let version = version.strip_prefix('v').and_then(|digits| digits.parse().ok());
+        // Spelt back, so that v01 and v+1 are no other names of v1.
+        let key = version.map(|version| Self { kind, version });
+        Some(match key {
+            Some(key) if key.version > 0 && key.to_string() == label => Ok(key),
+            _ => Err(KeyError::Version(label.to_owned())),
+        })
+    }
+}
+
+/// Why the system keys cannot be used. Its text follows the token's name.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The HSM failed.
+    #[error("the HSM failed: {0}")]
+    Hsm(#[from] HsmError),
+    /// A label that names no version.
+    #[error("the object labelled {0} names no version of a key: remove it or give it another label")]
+    Version(String),
+    /// Two objects with one label.
+    #[error("two objects are labelled {0}: remove the one that wrapped or sealed nothing")]
+    Twice(KeyName),
+    /// A key that is not what it must be.
+    #[error("key {0} is not usable: {1}; it was not made by `hsm-authd init`, or not wholly")]
+    Wrong(KeyName, HsmError),
+    /// A kind of which there is no version.
+    #[error("there is no key hsm-authd/{}/v1: run `hsm-authd init`", .0.name())]
+    Missing(Kind),
+}
+
+/// All system keys in the token, attributes checked.
+///
+/// # Errors
+/// The first key that is not what it must be.
+pub fn survey(session: &Session) -> Result<BTreeMap<KeyName, Object>, KeyError> {
+    let mut keys = BTreeMap::new();
+    for (object, label) in session.labelled_objects()? {
+        let Some(name) = KeyName::parse(&label) else { continue };
+        let name = name?;
+        if keys.insert(name, object).is_some() {
+            return Err(KeyError::Twice(name));
+        }
+    }
+    for (name, object) in &keys {
+        session.check(*object, &name.kind.shape()).map_err(|error| KeyError::Wrong(*name, error))?;
+    }
+    Ok(keys)
+}
+
+/// The versions of one thing: at least one.
+struct Versions<T> {
+    newest: (u16, T),
+    older: BTreeMap<u16, T>,
+}
+
+impl<T> Versions<T> {
+    fn new(mut all: BTreeMap<u16, T>) -> Option<Self> {
+        Some(Self { newest: all.pop_last()?, older: all })
+    }
+
+    fn get(&self, version: u16) -> Option<&T> {
+        if version == self.newest.0 { Some(&self.newest.1) } else { self.older.get(&version) }
+    }
+
+    fn oldest(&self) -> &T {
+        self.older.values().next().unwrap_or(&self.newest.1)
+    }
+}
+
+/// A key of HMAC-SHA-256 in this process: no `Debug`, zeroized on drop. Padded to the hash's block,
+/// which changes no HMAC and makes using it infallible.
+struct MacKey(Zeroizing<[u8; 64]>);
+
+impl MacKey {
+    fn derive(session: &Session, row: Object, purpose: &str) -> Result<Self, HsmError> {
+        let mac = session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?;
+        let mut key = Zeroizing::new([0; 64]);
+        for (place, byte) in key.iter_mut().zip(mac.iter()) {
+            *place = *byte;
+        }
+        Ok(Self(key))
+    }
+
+    fn mac(&self, message: &[u8]) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new((&*self.0).into());
+        mac.update(message);
+        mac.finalize().into_bytes().into()
+    }
+}
+
+/// What comes from one version of `row`.
+struct RowKeys {
+    seal: MacKey,
+    sum: MacKey,
+    fingerprint: MacKey,
+}
+
+impl RowKeys {
+    fn derive(session: &Session, row: Object) -> Result<Self, HsmError> {
+        Ok(Self {
+            seal: MacKey::derive(session, row, "hsm-authd/row/seal/v1")?,
+            sum: MacKey::derive(session, row, "hsm-authd/row/sum/v1")?,
+            fingerprint: MacKey::derive(session, row, "hsm-authd/request/fingerprint/v1")?,
+        })
+    }
+}
+
+/// The system keys of a custodian.
+pub struct Keys {
+    kek: Versions<Object>,
+    row: Versions<RowKeys>,
+    pulse: Pulse,
+}
+
+/// Something the HSM must always answer alike.
+struct Pulse {
+    key: Object,
+    answer: Zeroizing<Vec<u8>>,
+}
+
+impl Pulse {
+    const MESSAGE: &[u8] = b"hsm-authd/row/health/v1";
+
+    fn take(session: &Session, key: Object) -> Result<Zeroizing<Vec<u8>>, HsmError> {
+        session.hmac(Algorithm::Sha256, key, Self::MESSAGE)
+    }
+}
+
+impl Keys {
+    /// Finds and checks every system key, and derives what is derived.
+    ///
+    /// # Errors
+    /// A key is missing, there twice, or not what it must be.
+    pub fn load(session: &Session) -> Result<Self, KeyError> {
+        let mut found: BTreeMap<Kind, BTreeMap<u16, Object>> = BTreeMap::new();
+        for (name, object) in survey(session)? {
+            found.entry(name.kind).or_default().insert(name.version, object);
+        }
+        let mut take = |kind| found.remove(&kind).ok_or(KeyError::Missing(kind));
+        let (tokens_kek, tokens_row) = (take(Kind::Kek)?, take(Kind::Row)?);
+        // Checked like the others, so that it is right when something comes to need it.
+        take(Kind::Data)?;
+
+        let mut kek = BTreeMap::new();
+        for (version, object) in tokens_kek {
+            // A session object spares the module the token's files and locks at each unwrapping.
+            let copy = session.copy_to_session(object)?;
+            let name = KeyName { kind: Kind::Kek, version };
+            session
+                .check(copy, &Shape { token: false, ..Kind::Kek.shape() })
+                .map_err(|error| KeyError::Wrong(name, error))?;
+            kek.insert(version, copy);
+        }
+        let pulse_key = tokens_row.values().next_back().copied().ok_or(KeyError::Missing(Kind::Row))?;
+        let mut row = BTreeMap::new();
+        for (version, object) in tokens_row {
+            row.insert(version, RowKeys::derive(session, object)?);
+        }
+        Ok(Self {
+            kek: Versions::new(kek).ok_or(KeyError::Missing(Kind::Kek))?,
+            row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
+            pulse: Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? },
+        })
+    }
+
+    /// The `kek` for new blobs, with its version.
+    pub fn newest_kek(&self) -> (u16, Object) {
+        self.kek.newest
+    }
+
+    /// The `kek` of that version.
+    pub fn kek(&self, version: u16) -> Option<Object> {
+        self.kek.get(version).copied()
+    }
+
+    /// A seal for a row that is to be stored, under the newest version of `row`.
+    pub fn seal(&self, row: &RowBytes) -> Seal {
+        let (key_version, keys) = &self.row.newest;
+        Seal { key_version: *key_version, mac: keys.seal.mac(row.as_bytes()) }
+    }
+
+    /// Whether a stored row's seal is right; constant-time in the seal.
+    pub fn verify(&self, row: &SealedBytes) -> bool {
+        self.row
+            .get(row.seal.key_version)
+            .is_some_and(|keys| keys.seal.mac(row.bytes.as_bytes()).ct_eq(&row.seal.mac).into())
+    }
+
+    /// What a row adds to the sum, by the version of its seal; `None`: there is no such version.
+    pub fn summand(&self, row: &RowBytes, key_version: u16) -> Option<RowSum> {
+        Some(RowSum(self.row.get(key_version)?.sum.mac(row.as_bytes())))
+    }
+
+    /// The fingerprint of a request.
+    ///
+    /// Under the OLDEST version of `row`, so that a rotation, which adds a version, changes none:
+    /// a client's retry still finds its answer. Removing that version later does change them, and
+    /// for up to 24 hours a retry is then refused as a mismatch, never executed a second time.
+    pub fn fingerprint(&self, request: &[u8]) -> Fingerprint {
+        Fingerprint(self.row.oldest().fingerprint.mac(request))
+    }
+
+    /// Has the HSM compute what it computed at the start; `false`: its answer is another now. With
+    /// the token's own key: a copy would go on answering after the token is gone.
+    ///
+    /// # Errors
+    /// The HSM failed.
+    pub fn check_pulse(&self, session: &Session) -> Result<bool, HsmError> {
+        let answer = Pulse::take(session, self.pulse.key)?;
+        Ok(answer.ct_eq(&self.pulse.answer).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_names_one_version_of_one_kind() {
+        for kind in Kind::ALL {
+            for version in [1, 9, u16::MAX] {
+                let name = KeyName { kind, version };
+                assert_eq!(KeyName::parse(&name.to_string()).unwrap().unwrap(), name);
+            }
+        }
+        for other in ["", "hsm-authd/audit/v1", "hsm-authd/kek", "kek/v1", "hsm-authd/Kek/v1"] {
+            assert!(KeyName::parse(other).is_none(), "{other}");
+        }
+        for bad in ["v0", "v01", "v+1", "1", "v65536", "v", "v1 ", "v1/v1"] {
+            assert!(KeyName::parse(&format!("hsm-authd/kek/{bad}")).unwrap().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_highest_version_is_the_newest_and_all_are_found() {
+        let versions = Versions::new(BTreeMap::from([(2, 'b'), (10, 'c'), (1, 'a')])).unwrap();
+        assert_eq!(versions.newest, (10, 'c'));
+        assert_eq!(*versions.oldest(), 'a');
+        assert_eq!([1, 2, 10].map(|version| *versions.get(version).unwrap()), ['a', 'b', 'c']);
+        assert!(versions.get(3).is_none());
+        assert!(Versions::<char>::new(BTreeMap::new()).is_none());
+        assert_eq!(*Versions::new(BTreeMap::from([(4, 'd')])).unwrap().oldest(), 'd');
+    }
+
+    #[test]
+    fn macs_are_hmac_sha_256() {
+        // RFC 4231, test case 2: the key "Jefe", shorter than a block.
+        let mut key = Zeroizing::new([0; 64]);
+        key[..4].copy_from_slice(b"Jefe");
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&MacKey(key).mac(b"what do ya want for nothing?")),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
+}

@@ -1,0 +1,285 @@
+//! What a custodian does: one function from [`Request`] to [`Response`] or [`Fault`].
+//!
+//! An expected code exists here alone, is zeroized, and never leaves: only which candidate matched.
+
+use std::collections::HashSet;
+
+use zeroize::Zeroizing;
+
+use super::keys::Keys;
+use super::pkcs11::{HsmError, Object, Session};
+use super::secrets::{SEED_BYTES_MAX, Secrets, departing, padded_bytes};
+use crate::domain::credential::{Credential, WrappedSecret};
+use crate::domain::otp::{Algorithm, Digits, Otp, truncate};
+use crate::domain::row::{Row, RowBytes, RowSum, SealedBytes};
+use crate::hsm::messages::{Candidate, CheckOtp, Fault, Request, Response, SealRows, SealedRows};
+use crate::secret::SecretBytes;
+
+/// The shortest seed that may come in, in bytes (RFC 4226, section 4, R6: 128 bits).
+const SEED_BYTES_MIN: usize = 16;
+
+/// The most candidates of one check: what a resync may search, with room.
+const CANDIDATES_MAX: usize = 1_024;
+
+/// The most rows of one message: a [`Fault::Seal`] names them by one byte.
+const ROWS_MAX: usize = 256;
+
+/// Codes of the RFCs' seed "1234567890…", as long as each hash's output: RFC 4226, appendix D, and
+/// RFC 6238, appendix B.
+const KNOWN_CODES: [(Algorithm, u64, &str); 3] =
+    [(Algorithm::Sha1, 0, "755224"), (Algorithm::Sha256, 1, "46119246"), (Algorithm::Sha512, 1, "90693936")];
+
+impl From<HsmError> for Fault {
+    fn from(error: HsmError) -> Self {
+        Self::Hsm(error.to_string())
+    }
+}
+
+/// A logged-in session with its keys, ready to answer.
+pub struct Operations {
+    session: Session,
+    keys: Keys,
+    secrets: Secrets,
+}
+
+impl Operations {
+    /// Takes the session over; keeps at most `secrets_cached_max` unwrapped secrets.
+    pub fn new(session: Session, keys: Keys, secrets_cached_max: usize) -> Self {
+        Self { session, keys, secrets: Secrets::new(secrets_cached_max) }
+    }
+
+    /// Asks the HSM for known answers by the way of every verification: import, unwrap, HMAC.
+    ///
+    /// # Errors
+    /// The first step that fails, or a wrong code.
+    pub fn self_test(&mut self) -> Result<(), Fault> {
+        for (algorithm, factor, code) in KNOWN_CODES {
+            let seed = (*b"1234567890").into_iter().cycle().take(algorithm.output_bytes()).collect();
+            let wrapped = self.import(algorithm, &SecretBytes::new(seed))?;
+            let key = self.secrets.open(&self.session, &self.keys, wrapped, algorithm)?;
+            let digits = u8::try_from(code.len()).ok().and_then(|count| Digits::try_from(count).ok());
+            let right = Otp::parse(code.to_owned()).zip(digits).map(|(known, digits)| {
+                self.expected(key, algorithm, digits, factor).map(|code| code.matches(&known))
+            });
+            if right.transpose()? != Some(true) {
+                return Err(Fault::Hsm(format!(
+                    "C_Sign: the code of a known {} seed is wrong",
+                    algorithm.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
+    pub fn answer(&mut self, request: Request) -> Result<Response, Fault> {
+        match request {
+            Request::Health => self.health(),
+            Request::Generate { algorithm, export } => self.generate(algorithm, export),
+            Request::Import { algorithm, seed } => {
+                let wrapped = self.import(algorithm, &seed)?;
+                Ok(Response::Secret { wrapped, exported: None })
+            }
+            Request::CheckOtp(check) => self.check_otp(&check),
+            Request::Seal(rows) => self.seal(&rows),
+            // Exposed to be hashed under a key.
+            Request::Fingerprint(request) => {
+                Ok(Response::Fingerprint(self.keys.fingerprint(request.expose())))
+            }
+            Request::Sum(rows) => self.sum(&rows),
+        }
+    }
+
+    fn health(&self) -> Result<Response, Fault> {
+        match self.keys.check_pulse(&self.session)? {
+            true => Ok(Response::Healthy),
+            false => Err(Fault::Hsm("C_Sign: another HMAC than at the start".into())),
+        }
+    }
+
+    fn generate(&self, algorithm: Algorithm, export: bool) -> Result<Response, Fault> {
+        if export {
+            let mut seed = vec![0; algorithm.output_bytes()];
+            let filled = self.session.random(&mut seed);
+            let seed = SecretBytes::new(seed);
+            filled?;
+            let wrapped = self.import(algorithm, &seed)?;
+            return Ok(Response::Secret { wrapped, exported: Some(seed) });
+        }
+        // Random up to the padded length (SHA-1: 24 bytes for 20): what the HSM makes cannot be
+        // padded outside, and nobody ever sees how long it is.
+        let length_bytes = padded_bytes(0, algorithm);
+        let key = self.session.generate(&departing(length_bytes), None)?;
+        Ok(Response::Secret { wrapped: self.wrap_and_destroy(key, length_bytes)?, exported: None })
+    }
+
+    fn import(&self, algorithm: Algorithm, seed: &SecretBytes) -> Result<WrappedSecret, Fault> {
+        if !(SEED_BYTES_MIN..=SEED_BYTES_MAX).contains(&seed.len()) {
+            return Err(Fault::Request("a seed must have 16 to 64 bytes".into()));
+        }
+        let length_bytes = padded_bytes(seed.len(), algorithm);
+        let mut padded = Zeroizing::new(vec![0; length_bytes]);
+        // Exposed to be handed to the HSM.
+        for (place, byte) in padded.iter_mut().zip(seed.expose()) {
+            *place = *byte;
+        }
+        let key = self.session.create(&departing(length_bytes), &padded)?;
+        self.wrap_and_destroy(key, length_bytes)
+    }
+
+    /// The key is destroyed also if it cannot be wrapped: it is extractable.
+    fn wrap_and_destroy(&self, key: Object, length_bytes: usize) -> Result<WrappedSecret, Fault> {
+        let (kek_version, kek) = self.keys.newest_kek();
+        let blob = self.session.wrap(kek, key, length_bytes);
+        self.session.destroy(key)?;
+        Ok(WrappedSecret { kek_version, blob: blob? })
+    }
+
+    fn check_otp(&mut self, check: &CheckOtp) -> Result<Response, Fault> {
+        // Everything that can be wrong with the message, whatever the codes turn out to be.
+        self.verify_seals(&check.standing)?;
+        let (credential, secret) = credential_of(&check.standing)?;
+        let codes = Codes::new(&check.codes, credential.digits)?;
+        if check.candidates.len() > CANDIDATES_MAX {
+            return Err(Fault::Request(format!("more than {CANDIDATES_MAX} candidates")));
+        }
+        for outcome in [&check.accepted, &check.repeated, &check.missed] {
+            replaced(&check.standing, &outcome.replaces)?;
+        }
+
+        let key = self.secrets.open(&self.session, &self.keys, secret, credential.algorithm)?;
+        let matched = self.first_match(key, &credential, &codes, &check.candidates)?;
+        let (outcome, row) = match matched {
+            None => (&check.missed, None),
+            Some((_, Candidate { row: None, .. })) => (&check.repeated, None),
+            Some((_, Candidate { row, .. })) => (&check.accepted, row.as_ref()),
+        };
+        let rows = row.into_iter().chain(&outcome.rows);
+        let sealed = self.seal_outcome(&check.standing, &outcome.replaces, rows)?;
+        Ok(Response::Checked { matched: matched.map(|(position, _)| position), sealed })
+    }
+
+    fn first_match<'a>(
+        &self,
+        key: Object,
+        credential: &Credential,
+        codes: &Codes<'_>,
+        candidates: &'a [Candidate],
+    ) -> Result<Option<(u16, &'a Candidate)>, Fault> {
+        let expected = |factor| self.expected(key, credential.algorithm, credential.digits, factor);
+        for (position, candidate) in (0u16..).zip(candidates) {
+            if !expected(candidate.factor)?.matches(codes.first) {
+                continue;
+            }
+            let both = match (codes.second, candidate.factor.checked_add(1)) {
+                (None, _) => true,
+                (Some(_), None) => false,
+                (Some(second), Some(next)) => expected(next)?.matches(second),
+            };
+            if both {
+                return Ok(Some((position, candidate)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The right code of a factor: the one thing that exists nowhere else.
+    fn expected(&self, key: Object, algorithm: Algorithm, digits: Digits, factor: u64) -> Result<Otp, Fault> {
+        let mac = self.session.hmac(algorithm, key, &factor.to_be_bytes())?;
+        truncate(&mac, digits).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))
+    }
+
+    fn seal(&self, rows: &SealRows) -> Result<Response, Fault> {
+        self.verify_seals(&rows.standing)?;
+        let outcome = &rows.outcome;
+        Ok(Response::Sealed(self.seal_outcome(&rows.standing, &outcome.replaces, outcome.rows.iter())?))
+    }
+
+    /// Seals an outcome's rows; `standing` must have been verified.
+    fn seal_outcome<'a>(
+        &self,
+        standing: &[SealedBytes],
+        replaces: &[u8],
+        rows: impl Iterator<Item = &'a RowBytes>,
+    ) -> Result<SealedRows, Fault> {
+        let mut sum_change = RowSum::default();
+        for row in replaced(standing, replaces)? {
+            sum_change = sum_change.minus(self.summand(&row.bytes, row.seal.key_version)?);
+        }
+        let mut seals = Vec::new();
+        for row in rows {
+            let seal = self.keys.seal(row);
+            sum_change = sum_change.plus(self.summand(row, seal.key_version)?);
+            seals.push(seal);
+        }
+        Ok(SealedRows { seals, sum_change })
+    }
+
+    fn sum(&self, rows: &[SealedBytes]) -> Result<Response, Fault> {
+        self.verify_seals(rows)?;
+        let mut sum = RowSum::default();
+        for row in rows {
+            sum = sum.plus(self.summand(&row.bytes, row.seal.key_version)?);
+        }
+        Ok(Response::Sum(sum))
+    }
+
+    fn summand(&self, row: &RowBytes, key_version: u16) -> Result<RowSum, Fault> {
+        self.keys
+            .summand(row, key_version)
+            .ok_or_else(|| Fault::Request(format!("there is no key hsm-authd/row/v{key_version}")))
+    }
+
+    /// All of them, before anything is made of any.
+    fn verify_seals(&self, rows: &[SealedBytes]) -> Result<(), Fault> {
+        if rows.len() > ROWS_MAX {
+            return Err(Fault::Request(format!("more than {ROWS_MAX} rows")));
+        }
+        match (0u8..=u8::MAX).zip(rows).find(|(_, row)| !self.keys.verify(row)) {
+            Some((position, _)) => Err(Fault::Seal(position)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The submitted codes: one, or two consecutive ones.
+struct Codes<'a> {
+    first: &'a Otp,
+    second: Option<&'a Otp>,
+}
+
+impl<'a> Codes<'a> {
+    fn new(codes: &'a [Otp], digits: Digits) -> Result<Self, Fault> {
+        if !codes.iter().all(|code| code.has(digits)) {
+            return Err(Fault::Request("a code of another length than the credential's".into()));
+        }
+        match codes {
+            [first] => Ok(Self { first, second: None }),
+            [first, second] => Ok(Self { first, second: Some(second) }),
+            _ => Err(Fault::Request("a check takes one code or two".into())),
+        }
+    }
+}
+
+/// The credential, which comes first, and its secret.
+fn credential_of(standing: &[SealedBytes]) -> Result<(Credential, WrappedSecret), Fault> {
+    let Some(Row::Credential(mut credential)) = standing.first().and_then(|row| row.bytes.decode()) else {
+        return Err(Fault::Request("the first row is no credential".into()));
+    };
+    let secret = credential.secret.take();
+    Ok((credential, secret.ok_or_else(|| Fault::Request("the credential has no secret".into()))?))
+}
+
+/// The standing rows at these positions, each at most once.
+fn replaced<'a>(standing: &'a [SealedBytes], positions: &[u8]) -> Result<Vec<&'a SealedBytes>, Fault> {
+    let mut seen = HashSet::new();
+    let row = |position: &u8| match standing.get(usize::from(*position)) {
+        Some(row) if seen.insert(*position) => Ok(row),
+        Some(_) => Err(Fault::Request(format!("standing row {position} is replaced twice"))),
+        None => Err(Fault::Request(format!("there is no standing row {position}"))),
+    };
+    positions.iter().map(row).collect()
+}

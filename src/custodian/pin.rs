@@ -1,0 +1,77 @@
+//! A PIN from its file.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+/// The longest PIN, in bytes.
+const PIN_BYTES_MAX: usize = 255;
+
+/// A PIN: no `Debug`, zeroized on drop.
+pub struct Pin(Zeroizing<String>);
+
+impl Pin {
+    /// Reads a file that holds a PIN of 1 to 255 bytes of UTF-8 and perhaps one newline after it.
+    ///
+    /// # Errors
+    /// What is wrong with the file, in words that follow its name; never a byte of it.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        // One place in memory, never grown: nothing is left behind where it was before.
+        let mut buffer = Zeroizing::new([0u8; PIN_BYTES_MAX + 2]);
+        let mut file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
+        let mut length = 0;
+        while let Some(rest) = buffer.get_mut(length..)
+            && !rest.is_empty()
+        {
+            match file.read(rest).map_err(|error| format!("cannot be read: {error}"))? {
+                0 => break,
+                count => length += count,
+            }
+        }
+        Self::parse(buffer.get(..length).unwrap_or_default()).map_err(str::to_owned)
+    }
+
+    fn parse(content: &[u8]) -> Result<Self, &'static str> {
+        let pin = content.strip_suffix(b"\n").unwrap_or(content);
+        match std::str::from_utf8(pin) {
+            Ok("") => Err("is empty"),
+            Ok(pin) if pin.len() > PIN_BYTES_MAX => Err("holds more than a PIN of 255 bytes"),
+            Ok(pin) => Ok(Self(Zeroizing::new(pin.to_owned()))),
+            Err(_) => Err("holds something that is not UTF-8"),
+        }
+    }
+
+    /// Declassifies: for the module's login alone.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_newline_is_not_part_of_it() {
+        for (content, pin) in [("1234", "1234"), ("1234\n", "1234"), ("12\n\n", "12\n"), (" 1 ", " 1 ")] {
+            assert!(Pin::parse(content.as_bytes()).is_ok_and(|read| read.as_str() == pin), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_and_too_much_are_refused() {
+        let longest = "p".repeat(PIN_BYTES_MAX);
+        assert!(Pin::parse(format!("{longest}\n").as_bytes()).is_ok());
+        for content in ["", "\n", &format!("{longest}p"), &format!("{longest}p\n")] {
+            assert!(Pin::parse(content.as_bytes()).is_err(), "{} bytes", content.len());
+        }
+        assert!(Pin::parse(b"\xff\xfe").is_err());
+    }
+
+    #[test]
+    fn an_endless_file_is_not_read_to_its_end() {
+        assert!(Pin::read(Path::new("/dev/zero")).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! The unwrapped secrets of credentials: session objects, a bounded number of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::rc::Rc;
+
+use super::keys::Keys;
+use super::pkcs11::{Material, Object, Session, Shape, Use, WRAP_OVERHEAD_BYTES};
+use crate::domain::credential::WrappedSecret;
+use crate::domain::otp::Algorithm;
+use crate::hsm::messages::Fault;
+
+/// The longest seed, in bytes: a block of SHA-1 and SHA-256, up to which zero-padding changes no HMAC.
+pub const SEED_BYTES_MAX: usize = 64;
+
+/// How long the padded form of a seed is, in bytes: key wrap takes multiples of 8, and modules
+/// refuse an HMAC key that is shorter than the hash. Padding with zeros changes no HMAC.
+pub fn padded_bytes(seed_bytes: usize, algorithm: Algorithm) -> usize {
+    seed_bytes.max(algorithm.output_bytes()).next_multiple_of(8)
+}
+
+/// A session object of a seed on its way to its blob: it may leave, wrapped, and do nothing else.
+pub fn departing(length_bytes: usize) -> Shape {
+    Shape { material: Material::Generic, length_bytes, token: false, extractable: true, purpose: None }
+}
+
+/// A session object of an unwrapped seed: it computes HMACs and never leaves.
+fn arrived(length_bytes: usize) -> Shape {
+    Shape {
+        material: Material::Generic,
+        length_bytes,
+        token: false,
+        extractable: false,
+        purpose: Some(Use::Sign),
+    }
+}
+
+/// What an unwrapped secret is kept under: all that goes into unwrapping it.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    kek_version: u16,
+    blob: Vec<u8>,
+    algorithm: Algorithm,
+}
+
+/// Unwrapped secrets, the oldest of them given up for new ones.
+pub struct Secrets {
+    cached: Fifo<Key, Object>,
+}
+
+impl Secrets {
+    /// Keeps at most `cached_max` objects (at least 1).
+    pub fn new(cached_max: usize) -> Self {
+        Self { cached: Fifo::new(cached_max) }
+    }
+
+    /// The object of a wrapped secret, from the cache or newly unwrapped.
+    ///
+    /// # Errors
+    /// [`Fault::Request`] if the blob cannot be one of a seed; [`Fault::Hsm`] if it is not what its
+    /// `kek` wrapped, or the module did not make of it what was asked.
+    pub fn open(
+        &mut self,
+        session: &Session,
+        keys: &Keys,
+        wrapped: WrappedSecret,
+        algorithm: Algorithm,
+    ) -> Result<Object, Fault> {
+        let WrappedSecret { kek_version, blob } = wrapped;
+        let key = Key { kek_version, blob, algorithm };
+        if let Some(object) = self.cached.get(&key) {
+            return Ok(*object);
+        }
+        let length_bytes = key.blob.len().saturating_sub(WRAP_OVERHEAD_BYTES);
+        let plausible = padded_bytes(0, algorithm)..=SEED_BYTES_MAX;
+        if !length_bytes.is_multiple_of(8) || !plausible.contains(&length_bytes) {
+            return Err(Fault::Request("a wrapped secret of an impossible length".into()));
+        }
+        // Not a fault of the message: the key may have been added since this custodian started.
+        let kek = keys
+            .kek(kek_version)
+            .ok_or_else(|| Fault::Hsm(format!("the token has no key hsm-authd/kek/v{kek_version}")))?;
+        let shape = arrived(length_bytes);
+        let object = session.unwrap_hmac_key(kek, &key.blob, &shape, algorithm)?;
+        if let Err(error) = session.check(object, &shape) {
+            session.destroy(object)?;
+            return Err(Fault::Hsm(format!("C_UnwrapKey: {error}")));
+        }
+        if let Some(evicted) = self.cached.insert(key, object) {
+            session.destroy(evicted)?;
+        }
+        Ok(object)
+    }
+}
+
+/// A map that forgets its oldest entry when it is full.
+struct Fifo<K, V> {
+    entries: HashMap<Rc<K>, V>,
+    order: VecDeque<Rc<K>>,
+    entries_max: usize,
+}
+
+impl<K: Eq + Hash, V> Fifo<K, V> {
+    fn new(entries_max: usize) -> Self {
+        Self { entries: HashMap::new(), order: VecDeque::new(), entries_max: entries_max.max(1) }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key)
+    }
+
+    /// Adds an entry whose key is not there yet; returns the value it had to give up for it.
+    fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let evicted = if self.entries.len() < self.entries_max {
+            None
+        } else {
+            self.order.pop_front().and_then(|oldest| self.entries.remove(&oldest))
+        };
+        let key = Rc::new(key);
+        self.order.push_back(key.clone());
+        self.entries.insert(key, value);
+        evicted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_entry_goes_first_and_the_bound_holds() {
+        let mut fifo = Fifo::new(2);
+        assert_eq!(fifo.insert(1, 'a'), None);
+        assert_eq!(fifo.insert(2, 'b'), None);
+        assert_eq!(fifo.get(&1), Some(&'a'));
+        assert_eq!(fifo.insert(3, 'c'), Some('a'), "being used makes it no younger");
+        assert_eq!(fifo.insert(1, 'd'), Some('b'));
+        assert_eq!((fifo.get(&1), fifo.get(&2), fifo.get(&3)), (Some(&'d'), None, Some(&'c')));
+        assert_eq!((fifo.entries.len(), fifo.order.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_cache_of_none_holds_one() {
+        let mut fifo = Fifo::new(0);
+        assert_eq!(fifo.insert(1, 'a'), None);
+        assert_eq!(fifo.insert(2, 'b'), Some('a'));
+    }
+
+    #[test]
+    fn seeds_are_padded_to_the_hash_and_to_whole_blocks() {
+        let padded = |seed_bytes, algorithm| padded_bytes(seed_bytes, algorithm);
+        assert_eq!([16, 20, 24, 25, 64].map(|n| padded(n, Algorithm::Sha1)), [24, 24, 24, 32, 64]);
+        assert_eq!([16, 32, 33, 61].map(|n| padded(n, Algorithm::Sha256)), [32, 32, 40, 64]);
+        assert_eq!([16, 64].map(|n| padded(n, Algorithm::Sha512)), [64, 64]);
+    }
+}

@@ -1,0 +1,124 @@
+//! Making a token and its system keys, for `hsm-authd init`.
+//!
+//! In a process of its own, as everything that loads the module: its parent sets the environment
+//! (such as `SOFTHSM2_CONF`) and reads what it did from its standard output.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::{KeyName, Kind, survey};
+use super::pin::Pin;
+use super::pkcs11::{HsmError, Module, Session, Token};
+use super::{StartFailure, find_token, load_module, login, read_frame, read_pin};
+use crate::hsm::messages::Boot;
+
+/// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Setup {
+    /// Module, token and user PIN, as a custodian will use them.
+    pub boot: Boot,
+    /// The file with the security officer's PIN: needed to make a token, or to give it a user PIN.
+    pub so_pin_file: Option<PathBuf>,
+}
+
+/// The main of the hidden subcommand `hsm-authd token-setup`. Doing it again changes nothing, and
+/// completes what a crash left undone.
+///
+/// Writes one line a step to standard output. Returns success, or
+/// [`EXIT_PIN_REFUSED`](super::EXIT_PIN_REFUSED) or
+/// [`EXIT_START_FAILED`](super::EXIT_START_FAILED) with one line on standard error.
+pub fn run_setup() -> ExitCode {
+    let setup = match read_frame::<Setup>(&mut io::stdin().lock()) {
+        Ok(Some(setup)) => setup,
+        Ok(None) => return StartFailure::new("standard input holds no setup: run `hsm-authd init`").report(),
+        Err(error) => return StartFailure::new(format!("standard input holds no setup ({error})")).report(),
+    };
+    match set_up(&setup, &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Makes what is not there yet, and says to `out` what it did.
+pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
+    let label = &setup.boot.token_label;
+    // Read before anything is made, so that a missing file leaves nothing half done.
+    let pin = read_pin(&setup.boot.pin_file)?;
+    let so_pin = setup.so_pin_file.as_deref().map(|path| Ok((path, read_pin(path)?))).transpose()?;
+    let module = load_module(&setup.boot.module)?;
+
+    let (token, step) = match find_token(&module, label)? {
+        Some(token) => (token, "already there"),
+        None => (make_token(&module, label, so_pin.as_ref().map(|(_, pin)| pin))?, "made"),
+    };
+    say(out, format_args!("token {label}: {step}"))?;
+
+    if !token.user_pin_set {
+        let (path, so_pin) = so_pin.ok_or_else(|| no_so_pin(label, "has no user PIN"))?;
+        module
+            .init_user_pin(&token, &so_pin, &pin)
+            .map_err(|error| StartFailure::login(label, "SO", path, &error))?;
+        say(out, format_args!("token {label}: user PIN set"))?;
+    }
+    let session = login(&module, &token, &pin, &setup.boot)?;
+    make_keys(&session, label, out)
+}
+
+fn make_token(module: &Module, label: &str, so_pin: Option<&Pin>) -> Result<Token, StartFailure> {
+    let so_pin = so_pin.ok_or_else(|| no_so_pin(label, "does not exist"))?;
+    match module.init_token(label, so_pin) {
+        Ok(true) => {}
+        Ok(false) => {
+            let line =
+                format!("token {label} cannot be made: the module has no slot with an uninitialised token");
+            return Err(StartFailure::new(line));
+        }
+        Err(error) => return Err(StartFailure::new(format!("token {label} cannot be made ({error})"))),
+    }
+    find_token(module, label)?
+        .ok_or_else(|| StartFailure::new(format!("token {label} was made, and is not there: try again")))
+}
+
+fn no_so_pin(label: &str, state: &str) -> StartFailure {
+    StartFailure::new(format!(
+        "token {label} {state}: to make it so, give the security officer's PIN with --so-pin-file, or else correct hsm.token_label"
+    ))
+}
+
+fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+    let surveyed = || survey(session).map_err(|error| StartFailure::keys(label, &error));
+    let there = surveyed()?;
+    for kind in Kind::ALL {
+        let mut versions = there.keys().filter(|name| name.kind == kind).peekable();
+        if versions.peek().is_none() {
+            let name = KeyName { kind, version: 1 };
+            make_key(session, name)
+                .map_err(|error| StartFailure::new(format!("key {name} cannot be made ({error})")))?;
+            say(out, format_args!("key {name}: made"))?;
+        }
+        for name in versions {
+            say(out, format_args!("key {name}: already there"))?;
+        }
+    }
+    // Again, for what somebody else made meanwhile: two keys of one name are refused here already.
+    surveyed().map(|_| ())
+}
+
+/// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
+fn make_key(session: &Session, name: KeyName) -> Result<(), HsmError> {
+    let shape = name.kind.shape();
+    let object = session.generate(&shape, Some(&name.to_string()))?;
+    session.check(object, &shape).inspect_err(|_| {
+        // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
+        let _ = session.destroy(object);
+    })
+}
+
+fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartFailure> {
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| StartFailure::new(format!("standard output: {error}")))
+}
