@@ -25,6 +25,11 @@ use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState};
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
 
+mod checkpoint;
+mod columns;
+mod files;
+mod reads;
+mod rows;
 mod schema;
 mod sqlite;
 mod writer;

@@ -35,6 +35,27 @@ pub enum Event {
 }
 
 impl Event {
+    const ALL: [Self; 13] = [
+        Self::Enrolled,
+        Self::Deleted,
+        Self::Suspended,
+        Self::Resumed,
+        Self::Unlocked,
+        Self::Verified,
+        Self::Refused,
+        Self::Repeated,
+        Self::Resynced,
+        Self::ResyncRefused,
+        Self::Pruned,
+        Self::ClockStepped,
+        Self::ClockAccepted,
+    ];
+
+    /// The event of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|event| event.name() == name)
+    }
+
     /// The name in the log.
     pub fn name(self) -> &'static str {
         match self {

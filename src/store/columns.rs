@@ -1,0 +1,207 @@
+//! Rows out of the database: columns parsed into types that cannot be wrong.
+
+use rusqlite::Row;
+use rusqlite::types::FromSql;
+
+use super::rows::status_name;
+use crate::domain::account::{Account, AccountRef};
+use crate::domain::audit::{Actor, AuditEntry, Event};
+use crate::domain::caller::{ClientName, Tenant};
+use crate::domain::credential::{Credential, CredentialState, Status, WrappedSecret};
+use crate::domain::id::CredentialId;
+use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
+use crate::domain::lockout::{Attempts, Lock};
+use crate::domain::otp::{Algorithm, Digits, Mover};
+use crate::domain::row::{Seal, Sealed};
+
+/// Why a read failed; for the log, and without any value.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// SQLite said no.
+    #[error("{0}")]
+    Sql(#[from] rusqlite::Error),
+    /// A value that we do not write: the file is damaged, or somebody else wrote it.
+    #[error("column {table}.{column} holds no valid value")]
+    Invalid {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+    },
+    /// A credential without the row that limits guessing.
+    #[error("credential {id} has no row in table {table}: it was removed")]
+    Missing {
+        /// Where it is missing.
+        table: &'static str,
+        /// Whose it is.
+        id: CredentialId,
+    },
+}
+
+/// One row of `table`, read by column name.
+struct Columns<'a> {
+    row: &'a Row<'a>,
+    table: &'static str,
+}
+
+impl Columns<'_> {
+    fn get<T: FromSql>(&self, column: &'static str) -> Result<T, Fault> {
+        self.row.get(column).map_err(|_| self.invalid(column))
+    }
+
+    fn u64(&self, column: &'static str) -> Result<u64, Fault> {
+        self.get::<i64>(column).map(i64::cast_unsigned)
+    }
+
+    fn optional_u64(&self, column: &'static str) -> Result<Option<u64>, Fault> {
+        Ok(self.get::<Option<i64>>(column)?.map(i64::cast_unsigned))
+    }
+
+    fn parsed<T: FromSql, U>(
+        &self,
+        column: &'static str,
+        parse: impl FnOnce(T) -> Option<U>,
+    ) -> Result<U, Fault> {
+        parse(self.get(column)?).ok_or_else(|| self.invalid(column))
+    }
+
+    fn invalid(&self, column: &'static str) -> Fault {
+        Fault::Invalid { table: self.table, column }
+    }
+
+    fn id(&self) -> Result<CredentialId, Fault> {
+        self.get("id").map(CredentialId::from_random)
+    }
+
+    fn tenant(&self) -> Result<Tenant, Fault> {
+        self.parsed("tenant", |text: String| Tenant::try_from(text).ok())
+    }
+
+    fn account(&self) -> Result<AccountRef, Fault> {
+        self.parsed("account", |text: String| AccountRef::try_from(text).ok())
+    }
+
+    fn attempts(&self) -> Result<Attempts, Fault> {
+        let lock = self.parsed("lock", |bytes: Option<Vec<u8>>| match bytes {
+            None => Some(None),
+            Some(bytes) => lock(&bytes).map(Some),
+        })?;
+        Ok(Attempts { failures: self.get("failures")?, lock })
+    }
+
+    fn seal(&self) -> Result<Seal, Fault> {
+        Ok(Seal { key_version: self.get("seal_key_version")?, mac: self.get("seal")? })
+    }
+
+    fn sealed<T>(&self, row: T) -> Result<Sealed<T>, Fault> {
+        Ok(Sealed { row, seal: self.seal()? })
+    }
+}
+
+/// A lock has one spelling: bytes that another encoding of it would have are no lock.
+fn lock(bytes: &[u8]) -> Option<Lock> {
+    let lock: Lock = postcard::from_bytes(bytes).ok()?;
+    (postcard::to_allocvec(&lock).ok()? == bytes).then_some(lock)
+}
+
+/// A row of `SELECT * FROM credential`.
+pub(super) fn credential(row: &Row<'_>) -> Result<Sealed<Credential>, Fault> {
+    let columns = Columns { row, table: "credential" };
+    columns.sealed(Credential {
+        id: columns.id()?,
+        tenant: columns.tenant()?,
+        account: columns.account()?,
+        version: columns.u64("version")?,
+        created_unix_ms: columns.u64("created_unix_ms")?,
+        algorithm: columns.parsed("algorithm", |name: String| {
+            [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.name() == name)
+        })?,
+        digits: columns.parsed("digits", |digits: u8| Digits::try_from(digits).ok())?,
+        mover: mover(&columns)?,
+        secret: secret(&columns)?,
+        deleted_unix_ms: columns.optional_u64("deleted_unix_ms")?,
+    })
+}
+
+/// A column that the mover does not have must be empty: the seal does not cover it.
+fn mover(columns: &Columns<'_>) -> Result<Mover, Fault> {
+    let kind: String = columns.get("mover")?;
+    match (kind.as_str(), columns.get("look_ahead")?, columns.get("period_s")?, columns.get("skew_steps")?) {
+        ("hotp", Some(look_ahead), None::<u16>, None::<u8>) => Ok(Mover::Hotp { look_ahead }),
+        ("totp", None, Some(period_s), Some(skew_steps)) => Ok(Mover::Totp { period_s, skew_steps }),
+        _ => Err(columns.invalid("mover")),
+    }
+}
+
+fn secret(columns: &Columns<'_>) -> Result<Option<WrappedSecret>, Fault> {
+    match (columns.get("kek_version")?, columns.get("secret")?) {
+        (Some(kek_version), Some(blob)) => Ok(Some(WrappedSecret { kek_version, blob })),
+        (None, None) => Ok(None),
+        _ => Err(columns.invalid("secret")),
+    }
+}
+
+/// A row of `SELECT * FROM credential_state`.
+pub(super) fn state(row: &Row<'_>) -> Result<Sealed<CredentialState>, Fault> {
+    let columns = Columns { row, table: "credential_state" };
+    columns.sealed(CredentialState {
+        id: columns.id()?,
+        tenant: columns.tenant()?,
+        version: columns.u64("version")?,
+        status: columns.parsed("status", |name: String| {
+            [Status::Active, Status::Suspended, Status::Deleted].into_iter().find(|s| status_name(*s) == name)
+        })?,
+        next_factor: columns.u64("next_factor")?,
+        last_accepted: columns.optional_u64("last_accepted")?,
+        drift_steps: columns.get("drift_steps")?,
+        attempts: columns.attempts()?,
+        account_share: columns.get("account_share")?,
+        account_epoch: columns.get("account_epoch")?,
+    })
+}
+
+/// A row of `SELECT * FROM account`.
+pub(super) fn account(row: &Row<'_>) -> Result<Sealed<Account>, Fault> {
+    let columns = Columns { row, table: "account" };
+    columns.sealed(Account {
+        tenant: columns.tenant()?,
+        account: columns.account()?,
+        version: columns.u64("version")?,
+        attempts: columns.attempts()?,
+        epoch: columns.get("epoch")?,
+    })
+}
+
+/// A row of `SELECT * FROM idempotency`.
+pub(super) fn idempotency(row: &Row<'_>) -> Result<Sealed<IdempotencyRecord>, Fault> {
+    let columns = Columns { row, table: "idempotency" };
+    columns.sealed(IdempotencyRecord {
+        client: columns.parsed("client", |text: String| ClientName::try_from(text).ok())?,
+        key: columns.parsed("key", |text: String| IdempotencyKey::parse(&text))?,
+        version: columns.u64("version")?,
+        fingerprint: Fingerprint(columns.get("fingerprint")?),
+        answer: columns.get("answer")?,
+        expires_unix_ms: columns.u64("expires_unix_ms")?,
+    })
+}
+
+/// A row of `SELECT * FROM audit`, with its place in the log.
+pub(super) fn audit(row: &Row<'_>) -> Result<(u64, AuditEntry), Fault> {
+    let columns = Columns { row, table: "audit" };
+    let actor = match (columns.get("tenant")?, columns.get("client")?, columns.get("request_id")?) {
+        (None::<String>, None::<String>, None) => None,
+        (Some(tenant), Some(client), Some(request_id)) => Some(Actor {
+            tenant: Tenant::try_from(tenant).map_err(|_| columns.invalid("tenant"))?,
+            client: ClientName::try_from(client).map_err(|_| columns.invalid("client"))?,
+            request_id,
+        }),
+        _ => return Err(columns.invalid("tenant")),
+    };
+    let entry = AuditEntry {
+        unix_ms: columns.u64("unix_ms")?,
+        event: columns.parsed("event", |name: String| Event::parse(&name))?,
+        actor,
+        credential: columns.get::<Option<[u8; 16]>>("credential")?.map(CredentialId::from_random),
+    };
+    Ok((columns.u64("seq")?, entry))
+}

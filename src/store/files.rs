@@ -1,0 +1,111 @@
+//! What is done to the database's files before SQLite sees them.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::OpenError;
+use super::schema::APPLICATION_ID;
+
+/// What every SQLite database begins with.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// Where `PRAGMA application_id` is kept in the header.
+const APPLICATION_ID_AT: usize = 68;
+/// The header's length.
+const HEADER_LEN: usize = 100;
+
+/// Makes the files ready and returns the lock that keeps every other process away from them.
+///
+/// The lock comes first: closing any descriptor of a database drops the locks that SQLite holds on
+/// it in this process, so nobody may look into one that is in use.
+pub(super) fn prepare(path: &Path) -> Result<File, OpenError> {
+    let lock = lock(path)?;
+    let database = open(path).map_err(|error| refusal("open", path, &error))?;
+    if identify(&database).map_err(|error| refusal("read", path, &error))? == Found::Foreign {
+        return Err(OpenError(format!("{} is no hsm-authd database; nothing was changed", path.display())));
+    }
+    // A database whose name is lost in a power cut takes its commits with it.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|error| refusal("sync", folder, &error))?;
+    let wal = beside(path, "-wal");
+    settle(&wal).map_err(|error| refusal("settle", &wal, &error))?;
+    Ok(lock)
+}
+
+/// The file next to the database whose name ends in `suffix`.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn refusal(what: &str, path: &Path, error: &io::Error) -> OpenError {
+    OpenError(format!("cannot {what} {}: {error}", path.display()))
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = beside(path, "-lock");
+    let file = open(&lock_path).map_err(|error| refusal("open", &lock_path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(OpenError(format!("another process uses {}; stop it first", path.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(refusal("lock", &lock_path, &error)),
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Ours,
+    Foreign,
+}
+
+/// Reads the header. `application_id` is written before the database first becomes a WAL one, so
+/// it is always in the file itself.
+fn identify(database: &File) -> io::Result<Found> {
+    if database.metadata()?.len() == 0 {
+        return Ok(Found::Nothing);
+    }
+    let mut header = [0u8; HEADER_LEN];
+    match database.read_exact_at(&mut header, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Found::Foreign),
+        other => other?,
+    }
+    let ours = header.starts_with(MAGIC)
+        && header
+            .get(APPLICATION_ID_AT..)
+            .is_some_and(|rest| rest.starts_with(&APPLICATION_ID.to_be_bytes()));
+    Ok(if ours { Found::Ours } else { Found::Foreign })
+}
+
+/// Writes a left-over WAL onto itself and syncs it, so that what a start reads IS durable.
+///
+/// After a failed fsync Linux keeps the unwritten pages and calls them clean: a restart on the same
+/// boot would read a commit that is not on the disk, later fsyncs would pass it over, and a power
+/// cut would then tear a hole into the WAL and lose every commit behind it, answered ones too.
+/// A crash in here is harmless: every byte is replaced by itself.
+fn settle(wal: &Path) -> io::Result<()> {
+    let file = match OpenOptions::new().read(true).write(true).open(wal) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut offset = 0u64;
+    loop {
+        let length = file.read_at(&mut buffer, offset)?;
+        match buffer.get(..length) {
+            Some(read) if !read.is_empty() => file.write_all_at(read, offset)?,
+            _ => return file.sync_all(),
+        }
+        offset += length as u64;
+    }
+}

@@ -1,0 +1,279 @@
+//! What a store can be asked. Each question is one read transaction.
+
+use rusqlite::{OptionalExtension, Params, Row as SqlRow, Transaction, params};
+
+use super::columns::{self, Fault};
+use super::{CredentialRows, Page, ReadError, Store};
+use crate::domain::account::{Account, AccountRef};
+use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::caller::{ClientName, Tenant};
+use crate::domain::credential::Credential;
+use crate::domain::id::CredentialId;
+use crate::domain::idempotency::{IdempotencyKey, IdempotencyRecord};
+use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+
+impl Store {
+    /// A tenant's credential, deleted ones included, with what its verdicts stand on. `None` if
+    /// there is none or it is another tenant's.
+    ///
+    /// A credential whose state or account row is gone is an error: somebody removed what limits
+    /// guessing.
+    pub async fn credential(
+        &self,
+        tenant: &Tenant,
+        id: CredentialId,
+    ) -> Result<Option<CredentialRows>, ReadError> {
+        let tenant = tenant.clone();
+        self.read(move |tx| {
+            let sql = "SELECT * FROM credential WHERE id = ?1 AND tenant = ?2";
+            let credential = one(tx, sql, params![id.to_bytes(), tenant.as_str()], columns::credential)?;
+            credential.map(|credential| with_limits(tx, credential)).transpose()
+        })
+        .await
+    }
+
+    /// An account's row.
+    pub async fn account(
+        &self,
+        tenant: &Tenant,
+        account: &AccountRef,
+    ) -> Result<Option<Sealed<Account>>, ReadError> {
+        let (tenant, account) = (tenant.clone(), account.clone());
+        self.read(move |tx| account_row(tx, &tenant, &account)).await
+    }
+
+    /// A page of a tenant's credentials, or of one account's, without deleted ones, in the order
+    /// they were made. `None` if the page is to begin after a credential that the tenant does not
+    /// have (one that was deleted since still marks its place, until it is pruned).
+    pub async fn credentials(
+        &self,
+        tenant: &Tenant,
+        account: Option<&AccountRef>,
+        page: Page,
+    ) -> Result<Option<Vec<CredentialRows>>, ReadError> {
+        let (tenant, account) = (tenant.clone(), account.cloned());
+        self.read(move |tx| {
+            let Some((created, id)) = place(tx, &tenant, page.after)? else { return Ok(None) };
+            let credentials = match account {
+                Some(account) => all(
+                    tx,
+                    "SELECT * FROM credential
+                     WHERE tenant = ?1 AND account = ?2 AND deleted_unix_ms IS NULL
+                       AND (created_unix_ms, id) > (?3, ?4)
+                     ORDER BY created_unix_ms, id LIMIT ?5",
+                    params![tenant.as_str(), account.as_str(), created, id, page.limit],
+                    columns::credential,
+                )?,
+                None => all(
+                    tx,
+                    "SELECT * FROM credential
+                     WHERE tenant = ?1 AND deleted_unix_ms IS NULL AND (created_unix_ms, id) > (?2, ?3)
+                     ORDER BY created_unix_ms, id LIMIT ?4",
+                    params![tenant.as_str(), created, id, page.limit],
+                    columns::credential,
+                )?,
+            };
+            credentials.into_iter().map(|row| with_limits(tx, row)).collect::<Result<_, _>>().map(Some)
+        })
+        .await
+    }
+
+    /// The answer kept under a client's key.
+    pub async fn idempotency(
+        &self,
+        client: &ClientName,
+        key: &IdempotencyKey,
+    ) -> Result<Option<Sealed<IdempotencyRecord>>, ReadError> {
+        let (client, key) = (client.clone(), key.clone());
+        self.read(move |tx| {
+            let sql = "SELECT * FROM idempotency WHERE client = ?1 AND key = ?2";
+            one(tx, sql, params![client.as_str(), key.as_str()], columns::idempotency)
+        })
+        .await
+    }
+
+    /// Rows whose time is over at `unix_ms`, oldest first: kept answers. They may be pruned.
+    pub async fn expired(&self, unix_ms: u64, limit: u16) -> Result<Vec<Sealed<Row>>, ReadError> {
+        self.read(move |tx| {
+            // Times of 2^63 ms and beyond are negative here; they never come.
+            let sql = "SELECT * FROM idempotency WHERE expires_unix_ms BETWEEN 0 AND ?1
+                       ORDER BY expires_unix_ms LIMIT ?2";
+            all(tx, sql, params![signed(unix_ms), limit], |row| columns::idempotency(row).map(any))
+        })
+        .await
+    }
+
+    /// Credentials deleted before `before_unix_ms`, oldest first. They may be pruned.
+    pub async fn tombstones(
+        &self,
+        before_unix_ms: u64,
+        limit: u16,
+    ) -> Result<Vec<CredentialRows>, ReadError> {
+        self.read(move |tx| {
+            let sql = "SELECT * FROM credential WHERE deleted_unix_ms >= 0 AND deleted_unix_ms < ?1
+                       ORDER BY deleted_unix_ms LIMIT ?2";
+            let credentials = all(tx, sql, params![signed(before_unix_ms), limit], columns::credential)?;
+            credentials.into_iter().map(|row| with_limits(tx, row)).collect()
+        })
+        .await
+    }
+
+    /// A page over every row of every table: those after `cursor`, the key of the last row of the
+    /// page before. A page shorter than `limit` is the last one.
+    pub async fn rows_after(
+        &self,
+        cursor: Option<RowKey>,
+        limit: u16,
+    ) -> Result<Vec<Sealed<Row>>, ReadError> {
+        self.read(move |tx| rows_after(tx, cursor, usize::from(limit))).await
+    }
+
+    /// The sum over all rows, as kept.
+    pub async fn row_sum(&self) -> Result<RowSum, ReadError> {
+        self.read(|tx| {
+            one(tx, "SELECT sum FROM row_sum", [], |row| {
+                row.get(0).map(RowSum).map_err(|_| Fault::Invalid { table: "row_sum", column: "sum" })
+            })?
+            .ok_or(Fault::Invalid { table: "row_sum", column: "sum" })
+        })
+        .await
+    }
+
+    /// When the last entry of the log was made.
+    pub async fn last_audit_unix_ms(&self) -> Result<Option<u64>, ReadError> {
+        self.read(|tx| {
+            let entry = one(tx, "SELECT * FROM audit ORDER BY seq DESC LIMIT 1", [], columns::audit)?;
+            Ok(entry.map(|(_, entry)| entry.unix_ms))
+        })
+        .await
+    }
+
+    /// Whether the wall clock stepped and no operator accepted it since.
+    pub async fn clock_stepped(&self) -> Result<bool, ReadError> {
+        self.read(|tx| {
+            // Its condition must read as the index's does, or the whole log is searched.
+            let sql = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
+                       ORDER BY seq DESC LIMIT 1";
+            let entry = one(tx, sql, [], columns::audit)?;
+            Ok(entry.is_some_and(|(_, entry)| entry.event == Event::ClockStepped))
+        })
+        .await
+    }
+
+    /// A page of the log in the order of the commits: entries after number `after_seq`, with theirs.
+    pub async fn audit_entries(
+        &self,
+        after_seq: u64,
+        limit: u16,
+    ) -> Result<Vec<(u64, AuditEntry)>, ReadError> {
+        self.read(move |tx| {
+            let sql = "SELECT * FROM audit WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+            all(tx, sql, params![signed(after_seq), limit], columns::audit)
+        })
+        .await
+    }
+}
+
+/// What comes after a page's end, in the order of a list; `None` if that item is not the tenant's.
+fn place(
+    tx: &Transaction<'_>,
+    tenant: &Tenant,
+    after: Option<CredentialId>,
+) -> Result<Option<(i64, Vec<u8>)>, Fault> {
+    let Some(id) = after else { return Ok(Some((i64::MIN, Vec::new()))) };
+    let created: Option<i64> = tx
+        .prepare_cached("SELECT created_unix_ms FROM credential WHERE id = ?1 AND tenant = ?2")?
+        .query_row(params![id.to_bytes(), tenant.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(created.map(|created| (created, id.to_bytes().to_vec())))
+}
+
+fn with_limits(tx: &Transaction<'_>, credential: Sealed<Credential>) -> Result<CredentialRows, Fault> {
+    let id = credential.row.id;
+    let sql = "SELECT * FROM credential_state WHERE id = ?1";
+    let state = one(tx, sql, params![id.to_bytes()], columns::state)?
+        .ok_or(Fault::Missing { table: "credential_state", id })?;
+    let account = account_row(tx, &credential.row.tenant, &credential.row.account)?
+        .ok_or(Fault::Missing { table: "account", id })?;
+    Ok(CredentialRows { credential, state, account })
+}
+
+fn account_row(
+    tx: &Transaction<'_>,
+    tenant: &Tenant,
+    account: &AccountRef,
+) -> Result<Option<Sealed<Account>>, Fault> {
+    let sql = "SELECT * FROM account WHERE tenant = ?1 AND account = ?2";
+    one(tx, sql, params![tenant.as_str(), account.as_str()], columns::account)
+}
+
+/// Table by table, in the order of [`RowKey`]'s variants; each in the order of its primary key.
+fn rows_after(tx: &Transaction<'_>, cursor: Option<RowKey>, limit: usize) -> Result<Vec<Sealed<Row>>, Fault> {
+    const NOTHING: (&str, &str) = ("", "");
+    let (table, id, (first, second)) = match &cursor {
+        None => (0, None, NOTHING),
+        Some(RowKey::Credential(id)) => (0, Some(id), NOTHING),
+        Some(RowKey::State(id)) => (1, Some(id), NOTHING),
+        Some(RowKey::Account(tenant, account)) => (2, None, (tenant.as_str(), account.as_str())),
+        Some(RowKey::Idempotency(client, key)) => (3, None, (client.as_str(), key.as_str())),
+    };
+    let id = id.map(|id| id.to_bytes().to_vec()).unwrap_or_default();
+    let mut rows: Vec<Sealed<Row>> = Vec::new();
+    for (number, sql) in [
+        "SELECT * FROM credential WHERE id > ?1 ORDER BY id LIMIT ?2",
+        "SELECT * FROM credential_state WHERE id > ?1 ORDER BY id LIMIT ?2",
+        "SELECT * FROM account WHERE (tenant, account) > (?1, ?2) ORDER BY tenant, account LIMIT ?3",
+        "SELECT * FROM idempotency WHERE (client, key) > (?1, ?2) ORDER BY client, key LIMIT ?3",
+    ]
+    .into_iter()
+    .enumerate()
+    .skip(table)
+    {
+        // The tables after the cursor's are read from their beginning.
+        let (id, first, second) =
+            if number == table { (id.as_slice(), first, second) } else { (&[][..], "", "") };
+        let left = limit.saturating_sub(rows.len()) as i64;
+        rows.extend(match number {
+            0 => all(tx, sql, params![id, left], |row| columns::credential(row).map(any))?,
+            1 => all(tx, sql, params![id, left], |row| columns::state(row).map(any))?,
+            2 => all(tx, sql, params![first, second, left], |row| columns::account(row).map(any))?,
+            _ => all(tx, sql, params![first, second, left], |row| columns::idempotency(row).map(any))?,
+        });
+    }
+    Ok(rows)
+}
+
+fn any<T: Into<Row>>(sealed: Sealed<T>) -> Sealed<Row> {
+    Sealed { row: sealed.row.into(), seal: sealed.seal }
+}
+
+/// A moment to compare stored ones with.
+fn signed(unix_ms: u64) -> i64 {
+    i64::try_from(unix_ms).unwrap_or(i64::MAX)
+}
+
+fn one<T>(
+    tx: &Transaction<'_>,
+    sql: &str,
+    values: impl Params,
+    parse: impl Fn(&SqlRow<'_>) -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
+    let mut statement = tx.prepare_cached(sql)?;
+    let mut rows = statement.query(values)?;
+    rows.next()?.map(parse).transpose()
+}
+
+fn all<T>(
+    tx: &Transaction<'_>,
+    sql: &str,
+    values: impl Params,
+    parse: impl Fn(&SqlRow<'_>) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    let mut statement = tx.prepare_cached(sql)?;
+    let mut rows = statement.query(values)?;
+    let mut parsed = Vec::new();
+    while let Some(row) = rows.next()? {
+        parsed.push(parse(row)?);
+    }
+    Ok(parsed)
+}

@@ -1,0 +1,245 @@
+//! Rows into the database: comparing, writing and removing them, each one statement.
+//!
+//! Every function runs inside the writer's transaction. A statement that changes another number of
+//! rows than one is an error: comparing came first, so only a commit that names a row twice gets there.
+
+use rusqlite::types::ToSql;
+use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
+
+use crate::domain::account::Account;
+use crate::domain::audit::AuditEntry;
+use crate::domain::credential::{Credential, CredentialState, Status};
+use crate::domain::idempotency::IdempotencyRecord;
+use crate::domain::lockout::Lock;
+use crate::domain::otp::Mover;
+use crate::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
+
+/// The version of the row at `key`; `None` where there is none.
+pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u64>> {
+    fn find(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<u64>> {
+        let version =
+            connection.prepare_cached(sql)?.query_row(key, |row| row.get::<_, i64>(0)).optional()?;
+        Ok(version.map(i64::cast_unsigned))
+    }
+    match key {
+        RowKey::Credential(id) => {
+            find(connection, "SELECT version FROM credential WHERE id = ?1", [id.to_bytes()])
+        }
+        RowKey::State(id) => {
+            find(connection, "SELECT version FROM credential_state WHERE id = ?1", [id.to_bytes()])
+        }
+        RowKey::Account(tenant, account) => find(
+            connection,
+            "SELECT version FROM account WHERE tenant = ?1 AND account = ?2",
+            [tenant.as_str(), account.as_str()],
+        ),
+        RowKey::Idempotency(client, key) => find(
+            connection,
+            "SELECT version FROM idempotency WHERE client = ?1 AND key = ?2",
+            [client.as_str(), key.as_str()],
+        ),
+    }
+}
+
+/// Removes the row at `key`.
+pub(super) fn remove(connection: &Connection, key: &RowKey) -> Result<()> {
+    match key {
+        RowKey::Credential(id) => {
+            change(connection, "DELETE FROM credential WHERE id = ?1", params![id.to_bytes()])
+        }
+        RowKey::State(id) => {
+            change(connection, "DELETE FROM credential_state WHERE id = ?1", params![id.to_bytes()])
+        }
+        RowKey::Account(tenant, account) => change(
+            connection,
+            "DELETE FROM account WHERE tenant = ?1 AND account = ?2",
+            params![tenant.as_str(), account.as_str()],
+        ),
+        RowKey::Idempotency(client, key) => change(
+            connection,
+            "DELETE FROM idempotency WHERE client = ?1 AND key = ?2",
+            params![client.as_str(), key.as_str()],
+        ),
+    }
+}
+
+/// Writes a row: version 1 as a new one, any other over the version before it.
+pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<()> {
+    match &sealed.row {
+        Row::Credential(row) => write_credential(connection, row, &sealed.seal),
+        Row::State(row) => write_state(connection, row, &sealed.seal),
+        Row::Account(row) => write_account(connection, row, &sealed.seal),
+        Row::Idempotency(row) => write_idempotency(connection, row, &sealed.seal),
+    }
+}
+
+fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> Result<()> {
+    let (mover, look_ahead, period_s, skew_steps) = match row.mover {
+        Mover::Hotp { look_ahead } => ("hotp", Some(look_ahead), None, None),
+        Mover::Totp { period_s, skew_steps } => ("totp", None, Some(period_s), Some(skew_steps)),
+    };
+    let secret = row.secret.as_ref();
+    put(
+        connection,
+        row.version,
+        "INSERT INTO credential (id, version, tenant, account, created_unix_ms, algorithm, digits, mover,
+             look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        "UPDATE credential SET (version, tenant, account, created_unix_ms, algorithm, digits, mover,
+             look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
+         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+         WHERE id = ?1 AND version = ?17",
+        params![
+            row.id.to_bytes(),
+            row.version.cast_signed(),
+            row.tenant.as_str(),
+            row.account.as_str(),
+            row.created_unix_ms.cast_signed(),
+            row.algorithm.name(),
+            u8::from(row.digits),
+            mover,
+            look_ahead,
+            period_s,
+            skew_steps,
+            secret.map(|secret| secret.kek_version),
+            secret.map(|secret| &secret.blob),
+            row.deleted_unix_ms.map(u64::cast_signed),
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
+fn write_state(connection: &Connection, row: &CredentialState, seal: &Seal) -> Result<()> {
+    put(
+        connection,
+        row.version,
+        "INSERT INTO credential_state (id, version, tenant, status, next_factor, last_accepted, drift_steps,
+             failures, lock, account_share, account_epoch, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "UPDATE credential_state SET (version, tenant, status, next_factor, last_accepted, drift_steps,
+             failures, lock, account_share, account_epoch, seal_key_version, seal)
+         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+         WHERE id = ?1 AND version = ?14",
+        params![
+            row.id.to_bytes(),
+            row.version.cast_signed(),
+            row.tenant.as_str(),
+            status_name(row.status),
+            row.next_factor.cast_signed(),
+            row.last_accepted.map(u64::cast_signed),
+            row.drift_steps,
+            row.attempts.failures,
+            lock_bytes(row.attempts.lock)?,
+            row.account_share,
+            row.account_epoch,
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
+fn write_account(connection: &Connection, row: &Account, seal: &Seal) -> Result<()> {
+    put(
+        connection,
+        row.version,
+        "INSERT INTO account (tenant, account, version, failures, lock, epoch, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "UPDATE account SET (version, failures, lock, epoch, seal_key_version, seal)
+         = (?3, ?4, ?5, ?6, ?7, ?8)
+         WHERE tenant = ?1 AND account = ?2 AND version = ?9",
+        params![
+            row.tenant.as_str(),
+            row.account.as_str(),
+            row.version.cast_signed(),
+            row.attempts.failures,
+            lock_bytes(row.attempts.lock)?,
+            row.epoch,
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
+fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Seal) -> Result<()> {
+    put(
+        connection,
+        row.version,
+        "INSERT INTO idempotency
+             (client, key, version, fingerprint, answer, expires_unix_ms, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "UPDATE idempotency SET (version, fingerprint, answer, expires_unix_ms, seal_key_version, seal)
+         = (?3, ?4, ?5, ?6, ?7, ?8)
+         WHERE client = ?1 AND key = ?2 AND version = ?9",
+        params![
+            row.client.as_str(),
+            row.key.as_str(),
+            row.version.cast_signed(),
+            row.fingerprint.0,
+            row.answer,
+            row.expires_unix_ms.cast_signed(),
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
+/// Appends what the log keeps of a commit.
+pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> Result<()> {
+    let actor = entry.actor.as_ref();
+    change(
+        connection,
+        "INSERT INTO audit (unix_ms, event, tenant, client, request_id, credential)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            entry.unix_ms.cast_signed(),
+            entry.event.name(),
+            actor.map(|actor| actor.tenant.as_str()),
+            actor.map(|actor| actor.client.as_str()),
+            actor.map(|actor| actor.request_id.as_str()),
+            entry.credential.map(|id| id.to_bytes()),
+        ],
+    )
+}
+
+/// Adds to the sum over all rows.
+pub(super) fn add_to_sum(connection: &Connection, difference: RowSum) -> Result<()> {
+    let sum: [u8; 32] =
+        connection.prepare_cached("SELECT sum FROM row_sum")?.query_row([], |row| row.get(0))?;
+    change(connection, "UPDATE row_sum SET sum = ?1", params![RowSum(sum).plus(difference).0])
+}
+
+fn put(
+    connection: &Connection,
+    version: u64,
+    insert: &str,
+    update: &str,
+    values: &[&dyn ToSql],
+) -> Result<()> {
+    if version == 1 {
+        return change(connection, insert, values);
+    }
+    let before = version.wrapping_sub(1).cast_signed();
+    let values: Vec<&dyn ToSql> = values.iter().copied().chain([&before as &dyn ToSql]).collect();
+    change(connection, update, &values)
+}
+
+fn change(connection: &Connection, sql: &str, values: &[&dyn ToSql]) -> Result<()> {
+    match connection.prepare_cached(sql)?.execute(values)? {
+        1 => Ok(()),
+        count => Err(Error::StatementChangedRows(count)),
+    }
+}
+
+pub(super) fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Active => "active",
+        Status::Suspended => "suspended",
+        Status::Deleted => "deleted",
+    }
+}
+
+fn lock_bytes(lock: Option<Lock>) -> Result<Option<Vec<u8>>> {
+    let bytes = lock.map(|lock| postcard::to_allocvec(&lock)).transpose();
+    bytes.map_err(|error| Error::ToSqlConversionFailure(Box::new(error)))
+}

@@ -1,0 +1,126 @@
+//! The database's shape, and how an older one becomes the present one.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::OpenError;
+
+/// `PRAGMA application_id` of every hsm-authd database: "hsma".
+pub(super) const APPLICATION_ID: i32 = 0x6873_6d61;
+
+/// One step per version: the first makes version 1. A released step never changes.
+///
+/// * A `u64` is stored as the same 64 bits in SQLite's signed integer.
+/// * Keys are random, so the tables are clustered on them (`WITHOUT ROWID`): one tree, not two.
+/// * `credential_state` is apart from `credential` because each code rewrites it: small rows make
+///   few dirty pages, and the size of a group's fsync is the throughput.
+/// * `audit` only ever grows; its `seq` is the order of the commits.
+const STEPS: &[&str] = &["
+    CREATE TABLE credential (
+        id               BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        account          TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        created_unix_ms  INTEGER NOT NULL,
+        algorithm        TEXT NOT NULL,
+        digits           INTEGER NOT NULL,
+        mover            TEXT NOT NULL,
+        look_ahead       INTEGER,
+        period_s         INTEGER,
+        skew_steps       INTEGER,
+        kek_version      INTEGER,
+        secret           BLOB,
+        deleted_unix_ms  INTEGER,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX credential_of_account ON credential (tenant, account, created_unix_ms, id)
+        WHERE deleted_unix_ms IS NULL;
+    CREATE INDEX credential_of_tenant ON credential (tenant, created_unix_ms, id)
+        WHERE deleted_unix_ms IS NULL;
+    CREATE INDEX credential_deleted ON credential (deleted_unix_ms)
+        WHERE deleted_unix_ms IS NOT NULL;
+
+    CREATE TABLE credential_state (
+        id               BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        status           TEXT NOT NULL,
+        next_factor      INTEGER NOT NULL,
+        last_accepted    INTEGER,
+        drift_steps      INTEGER NOT NULL,
+        failures         INTEGER NOT NULL,
+        lock             BLOB,
+        account_share    INTEGER NOT NULL,
+        account_epoch    INTEGER NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE account (
+        tenant           TEXT NOT NULL,
+        account          TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        failures         INTEGER NOT NULL,
+        lock             BLOB,
+        epoch            INTEGER NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL,
+        PRIMARY KEY (tenant, account)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE idempotency (
+        client           TEXT NOT NULL,
+        key              TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        fingerprint      BLOB NOT NULL,
+        answer           BLOB NOT NULL,
+        expires_unix_ms  INTEGER NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL,
+        PRIMARY KEY (client, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX idempotency_expires ON idempotency (expires_unix_ms);
+
+    CREATE TABLE audit (
+        seq        INTEGER PRIMARY KEY,
+        unix_ms    INTEGER NOT NULL,
+        event      TEXT NOT NULL,
+        tenant     TEXT,
+        client     TEXT,
+        request_id TEXT,
+        credential BLOB
+    ) STRICT;
+    CREATE INDEX audit_clock ON audit (seq) WHERE event IN ('clock.stepped', 'clock.accepted');
+
+    CREATE TABLE row_sum (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        sum  BLOB NOT NULL CHECK (length(sum) = 32)
+    ) STRICT;
+    INSERT INTO row_sum (only, sum) VALUES (1, zeroblob(32));
+"];
+
+/// Brings the database to the present version, one transaction a step: a crash leaves a whole
+/// version, and the next start goes on from there.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |error| OpenError(format!("cannot migrate {}: {error}", path.display()));
+    let version: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    let done = usize::try_from(version).ok().filter(|done| *done <= STEPS.len()).ok_or_else(|| {
+        OpenError(format!(
+            "{} has schema version {version}, made by a newer release; this one knows up to {}",
+            path.display(),
+            STEPS.len()
+        ))
+    })?;
+    for (step, sql) in STEPS.iter().enumerate().skip(done) {
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        transaction.execute_batch(sql).map_err(failed)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+        transaction.pragma_update(None, "user_version", step as i64 + 1).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! The embedded backend: SQLite in WAL mode, one writer thread, one that makes checkpoints, and
+//! readers that wait for neither.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::columns::Fault;
+use super::writer::{Request, Writer};
+use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
+use super::{checkpoint, files, schema};
+
+/// So many reads at once; the others wait. More would only fight for the same pages.
+const READERS_MAX: usize = 8;
+/// How long a commit waits for somebody else's write lock (a checkpoint past the cap, a backup).
+const WRITER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a checkpoint past the cap waits for readers, and the writer for it: less than the
+/// writer's patience, so that no commit is refused for it.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A database of this appliance, opened by this process alone. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// Dropped in this order: idle readers close, the queue closes, the threads finish what waits in it
+/// and end, the last connection empties the WAL, and only then another process may come.
+struct Inner {
+    path: PathBuf,
+    readers: Mutex<Vec<Connection>>,
+    permits: Arc<Semaphore>,
+    failed: watch::Receiver<bool>,
+    queue: mpsc::Sender<Request>,
+    _threads: [Joined; 2],
+    _lock: File,
+}
+
+/// A thread that is waited for when its handle is dropped.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // Its panic is told by itself; the queue it left behind answers `Unavailable`.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Joined {
+    fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<Self, OpenError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
+        thread
+            .map(|thread| Self(Some(thread)))
+            .map_err(|error| OpenError(format!("cannot start the thread {name}: {error}")))
+    }
+}
+
+impl Store {
+    /// Opens the database at `path`, or makes it (mode 0600) where there is none; its folder must
+    /// exist. Brings an older schema up to date. Waits for the disk: not for an async thread that
+    /// has anything else to do.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let lock = files::prepare(path)?;
+        let mut connection = connect(path, WRITER_PATIENCE)?;
+        schema::migrate(&mut connection, path)?;
+        configure(&connection).map_err(|error| unusable(path, &error))?;
+        let checkpoints = connect(path, CHECKPOINT_PATIENCE)?;
+
+        let (queue, requests) = mpsc::channel(QUEUE_MAX);
+        let (latch, failed) = watch::channel(false);
+        let (ask, asked) = std_mpsc::sync_channel(1);
+        let writer = Writer::new(connection, latch, ask);
+        let threads = [
+            Joined::spawn("store-writer", move || writer.run(requests))?,
+            Joined::spawn("store-checkpoint", move || checkpoint::run(checkpoints, asked))?,
+        ];
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path: path.to_owned(),
+                readers: Mutex::new(Vec::new()),
+                permits: Arc::new(Semaphore::new(READERS_MAX)),
+                failed,
+                queue,
+                _threads: threads,
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Commits; see the contract above [`crate::store`]. The commit goes on when the caller stops
+    /// waiting for it.
+    pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
+        let (answer, outcome) = oneshot::channel();
+        self.inner.queue.try_send(Request { commit, answer }).map_err(|error| match error {
+            TrySendError::Full(_) => CommitError::Busy,
+            TrySendError::Closed(_) => CommitError::Unavailable,
+        })?;
+        // No answer: the writer panicked, and nobody knows how far it came.
+        outcome.await.unwrap_or(Err(CommitError::Unavailable))
+    }
+
+    /// Resolves when the outcome of a commit is unknown (or the writer is gone): the process has to
+    /// end. Never resolves otherwise.
+    pub async fn failed(&self) {
+        let mut failed = self.inner.failed.clone();
+        let _ = failed.wait_for(|failed| *failed).await;
+    }
+
+    /// Runs `read` in one read transaction, off the async threads.
+    pub(super) async fn read<T, F>(&self, read: F) -> Result<T, ReadError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        let permit = Arc::clone(&self.inner.permits).acquire_owned().await.map_err(|_| ReadError)?;
+        let inner = Arc::clone(&self.inner);
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            inner.read(read)
+        });
+        match done.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(fault)) => {
+                tracing::error!(cause = %fault, "a read failed");
+                Err(ReadError)
+            }
+            Err(error) => {
+                tracing::error!(panicked = error.is_panic(), "a read did not end");
+                Err(ReadError)
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => reader(&self.path)?,
+        };
+        let value = {
+            let transaction = connection.transaction()?;
+            read(&transaction)?
+        };
+        // A connection that met an error is not used again.
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        Ok(value)
+    }
+}
+
+fn unusable(path: &Path, error: &rusqlite::Error) -> OpenError {
+    OpenError(format!("cannot open the database {}: {error}", path.display()))
+}
+
+fn connect(path: &Path, patience: Duration) -> Result<Connection, OpenError> {
+    // No CREATE: the file is there, made with the right mode.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = || {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(patience)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "trusted_schema", false)?;
+        Ok(connection)
+    };
+    open().map_err(|error| unusable(path, &error))
+}
+
+/// What the writing connection needs beyond [`connect`].
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
+        match row.get::<_, String>(0)?.as_str() {
+            "wal" => Ok(()),
+            _ => Err(rusqlite::Error::InvalidQuery),
+        }
+    })?;
+    // A checkpoint inside a COMMIT would make everybody wait, and its error look like the commit's.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // A deleted secret leaves the file, not only the tree.
+    connection.pragma_update(None, "secure_delete", true)?;
+    // In KiB when negative. A group that outgrows the cache writes its pages twice.
+    connection.pragma_update(None, "cache_size", -64 * 1_024)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(WRITER_PATIENCE)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
