@@ -1,0 +1,3 @@
+//! The whole appliance with nothing set up, for development and demonstration.
+
+pub mod pki;
