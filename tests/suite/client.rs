@@ -16,7 +16,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::TLS13;
@@ -49,8 +49,13 @@ impl Identity {
         Self { ca: ca.into(), own: None }
     }
 
-    /// TLS 1.3 settings that offer `alpn`, the hybrid X25519MLKEM768 first.
+    /// TLS 1.3 settings that offer `alpn`, and the hybrid X25519MLKEM768 first.
     pub fn tls_config(&self, alpn: &[&str]) -> Result<ClientConfig, Failure> {
+        self.tls_config_with(aws_lc_rs::default_provider(), alpn)
+    }
+
+    /// The same with other groups or ciphers.
+    pub fn tls_config_with(&self, provider: CryptoProvider, alpn: &[&str]) -> Result<ClientConfig, Failure> {
         let failed = |path: &Path, e: &dyn fmt::Display| Failure::Setup(format!("{}: {e}", path.display()));
         let certificates = |path: &Path| {
             CertificateDer::pem_file_iter(path)
@@ -61,7 +66,7 @@ impl Identity {
         for certificate in certificates(&self.ca)? {
             roots.add(certificate).map_err(|e| failed(&self.ca, &e))?;
         }
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| Failure::Setup(e.to_string()))?
             .with_root_certificates(roots);
