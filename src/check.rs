@@ -60,8 +60,9 @@ fn private(path: &Path) -> Result<(), String> {
 /// Starts one custodian and lets it go again.
 fn hello(hsm: &HsmConfig) -> Result<String, String> {
     let (mut ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
-    let mut child =
-        supervisor::spawn("custodian", theirs.into(), |command| drop(command.envs(&hsm.environment)))?;
+    let mut child = supervisor::spawn("custodian", theirs.into(), |command| {
+        command.envs(&hsm.environment);
+    })?;
     let answer = exchange(&mut ours, hsm);
     drop(ours);
     let status = child.wait().map_err(|e| e.to_string())?;

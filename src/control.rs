@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::net::{
@@ -123,6 +124,23 @@ pub fn receive<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T,
     match postcard::take_from_bytes(body) {
         Ok((message, [])) => Ok(Some((message, descriptors))),
         _ => Err(malformed()),
+    }
+}
+
+/// Receives one message and its descriptors, waiting for it; `None` when the other side is gone.
+///
+/// # Errors
+/// As for [`receive`].
+pub fn wait<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    loop {
+        match poll(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other?,
+        };
+        match receive(&channel) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
+        }
     }
 }
 

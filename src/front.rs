@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
@@ -48,7 +47,7 @@ fn start(supervisor_pid: i32) -> Result<(), String> {
     let channel = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
     let result = runtime.block_on(async {
-        let channel = Channel(AsyncFd::new(channel).map_err(|e| e.to_string())?);
+        let mut channel = Channel::open(channel)?;
         match channel.receive().await? {
             Some((ToFront::Start(start), descriptors)) => serve(channel, start, descriptors).await,
             _ => Err("the front is started by the supervisor, not by hand".to_owned()),
@@ -59,23 +58,40 @@ fn start(supervisor_pid: i32) -> Result<(), String> {
     result
 }
 
-/// The control channel, for the runtime.
-struct Channel(AsyncFd<OwnedFd>);
+/// The control channel, for the runtime: a thread waits at it.
+struct Channel {
+    socket: Arc<OwnedFd>,
+    received: mpsc::UnboundedReceiver<Result<(ToFront, Vec<OwnedFd>), String>>,
+}
 
 impl Channel {
-    async fn receive(&self) -> Result<Option<(ToFront, Vec<OwnedFd>)>, String> {
-        loop {
-            let mut ready = self.0.readable().await.map_err(|e| e.to_string())?;
-            match ready.try_io(|channel| control::receive(channel.get_ref())) {
-                Ok(received) => return received.map_err(|e| e.to_string()),
-                Err(_would_block) => {}
-            }
-        }
+    fn open(socket: OwnedFd) -> Result<Self, String> {
+        let socket = Arc::new(socket);
+        let (sender, received) = mpsc::unbounded_channel();
+        let waiting = socket.clone();
+        // It ends with the channel, or with the process.
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                while let Some(message) = control::wait(&*waiting).transpose() {
+                    let broken = message.is_err();
+                    if sender.send(message.map_err(|e| e.to_string())).is_err() || broken {
+                        return;
+                    }
+                }
+            })
+            .map_err(|e| e.to_string())?;
+        Ok(Self { socket, received })
+    }
+
+    /// `None`: the supervisor is gone.
+    async fn receive(&mut self) -> Result<Option<(ToFront, Vec<OwnedFd>)>, String> {
+        self.received.recv().await.transpose()
     }
 
     fn send(&self, message: &ToSupervisor) {
         // A supervisor that does not listen is gone, and this process with it.
-        if let Err(error) = control::send(self.0.get_ref(), message, &[]) {
+        if let Err(error) = control::send(&*self.socket, message, &[]) {
             tracing::error!(%error, "the supervisor does not listen");
         }
     }
@@ -145,7 +161,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
 
 /// Listens to the supervisor, and tells it what becomes of its custodians.
 async fn listen(
-    channel: Channel,
+    mut channel: Channel,
     mut events: mpsc::UnboundedReceiver<CustodianEvent>,
     hsm: Hsm,
     server: Arc<Server>,

@@ -88,7 +88,7 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, Option<String>> {
 /// # Errors
 /// One line for the operator.
 pub fn lock(store: &Path) -> Result<OwnedFd, Option<String>> {
-    let path = store.with_added_extension("lock");
+    let path = store.with_added_extension("instance");
     let fail = |e: &dyn std::fmt::Display| Some(format!("{}: {e}", path.display()));
     let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| fail(&e))?;
     let deadline = Instant::now() + LOCK_WAIT_MAX;

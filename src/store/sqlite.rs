@@ -114,6 +114,11 @@ impl Store {
         let _ = failed.wait_for(|failed| *failed).await;
     }
 
+    /// Whether the outcome of a commit is unknown.
+    pub fn has_failed(&self) -> bool {
+        *self.inner.failed.borrow()
+    }
+
     /// Runs `read` in one read transaction, off the async threads.
     pub(super) async fn read<T, F>(&self, read: F) -> Result<T, ReadError>
     where

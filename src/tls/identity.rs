@@ -21,6 +21,16 @@ pub struct Client {
     pub permissions: Vec<Permission>,
 }
 
+impl Client {
+    /// Whose data it sees, as configured, for the log.
+    pub fn tenant_name(&self) -> &str {
+        match &self.scope {
+            TenantScope::One(tenant) => tenant.as_str(),
+            TenantScope::All => "*",
+        }
+    }
+}
+
 /// All configured clients, to be found by certificate.
 #[derive(Debug, Default)]
 pub struct Clients {
