@@ -43,7 +43,7 @@ impl Kind {
             Self::Row => (Material::Generic, Use::Sign),
             Self::Data => (Material::Aes, Use::Cipher),
         };
-        Shape { material, length_bytes: 32, token: true, extractable: false, purpose: Some(purpose) }
+        Shape { material, length_bytes: Some(32), token: true, extractable: false, purpose: Some(purpose) }
     }
 }
 

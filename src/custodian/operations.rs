@@ -283,3 +283,106 @@ fn replaced<'a>(standing: &'a [SealedBytes], positions: &[u8]) -> Result<Vec<&'a
     };
     positions.iter().map(row).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::pin::Pin;
+    use super::super::pkcs11::Module;
+    use super::super::token::make_keys;
+    use super::*;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    const FOLDER: &str = "HSM_AUTHD_TEST_FOLDER";
+
+    /// Session objects are seen by their own process alone, and the module takes its configuration
+    /// from the environment: so the test runs itself again, in a child.
+    #[test]
+    fn no_session_object_outlives_its_use_or_gives_its_seed_away() {
+        match std::env::var_os(FOLDER) {
+            Some(folder) => in_child(Path::new(&folder)),
+            None => in_parent(),
+        }
+    }
+
+    fn in_parent() {
+        let memory = Path::new("/dev/shm");
+        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let folder = base.join(format!("hsm-authd-unit-{}", std::process::id()));
+        let tokens = folder.join("tokens");
+        std::fs::create_dir_all(&tokens).unwrap();
+        let conf = folder.join("softhsm2.conf");
+        std::fs::write(&conf, format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display()))
+            .unwrap();
+        std::fs::write(folder.join("pin"), "1234-5678").unwrap();
+        let name = "custodian::operations::tests::no_session_object_outlives_its_use_or_gives_its_seed_away";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env("SOFTHSM2_CONF", conf)
+            .env(FOLDER, &folder)
+            .output();
+        let _ = std::fs::remove_dir_all(&folder);
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    fn module_path() -> PathBuf {
+        let places = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so"];
+        places.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM")
+    }
+
+    fn in_child(folder: &Path) {
+        let pin_file = folder.join("pin");
+        let module = Module::load(&module_path()).unwrap();
+        let pin = Pin::read(&pin_file).unwrap();
+        assert!(module.init_token("unit", &pin).unwrap());
+        let token = module.tokens_labelled("unit").unwrap().pop().unwrap();
+        module.init_user_pin(&token, &pin, &pin).unwrap();
+        let session = module.login(&token, &pin).unwrap();
+        make_keys(&session, "unit", &mut std::io::sink()).unwrap();
+        let keys = Keys::load(&session).unwrap();
+        let mut operations = Operations::new(session, keys, 2);
+        let objects = |operations: &Operations| operations.session.session_objects();
+        let resting = objects(&operations);
+        assert_eq!(resting, 1, "the kek's copy");
+        let (_, kek) = operations.keys.newest_kek();
+        let Operations { session, keys, .. } = &operations;
+        assert!(session.value(kek).is_none());
+        assert!(session.wrap(kek, kek, 32).is_err());
+
+        // Whatever is imported or generated leaves nothing behind, even if it cannot be wrapped.
+        let seed = |byte| SecretBytes::new(vec![byte; 20]);
+        operations.import(Algorithm::Sha1, &seed(1)).unwrap();
+        operations.generate(Algorithm::Sha1, false).unwrap();
+        operations.generate(Algorithm::Sha1, true).unwrap();
+        let unwrappable = session.create(&departing(24), &[1; 24]).unwrap();
+        assert!(operations.wrap_and_destroy(unwrappable, 32).is_err());
+        assert_eq!(objects(&operations), resting);
+
+        // What is unwrapped cannot be read, wrapped or used for another hash.
+        let wrapped = |byte| operations.import(Algorithm::Sha1, &seed(byte)).unwrap();
+        let mut secrets = Secrets::new(2);
+        let mut open = |wrapped| secrets.open(session, keys, wrapped, Algorithm::Sha1).unwrap();
+        let first = open(wrapped(1));
+        assert!(session.value(first).is_none());
+        assert!(
+            session.wrap(kek, first, 24).is_err_and(|e| e.to_string().starts_with("C_WrapKey: CKR_KEY_"))
+        );
+        assert!(session.hmac(Algorithm::Sha256, first, b"").is_err());
+        assert!(session.hmac(Algorithm::Sha1, first, b"").is_ok());
+
+        // It stays while there is room, and is destroyed when there is none.
+        open(wrapped(1));
+        open(wrapped(2));
+        assert_eq!(objects(&operations), resting + 2);
+        open(wrapped(3));
+        assert_eq!(objects(&operations), resting + 2);
+        assert!(session.hmac(Algorithm::Sha1, first, b"").is_err());
+
+        // An object is what its shape says, or it is not used.
+        let wrong = session.check(first, &departing(24));
+        assert!(wrong.is_err());
+        operations.self_test().unwrap();
+    }
+}

@@ -120,8 +120,9 @@ pub enum Use {
 pub struct Shape {
     /// Its type.
     pub material: Material,
-    /// Its length in bytes.
-    pub length_bytes: usize,
+    /// Its length in bytes; `None`: that of the blob it is unwrapped from, which PKCS#11 does not
+    /// take in a template, and some modules do not tell afterwards.
+    pub length_bytes: Option<usize>,
     /// Whether it stays in the token, or ends with the session.
     pub token: bool,
     /// Whether it may leave under another key.
@@ -131,7 +132,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The attributes that a template gives and that are read back.
+    /// The attributes that a template gives and that are read back, without the length.
     fn attributes(&self) -> Vec<Attribute> {
         let key_type = match self.material {
             Material::Aes => KeyType::AES,
@@ -155,8 +156,13 @@ impl Shape {
         ]
     }
 
-    fn length(&self) -> Result<Attribute, HsmError> {
-        Ok(Attribute::ValueLen(self.length_bytes.try_into()?))
+    /// The same with the length.
+    fn all_attributes(&self) -> Result<Vec<Attribute>, HsmError> {
+        let mut attributes = self.attributes();
+        if let Some(length_bytes) = self.length_bytes {
+            attributes.push(Attribute::ValueLen(length_bytes.try_into()?));
+        }
+        Ok(attributes)
     }
 }
 
@@ -268,8 +274,7 @@ impl Session {
     /// # Errors
     /// Names the first attribute that is missing or not as `shape` says.
     pub fn check(&self, object: Object, shape: &Shape) -> Result<(), HsmError> {
-        let mut wanted = shape.attributes();
-        wanted.push(shape.length()?);
+        let wanted = shape.all_attributes()?;
         let types: Vec<_> = wanted.iter().map(Attribute::attribute_type).collect();
         let found = self.0.get_attributes(object.0, &types)?;
         match wanted.iter().find(|attribute| !found.contains(attribute)) {
@@ -281,7 +286,7 @@ impl Session {
         }
     }
 
-    /// Generates a key. Token objects get the label and are made unmodifiable.
+    /// Generates a key. One with a label is made unmodifiable, unless it wraps.
     ///
     /// # Errors
     /// `C_GenerateKey` failed.
@@ -290,11 +295,12 @@ impl Session {
             Material::Aes => Mechanism::AesKeyGen,
             Material::Generic => Mechanism::GenericSecretKeyGen,
         };
-        let mut template = shape.attributes();
-        template.push(shape.length()?);
+        let mut template = shape.all_attributes()?;
         if let Some(label) = label {
             template.push(Attribute::Label(label.as_bytes().to_vec()));
-            template.push(Attribute::Modifiable(false));
+            // A key that is to be copied to a session object must allow it: the copy's CKA_TOKEN is
+            // a modification. No module lets go of CKA_SENSITIVE or non-extractability for that.
+            template.push(Attribute::Modifiable(shape.purpose == Some(Use::Wrap)));
         }
         Ok(Object(self.0.generate_key(&mechanism, &template)?))
     }
@@ -349,7 +355,6 @@ impl Session {
         shape: &Shape,
         algorithm: Algorithm,
     ) -> Result<Object, HsmError> {
-        // Without the length: PKCS#11 refuses it here, the blob has its own.
         let mut template = shape.attributes();
         template.push(Attribute::AllowedMechanisms(vec![match algorithm {
             Algorithm::Sha1 => MechanismType::SHA1_HMAC,
@@ -392,5 +397,42 @@ impl Session {
     /// `C_GenerateRandom` failed.
     pub fn random(&self, bytes: &mut [u8]) -> Result<(), HsmError> {
         Ok(self.0.generate_random_slice(bytes)?)
+    }
+
+    /// The bytes of a key, if the module gives them out.
+    #[cfg(test)]
+    pub fn value(&self, object: Object) -> Option<Vec<u8>> {
+        match self.0.get_attributes(object.0, &[AttributeType::Value]).unwrap().pop() {
+            Some(Attribute::Value(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// How many session objects there are.
+    #[cfg(test)]
+    pub fn session_objects(&self) -> usize {
+        self.0.find_objects(&[Attribute::Token(false)]).unwrap().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cryptoki::context::Function;
+
+    #[test]
+    fn errors_are_named_as_in_the_standard() {
+        for (code, text, is_pin_refusal) in [
+            (RvError::PinIncorrect, "C_Login: CKR_PIN_INCORRECT", true),
+            (RvError::PinLocked, "C_Login: CKR_PIN_LOCKED", true),
+            (RvError::PinExpired, "C_Login: CKR_PIN_EXPIRED", true),
+            (RvError::PinLenRange, "C_Login: CKR_PIN_LEN_RANGE", true),
+            (RvError::DeviceRemoved, "C_Login: CKR_DEVICE_REMOVED", false),
+            (RvError::UserPinNotInitialized, "C_Login: CKR_USER_PIN_NOT_INITIALIZED", false),
+        ] {
+            let error = HsmError::from(Error::Pkcs11(code, Function::Login));
+            assert_eq!(error.to_string(), text);
+            assert_eq!(error.is_pin_refusal(), is_pin_refusal, "{text}");
+        }
     }
 }

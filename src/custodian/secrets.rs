@@ -21,19 +21,23 @@ pub fn padded_bytes(seed_bytes: usize, algorithm: Algorithm) -> usize {
 
 /// A session object of a seed on its way to its blob: it may leave, wrapped, and do nothing else.
 pub fn departing(length_bytes: usize) -> Shape {
-    Shape { material: Material::Generic, length_bytes, token: false, extractable: true, purpose: None }
+    Shape {
+        material: Material::Generic,
+        length_bytes: Some(length_bytes),
+        token: false,
+        extractable: true,
+        purpose: None,
+    }
 }
 
 /// A session object of an unwrapped seed: it computes HMACs and never leaves.
-fn arrived(length_bytes: usize) -> Shape {
-    Shape {
-        material: Material::Generic,
-        length_bytes,
-        token: false,
-        extractable: false,
-        purpose: Some(Use::Sign),
-    }
-}
+const ARRIVED: Shape = Shape {
+    material: Material::Generic,
+    length_bytes: None,
+    token: false,
+    extractable: false,
+    purpose: Some(Use::Sign),
+};
 
 /// What an unwrapped secret is kept under: all that goes into unwrapping it.
 #[derive(PartialEq, Eq, Hash)]
@@ -80,9 +84,8 @@ impl Secrets {
         let kek = keys
             .kek(kek_version)
             .ok_or_else(|| Fault::Hsm(format!("the token has no key hsm-authd/kek/v{kek_version}")))?;
-        let shape = arrived(length_bytes);
-        let object = session.unwrap_hmac_key(kek, &key.blob, &shape, algorithm)?;
-        if let Err(error) = session.check(object, &shape) {
+        let object = session.unwrap_hmac_key(kek, &key.blob, &ARRIVED, algorithm)?;
+        if let Err(error) = session.check(object, &ARRIVED) {
             session.destroy(object)?;
             return Err(Fault::Hsm(format!("C_UnwrapKey: {error}")));
         }

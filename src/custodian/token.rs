@@ -88,7 +88,8 @@ fn no_so_pin(label: &str, state: &str) -> StartFailure {
     ))
 }
 
-fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+/// Makes the first version of every kind of key that has none.
+pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
     let surveyed = || survey(session).map_err(|error| StartFailure::keys(label, &error));
     let there = surveyed()?;
     for kind in Kind::ALL {

@@ -1,4 +1,4 @@
-//! The integration tests, one binary of them all.
+//! The integration tests, one binary of them all: real SoftHSM, real sockets, real processes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,6 +7,10 @@
 )]
 
 mod client;
+mod custodian;
+mod intruder;
 mod pki;
 mod scratch;
+mod setup;
 mod tls;
+mod token;

@@ -1,0 +1,220 @@
+//! A token of a test's own, made by the real `hsm-authd token-setup`, and custodians on it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use hsm_authd::custodian::token::Setup;
+use hsm_authd::hsm::messages::{
+    BUILD_ID, Boot, Call, Fault, Hello, Reply, Request, Response, decode, encode, frame_length,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_hsm-authd");
+pub const LABEL: &str = "hsm-authd test";
+pub const PIN: &str = "user-pin-5501";
+pub const SO_PIN: &str = "officer-pin-7702";
+
+/// Where distributions put SoftHSM.
+const MODULES: [&str; 3] = [
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+];
+
+/// A folder with a SoftHSM configuration, PIN files and room for tokens; removed on drop.
+pub struct TestToken {
+    folder: PathBuf,
+    pub boot: Boot,
+}
+
+impl TestToken {
+    /// A folder without a token.
+    pub fn bare() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // In memory if possible: SoftHSM rewrites its files dozens of times for each key.
+        let memory = Path::new("/dev/shm");
+        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = base.join(format!("hsm-authd-test-{}-{number}", std::process::id()));
+        fs::create_dir_all(folder.join("tokens")).unwrap();
+        let tokens = folder.join("tokens");
+        let conf = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            tokens.display()
+        );
+        fs::write(folder.join("softhsm2.conf"), conf).unwrap();
+        fs::write(folder.join("pin"), format!("{PIN}\n")).unwrap();
+        fs::write(folder.join("so-pin"), SO_PIN).unwrap();
+        let boot = Boot {
+            module: MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
+            token_label: LABEL.to_owned(),
+            pin_file: folder.join("pin"),
+            secrets_cached_max: 100,
+        };
+        Self { folder, boot }
+    }
+
+    /// A token with its system keys.
+    pub fn new() -> Self {
+        let token = Self::bare();
+        let output = token.set_up(true);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        token
+    }
+
+    /// Runs `hsm-authd token-setup`, with the security officer's PIN or without.
+    pub fn set_up(&self, with_so_pin: bool) -> Output {
+        let so_pin_file = with_so_pin.then(|| self.folder.join("so-pin"));
+        self.set_up_with(&Setup { boot: self.boot.clone(), so_pin_file })
+    }
+
+    pub fn set_up_with(&self, setup: &Setup) -> Output {
+        let mut child = self
+            .command(BINARY)
+            .arg("token-setup")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&encode(setup).unwrap()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// A command in the environment that names this token's configuration.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        command.env("SOFTHSM2_CONF", self.folder.join("softhsm2.conf"));
+        command
+    }
+
+    /// Writes a file beside the token.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Hides the tokens from the module, as a pulled cable would.
+    pub fn pull(&self) {
+        fs::rename(self.folder.join("tokens"), self.folder.join("pulled")).unwrap();
+    }
+
+    /// A custodian that has booted; panics with its last words if it did not.
+    pub fn custodian(&self) -> Custodian {
+        let mut custodian = self.spawn();
+        custodian.send(&self.boot);
+        match custodian.receive::<Hello>() {
+            Some(hello) => {
+                assert_eq!(hello.build_id, BUILD_ID);
+                assert!(hello.token.contains(LABEL) && hello.token.contains("SoftHSM"), "{}", hello.token);
+                custodian
+            }
+            None => panic!("{:?}", custodian.end()),
+        }
+    }
+
+    /// A custodian process to which nothing was said yet.
+    pub fn spawn(&self) -> Custodian {
+        self.spawn_as(BINARY, &["custodian"])
+    }
+
+    /// The same, started by another program.
+    pub fn spawn_as(&self, program: &str, arguments: &[&str]) -> Custodian {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let child = self
+            .command(program)
+            .args(arguments)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Custodian { child, stream: Some(ours), calls: 0 }
+    }
+
+    /// Boots a custodian that is expected to refuse: its exit code and standard error.
+    pub fn refused(&self, boot: &Boot) -> (i32, String) {
+        let mut custodian = self.spawn();
+        custodian.send(boot);
+        assert!(custodian.receive::<Hello>().is_none());
+        let (status, words) = custodian.end();
+        (status.code().unwrap(), words)
+    }
+}
+
+impl Drop for TestToken {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A custodian process and our end of its socket.
+pub struct Custodian {
+    child: Child,
+    stream: Option<UnixStream>,
+    calls: u64,
+}
+
+impl Custodian {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn send(&mut self, message: &impl Serialize) {
+        self.send_bytes(&encode(message).unwrap());
+    }
+
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// The next message; `None` if it hung up.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Option<T> {
+        let stream = self.stream.as_mut().unwrap();
+        let mut header = [0; 4];
+        match stream.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return None,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+            Err(error) => panic!("{error}"),
+        }
+        let mut body = vec![0; frame_length(header).unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        Some(decode(&body).unwrap())
+    }
+
+    pub fn call(&mut self, request: Request) -> Result<Response, Fault> {
+        self.calls += 1;
+        self.send(&Call { id: self.calls, request });
+        let reply: Reply = self.receive().expect("a reply");
+        assert_eq!(reply.id, self.calls);
+        reply.result
+    }
+
+    /// Hangs up and waits: how it ended, and all it wrote to standard error.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        drop(self.stream.take());
+        let mut words = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+        let mut output = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+        assert_eq!(output, "", "standard output is nobody's");
+        assert!(!words.contains("panicked"), "{words}");
+        (self.child.wait().unwrap(), words)
+    }
+}
+
+impl Drop for Custodian {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
