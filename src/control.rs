@@ -177,7 +177,8 @@ mod tests {
         drop(far);
         let (message, descriptors) = receive::<ToFront>(&theirs).unwrap().unwrap();
         assert!(matches!(message, ToFront::Custodian { slot: 3, generation: 9 }));
-        std::io::Write::write_all(&mut UnixStream::from(descriptors.into_iter().next().unwrap()), b"x").unwrap();
+        std::io::Write::write_all(&mut UnixStream::from(descriptors.into_iter().next().unwrap()), b"x")
+            .unwrap();
         let mut read = Vec::new();
         near.read_to_end(&mut read).unwrap();
         assert_eq!(read, b"x");

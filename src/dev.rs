@@ -124,7 +124,9 @@ fn prepare(options: &Options) -> Result<(Service, Value), Option<String>> {
         "credentials": { "allow_export": true },
         "client": clients,
     });
-    if let (Some(custodians), Some(hsm)) = (options.custodians, config.get_mut("hsm").and_then(Value::as_object_mut)) {
+    if let (Some(custodians), Some(hsm)) =
+        (options.custodians, config.get_mut("hsm").and_then(Value::as_object_mut))
+    {
         hsm.insert("custodians".into(), custodians.into());
     }
     let toml = toml::to_string(&config).map_err(|e| Some(e.to_string()))?;
@@ -148,7 +150,12 @@ fn prepare(options: &Options) -> Result<(Service, Value), Option<String>> {
     let start = Start {
         config: config_path,
         accept_clock: options.accept_clock,
-        clock_file: options.clock_file.as_ref().map(std::path::absolute).transpose().map_err(|e| at(&dir, &e))?,
+        clock_file: options
+            .clock_file
+            .as_ref()
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|e| at(&dir, &e))?,
     };
     Ok((Service { config, start, api, ops, lock }, dev_json))
 }
@@ -157,11 +164,9 @@ fn module(options: &Options) -> Result<PathBuf, Option<String>> {
     if let Some(module) = &options.module {
         return std::path::absolute(module).map_err(|e| at(module, &e));
     }
-    SOFTHSM_MODULES
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
-        .ok_or_else(|| Some("SoftHSM is not installed: apt-get install softhsm2, or name its module by --module".into()))
+    SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(|| {
+        Some("SoftHSM is not installed: apt-get install softhsm2, or name its module by --module".into())
+    })
 }
 
 /// Makes the token beside its place and moves it there whole: a crash leaves no half-made one.

@@ -45,7 +45,8 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
 fn start(supervisor_pid: i32) -> Result<(), String> {
     control::bind_to_supervisor(supervisor_pid).map_err(|e| e.to_string())?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
     let result = runtime.block_on(async {
         let mut channel = Channel::open(channel)?;
         match channel.receive().await? {
@@ -121,7 +122,8 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     });
 
     let (drain, draining) = watch::channel(false);
-    let mut control = tokio::spawn(listen(channel, custodian_events, hsm.clone(), server.clone(), start.config, drain));
+    let mut control =
+        tokio::spawn(listen(channel, custodian_events, hsm.clone(), server.clone(), start.config, drain));
     tokio::spawn(watch_clock(clock.clone(), store.clone()));
     tokio::spawn(prune(service));
     let (ready_hsm, ready_store, ready_clock) = (hsm.clone(), store.clone(), clock);
@@ -142,7 +144,9 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
 
     let mut drained = draining.clone();
     let serving = async {
-        server.serve(TcpListener::from(api_socket), async move { drop(drained.wait_for(|drain| *drain).await) }).await?;
+        server
+            .serve(TcpListener::from(api_socket), async move { drop(drained.wait_for(|drain| *drain).await) })
+            .await?;
         if tokio::time::timeout(IDLE_MAX, api.idle()).await.is_err() {
             tracing::warn!("requests were cut off");
         }
@@ -243,7 +247,9 @@ async fn watch_clock(clock: Arc<WatchedClock>, store: Store) {
         pause.tick().await;
         let now = clock.now();
         if clock.has_stepped() && !recorded {
-            tracing::error!("the wall clock stepped: what depends on the time is refused until a start with --accept-clock");
+            tracing::error!(
+                "the wall clock stepped: what depends on the time is refused until a start with --accept-clock"
+            );
             recorded = match store.clock_stepped().await {
                 Ok(true) => true,
                 Ok(false) => record(&store, now.unix_ms, Event::ClockStepped).await.is_ok(),

@@ -178,7 +178,9 @@ impl Hsm {
 
     fn pick(&self, route: Route) -> Option<Arc<mpsc::Sender<Job>>> {
         let first = match route {
-            Route::Credential(id) => id.to_bytes().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)),
+            Route::Credential(id) => {
+                id.to_bytes().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte))
+            }
             Route::Any => self.inner.next_slot.fetch_add(1, Ordering::Relaxed),
         };
         let count = self.inner.slots.len();

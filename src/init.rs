@@ -29,7 +29,11 @@ pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> ExitCode {
 ///
 /// # Errors
 /// What to mend; [`None`] if the process has said it already.
-pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio) -> Result<(), Option<String>> {
+pub fn set_up_token(
+    hsm: &HsmConfig,
+    so_pin_file: Option<PathBuf>,
+    output: Stdio,
+) -> Result<(), Option<String>> {
     let setup = Setup { boot: boot(hsm), so_pin_file };
     let frame = messages::encode(&setup).map_err(|e| Some(e.to_string()))?;
     let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));

@@ -66,7 +66,11 @@ impl Server {
     ///
     /// # Errors
     /// If the listener cannot be used at all.
-    pub async fn serve(self: Arc<Self>, listener: StdListener, drain: impl Future<Output = ()>) -> std::io::Result<()> {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: StdListener,
+        drain: impl Future<Output = ()>,
+    ) -> std::io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let room = Arc::new(Semaphore::new(self.limits.connections_max));
@@ -117,7 +121,10 @@ impl Server {
             Duration::from_millis(self.limits.handshake_timeout_ms),
             identities.acceptor.accept(stream),
         );
-        let stream = handshake.await.map_err(|_| "the handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
+        let stream = handshake
+            .await
+            .map_err(|_| "the handshake took too long".to_owned())?
+            .map_err(|e| e.to_string())?;
         let (_, session) = stream.get_ref();
         let peer = Peer(
             session

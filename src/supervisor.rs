@@ -165,7 +165,15 @@ impl Supervisor {
         let slots = (0..service.config.hsm.custodians)
             .map(|_| Slot { running: None, generation: 0, pause: PAUSE_MIN, not_before: now })
             .collect();
-        Ok(Self { hsm: service.config.hsm, signals, front, channel, slots, ever_up: false, draining_since: None })
+        Ok(Self {
+            hsm: service.config.hsm,
+            signals,
+            front,
+            channel,
+            slots,
+            ever_up: false,
+            draining_since: None,
+        })
     }
 
     fn watch(&mut self, on_ready: impl FnOnce() -> Result<(), String>) -> Ending {
@@ -267,9 +275,7 @@ impl Supervisor {
         }
         let now = Instant::now();
         let due = |slot: &&mut Slot| slot.running.is_none() && slot.not_before <= now;
-        let Some((index, slot)) =
-            self.slots.iter_mut().enumerate().find(|(_, slot)| due(&slot))
-        else {
+        let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| due(&slot)) else {
             return Ok(());
         };
         slot.generation += 1;

@@ -21,12 +21,16 @@ impl IntoResponse for Answer {
             Self::Deleted { id } => {
                 json_response(StatusCode::OK, "deleted", &json!({ "id": id, "state": "deleted" }))
             }
-            Self::Verified { id, account } => {
-                json_response(StatusCode::OK, "verified", &json!({ "verified": true, "id": id, "account": account }))
-            }
-            Self::Resynced { id, account } => {
-                json_response(StatusCode::OK, "resynced", &json!({ "resynced": true, "id": id, "account": account }))
-            }
+            Self::Verified { id, account } => json_response(
+                StatusCode::OK,
+                "verified",
+                &json!({ "verified": true, "id": id, "account": account }),
+            ),
+            Self::Resynced { id, account } => json_response(
+                StatusCode::OK,
+                "resynced",
+                &json!({ "resynced": true, "id": id, "account": account }),
+            ),
             Self::VerificationFailed { attempts_remaining } => {
                 Problem::VerificationFailed { attempts_remaining }.into_response()
             }

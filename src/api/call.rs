@@ -87,8 +87,10 @@ impl AllowedCall {
 
     /// The query, strictly.
     pub fn query<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let Query(query) = Query::try_from_uri(&self.parts.uri)
-            .map_err(|_| Problem::Invalid { field: "", reason: "an unknown, repeated or malformed query parameter" })?;
+        let Query(query) = Query::try_from_uri(&self.parts.uri).map_err(|_| Problem::Invalid {
+            field: "",
+            reason: "an unknown, repeated or malformed query parameter",
+        })?;
         Ok(query)
     }
 
@@ -123,7 +125,10 @@ impl AllowedCall {
     async fn read(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
         let key = idempotency_key(&self.parts)?;
         let announced = self.parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > BODY_BYTES_MAX) {
+        if announced
+            .and_then(|length| length.parse().ok())
+            .is_some_and(|length: usize| length > BODY_BYTES_MAX)
+        {
             return Err(Problem::TooLarge);
         }
         let collected = timeout(api.body_timeout, Limited::new(self.body, BODY_BYTES_MAX).collect())

@@ -145,7 +145,11 @@ fn seed(
         }
     };
     let seed = decoded.map(SecretBytes::new).map_err(|_| invalid(field, "is not of that encoding"))?;
-    if (16..=64).contains(&seed.len()) { Ok(Some(seed)) } else { Err(invalid(field, "must be 16 to 64 bytes")) }
+    if (16..=64).contains(&seed.len()) {
+        Ok(Some(seed))
+    } else {
+        Err(invalid(field, "must be 16 to 64 bytes"))
+    }
 }
 
 /// `POST /v1/credentials/{id}/verify`

@@ -13,18 +13,28 @@ pub(super) enum Problem {
     /// A body that is no JSON, or did not arrive.
     Malformed(&'static str),
     /// A field that says what cannot be.
-    Invalid { field: &'static str, reason: &'static str },
+    Invalid {
+        field: &'static str,
+        reason: &'static str,
+    },
     Unauthenticated,
     Forbidden,
     NotFound,
     StateConflict,
     IdempotencyMismatch,
-    VerificationFailed { attempts_remaining: u32 },
-    Locked { retry_after_s: Option<u64> },
+    VerificationFailed {
+        attempts_remaining: u32,
+    },
+    Locked {
+        retry_after_s: Option<u64>,
+    },
     TooLarge,
     UnsupportedMediaType,
     MethodNotAllowed,
-    Unavailable { cause: String, retry_after_s: u32 },
+    Unavailable {
+        cause: String,
+        retry_after_s: u32,
+    },
 }
 
 /// The JSON. `title` and `detail` are constant for a name; nothing of the request is repeated.
@@ -144,7 +154,9 @@ impl Problem {
     pub fn render(&self, request_id: &str) -> Response {
         let (name, status, title, detail) = self.words();
         let (field, reason) = match self {
-            Self::Invalid { field, reason } => (Some(*field).filter(|field| !field.is_empty()), Some(*reason)),
+            Self::Invalid { field, reason } => {
+                (Some(*field).filter(|field| !field.is_empty()), Some(*reason))
+            }
             Self::Malformed(reason) => (None, Some(*reason)),
             _ => (None, None),
         };

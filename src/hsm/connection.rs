@@ -79,7 +79,8 @@ pub(super) async fn greet(stream: &mut UnixStream) -> Result<Hello, String> {
 /// those that are left to their callers.
 pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, withdraw: impl FnOnce()) -> End {
     let (read_half, mut write_half) = stream.into_split();
-    let mut replies = Replies { stream: read_half, buffer: Zeroizing::new(Vec::with_capacity(2 * FRAME_BYTES_MAX)) };
+    let mut replies =
+        Replies { stream: read_half, buffer: Zeroizing::new(Vec::with_capacity(2 * FRAME_BYTES_MAX)) };
     let mut waiting: VecDeque<Job> = VecDeque::with_capacity(WINDOW);
     let mut head_due = Instant::now();
 
@@ -133,7 +134,8 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
     jobs.close();
     let mut suspect = true;
     for job in waiting {
-        let _ = job.answer.send(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
+        let _ =
+            job.answer.send(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
     }
     while let Some(job) = jobs.recv().await {
         let _ = job.answer.send(Err(Lost { suspect: false, reason: end.reason.clone() }));

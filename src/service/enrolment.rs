@@ -68,8 +68,9 @@ impl Service {
             let now = self.now();
             // Made with its first credential: the row that limits guessing has to be there.
             let known: Option<Sealed<Account>> = self.store.account(&tenant, &wanted.account).await?;
-            let account =
-                known.as_ref().map_or_else(|| Account::new(tenant.clone(), wanted.account.clone()), |k| k.row.clone());
+            let account = known
+                .as_ref()
+                .map_or_else(|| Account::new(tenant.clone(), wanted.account.clone()), |k| k.row.clone());
             let credential = Credential {
                 id,
                 tenant: tenant.clone(),
@@ -148,7 +149,9 @@ fn otpauth(tenant: &Tenant, wanted: &Enrolment, seed: &SecretBytes) -> Zeroizing
 fn percent_encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()

@@ -115,8 +115,10 @@ impl Service {
                 Row::Account(rows.account.row.clone()),
             ];
             let is_written = |row: &Row| written.iter().any(|new| new.key() == row.key());
-            let replaces = (0u8..).zip(&before).filter(|(_, row)| is_written(row)).map(|(place, _)| place).collect();
-            let standing = before.iter().filter(|row| !is_written(row)).map(|row| (row.key(), row.version())).collect();
+            let replaces =
+                (0u8..).zip(&before).filter(|(_, row)| is_written(row)).map(|(place, _)| place).collect();
+            let standing =
+                before.iter().filter(|row| !is_written(row)).map(|row| (row.key(), row.version())).collect();
             let sealed = self
                 .hsm
                 .seal(SealRows {
@@ -155,7 +157,12 @@ impl Service {
     ///
     /// # Errors
     /// [`Refused`]; [`Refused::Invalid`] if `page.after` names no credential of the tenant.
-    pub async fn list(&self, caller: &Caller, account: Option<&AccountRef>, page: Page) -> Result<Listed, Refused> {
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        account: Option<&AccountRef>,
+        page: Page,
+    ) -> Result<Listed, Refused> {
         let one_more = Page { limit: page.limit.saturating_add(1), ..page };
         let Some(mut found) = self.store.credentials(&caller.tenant, account, one_more).await? else {
             return Err(Refused::Invalid { field: "after", reason: "must be the `next` of an earlier page" });

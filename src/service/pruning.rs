@@ -45,7 +45,12 @@ impl Service {
                 removed: rows.iter().map(|row| (row.key(), row.version())).collect(),
                 rows: Vec::new(),
                 sum_change: sealed.sum_change,
-                audit: AuditEntry { unix_ms: now.unix_ms, event: Event::Pruned, actor: None, credential: None },
+                audit: AuditEntry {
+                    unix_ms: now.unix_ms,
+                    event: Event::Pruned,
+                    actor: None,
+                    credential: None,
+                },
             };
             if self.commit(commit).await?.is_some() {
                 pruned += rows.len() as u64;

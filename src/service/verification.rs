@@ -52,7 +52,13 @@ impl Service {
         self.check(ask, id, Kind::Resync, otps.into()).await
     }
 
-    async fn check(&self, mut ask: Ask, id: CredentialId, kind: Kind, otps: Vec<Otp>) -> Result<Answer, Refused> {
+    async fn check(
+        &self,
+        mut ask: Ask,
+        id: CredentialId,
+        kind: Kind,
+        otps: Vec<Otp>,
+    ) -> Result<Answer, Refused> {
         let memory = match self.recall(&mut ask).await? {
             Recall::Answered(answer) => return Ok(answer),
             Recall::New(memory) => memory,
@@ -93,11 +99,18 @@ impl Service {
         };
         if !otps.iter().all(|otp| otp.has(subject.credential.digits)) {
             let field = if kind == Kind::Verify { "otp" } else { "otps" };
-            return Err(Refused::Invalid { field, reason: "a code has as many digits as the credential says" });
+            return Err(Refused::Invalid {
+                field,
+                reason: "a code has as many digits as the credential says",
+            });
         }
         let endings = Endings { kind, rows, plan: &plan, memory, now };
         let (ending, sealed) = self.ask_custodian(otps, rows, &plan, &endings).await?;
-        let standing = [rows.credential.row.clone().into(), rows.state.row.clone().into(), rows.account.row.clone().into()];
+        let standing = [
+            rows.credential.row.clone().into(),
+            rows.state.row.clone().into(),
+            rows.account.row.clone().into(),
+        ];
         let standing = (0u8..).zip(standing).filter(|(place, _)| !ending.replaces.contains(place));
         let commit = Commit {
             standing: standing.map(|(_, row): (u8, Row)| (row.key(), row.version())).collect(),
@@ -201,14 +214,18 @@ impl Endings<'_> {
     fn missed(&self) -> Result<Ending, Refused> {
         let event = if self.kind == Kind::Verify { Event::Refused } else { Event::ResyncRefused };
         let answer = Answer::VerificationFailed { attempts_remaining: self.plan.remaining_if_missed };
-        let rows = vec![
-            Row::State(self.plan.missed_state.clone()),
-            Row::Account(self.plan.missed_account.clone()),
-        ];
+        let rows =
+            vec![Row::State(self.plan.missed_state.clone()), Row::Account(self.plan.missed_account.clone())];
         self.ending(event, vec![STATE, ACCOUNT], rows, answer)
     }
 
-    fn ending(&self, event: Event, replaces: Vec<u8>, mut rows: Vec<Row>, answer: Answer) -> Result<Ending, Refused> {
+    fn ending(
+        &self,
+        event: Event,
+        replaces: Vec<u8>,
+        mut rows: Vec<Row>,
+        answer: Answer,
+    ) -> Result<Ending, Refused> {
         rows.extend(self.memory.record(&answer, self.now)?.map(Row::Idempotency));
         Ok(Ending { event, replaces, rows, answer })
     }

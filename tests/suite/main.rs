@@ -7,7 +7,9 @@
 )]
 
 mod client;
+mod credentials;
 mod custodian;
+mod daemon;
 mod intruder;
 mod pki;
 mod scratch;

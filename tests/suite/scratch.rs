@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one under Cargo's folder for such things.
+    /// Makes one in memory if possible (a token's files are rewritten dozens of times for each key), else
+    /// under Cargo's folder for such things.
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{number}", std::process::id()));
+        let memory = Path::new("/dev/shm");
+        let base = if memory.is_dir() { memory } else { Path::new(env!("CARGO_TARGET_TMPDIR")) };
+        let path = base.join(format!("hsm-authd-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -31,7 +34,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // It is under the build's own folder: what cannot be removed goes with that.
+        // What cannot be removed is small.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -41,7 +41,7 @@ impl TestToken {
         let memory = Path::new("/dev/shm");
         let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = base.join(format!("hsm-authd-test-{}-{number}", std::process::id()));
+        let folder = base.join(format!("hsm-authd-token-{}-{number}", std::process::id()));
         fs::create_dir_all(folder.join("tokens")).unwrap();
         let tokens = folder.join("tokens");
         let conf = format!(

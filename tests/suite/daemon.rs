@@ -1,0 +1,242 @@
+//! A daemon of a test's own: `hsm-authd dev` on its own folder, with its own token, database and port.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::client::{Connection, Http, Identity, Response};
+use crate::scratch::Scratch;
+
+/// RFC 4226's seed, hex.
+pub const SEED_HEX: &str = "3132333435363738393031323334353637383930";
+
+/// Running, or stopped and to be started again on the same folder. Killed on drop.
+pub struct Daemon {
+    scratch: Scratch,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+    /// `dev.json`.
+    pub info: Value,
+}
+
+impl Daemon {
+    /// Starts one with two custodians.
+    pub fn start() -> Self {
+        Self::start_with(&["--custodians", "2"], &[])
+    }
+
+    /// Starts one whose wall clock and time since boot are what [`Daemon::set_clock`] says.
+    pub fn start_at(unix_s: u64) -> Self {
+        let scratch = Scratch::new();
+        let clock = scratch.path().join("clock");
+        set_clock(&clock, unix_s * 1_000, 1_000_000);
+        let arguments = ["--custodians", "1", "--clock-file", clock.to_str().unwrap()];
+        Self::start_in(scratch, &arguments, &[])
+    }
+
+    /// Starts one with these arguments to `dev`, besides folder and port, and these variables.
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_in(Scratch::new(), arguments, environment)
+    }
+
+    fn start_in(scratch: Scratch, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut daemon = Self {
+            scratch,
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            environment: environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            child: None,
+            info: Value::Null,
+        };
+        daemon.resume();
+        daemon
+    }
+
+    /// Starts it again, and waits until it is ready.
+    pub fn resume(&mut self) {
+        assert!(self.child.is_none(), "it is running");
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hsm-authd"))
+            .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
+            .arg(self.dir())
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        self.child = Some(child);
+        assert!(line.starts_with("ready on "), "not ready: {line}{}", self.log());
+        self.info = serde_json::from_slice(&fs::read(self.dir().join("dev.json")).unwrap()).unwrap();
+    }
+
+    /// Starts it again with further arguments from here on.
+    pub fn resume_with(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(ToString::to_string));
+        self.resume();
+    }
+
+    /// `kill -9` of the supervisor; its children die with it.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it is not running");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn stop(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it is not running");
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        child.wait().unwrap()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.child.take().expect("it is not running").wait().unwrap()
+    }
+
+    /// Sets the clock of a daemon of [`Daemon::start_at`]: the wall clock, and the time since boot
+    /// along with it, so that it is no step.
+    pub fn set_clock(&self, unix_s: u64) {
+        let (unix_ms, boot_ms) = self.clock();
+        let boot_ms = (i128::from(boot_ms) + i128::from(unix_s) * 1_000 - i128::from(unix_ms)) as u64;
+        set_clock(&self.clock_path(), unix_s * 1_000, boot_ms);
+    }
+
+    /// Sets the wall clock of a daemon of [`Daemon::start_at`] alone: a step.
+    pub fn step_clock(&self, unix_s: u64) {
+        set_clock(&self.clock_path(), unix_s * 1_000, self.clock().1);
+    }
+
+    fn clock(&self) -> (u64, u64) {
+        let text = fs::read_to_string(self.clock_path()).unwrap();
+        let mut numbers = text.split_whitespace().map(|number| number.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    }
+
+    fn clock_path(&self) -> PathBuf {
+        self.scratch.path().join("clock")
+    }
+
+    /// Everything it keeps.
+    pub fn dir(&self) -> PathBuf {
+        self.scratch.path().join("dev")
+    }
+
+    /// Its database.
+    pub fn database(&self) -> PathBuf {
+        self.dir().join("hsm-authd.db")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.path().join("log")
+    }
+
+    /// Everything it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        self.info["url"].as_str().unwrap().to_owned()
+    }
+
+    /// The files of one of its clients.
+    pub fn identity(&self, client: &str) -> Identity {
+        let files = &self.info["clients"][client];
+        let path = |value: &Value| value.as_str().unwrap().to_owned();
+        Identity::new(path(&self.info["ca"]), path(&files["cert"]), path(&files["key"]))
+    }
+
+    /// A connection as one of its clients.
+    pub async fn connect(&self, client: &str) -> Connection {
+        self.connect_over(client, Http::Two).await
+    }
+
+    /// A connection as one of its clients over one of the two HTTPs.
+    pub async fn connect_over(&self, client: &str, http: Http) -> Connection {
+        Connection::open(&self.url(), &self.identity(client), http).await.unwrap()
+    }
+
+    /// The processes of a role: `front` or `custodian`.
+    pub fn pids(&self, role: &str) -> Vec<i32> {
+        let supervisor = self.child.as_ref().expect("it is not running").id();
+        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+        let is_role = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes())
+        };
+        children.split_whitespace().map(|pid| pid.parse().unwrap()).filter(is_role).collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Written whole: the daemon reads it at any moment.
+fn set_clock(path: &Path, unix_ms: u64, boot_ms: u64) {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, format!("{unix_ms} {boot_ms}")).unwrap();
+    fs::rename(&temporary, path).unwrap();
+}
+
+/// Enrols a credential and returns its id.
+pub async fn enrol(connection: &Connection, body: &Value) -> String {
+    let answer = connection.post("/v1/credentials", body).await.unwrap();
+    assert_eq!(answer.status, 201, "{}", text(&answer));
+    answer.json().unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+/// Enrols a HOTP credential with RFC 4226's seed and returns its id.
+pub async fn enrol_hotp(connection: &Connection, account: &str) -> String {
+    enrol(connection, &json!({ "type": "hotp", "account": account, "seed_hex": SEED_HEX })).await
+}
+
+/// Submits a code.
+pub async fn verify(connection: &Connection, id: &str, otp: &str) -> Response {
+    connection.post(&format!("/v1/credentials/{id}/verify"), &json!({ "otp": otp })).await.unwrap()
+}
+
+/// An answer's body as text.
+pub fn text(answer: &Response) -> String {
+    String::from_utf8_lossy(&answer.body).into_owned()
+}
+
+/// The name of the problem that an answer is.
+pub fn problem(answer: &Response) -> String {
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", text(answer));
+    let document = answer.json().unwrap();
+    assert_eq!(document["status"], answer.status.as_u16());
+    document["type"].as_str().unwrap().strip_prefix("urn:hsm-authd:problem:").unwrap().to_owned()
+}
+
+/// The code that a token with `seed` shows for `factor`: an implementation of the tests' own.
+pub fn code(seed: &[u8], factor: u64, digits: u32) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha1::Sha1>::new_from_slice(seed).unwrap();
+    mac.update(&factor.to_be_bytes());
+    let mac = mac.finalize().into_bytes();
+    let offset = usize::from(mac[19] & 15);
+    let word = u32::from_be_bytes(mac[offset..offset + 4].try_into().unwrap()) & 0x7fff_ffff;
+    format!("{:0width$}", word % 10u32.pow(digits), width = digits as usize)
+}
+
+/// [`code`] with RFC 4226's seed and 6 digits.
+pub fn rfc_code(counter: u64) -> String {
+    code(b"12345678901234567890", counter, 6)
+}
