@@ -3,6 +3,7 @@
 //! The channel is a `SOCK_SEQPACKET` pair: one packet a message, descriptors beside it
 //! (`SCM_RIGHTS`), end of file when the other side is gone.
 
+use std::ffi::CStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -144,12 +145,14 @@ pub fn wait<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T, Ve
     }
 }
 
-/// What every child does first: it dies with the supervisor, and leaves the signals that reach the
-/// whole group (Ctrl-C, systemd) to it.
+/// What every child does first: it takes its name, leaves the signals that reach the whole group
+/// (Ctrl-C, systemd) to the supervisor, and dies with it.
 ///
 /// # Errors
 /// What the kernel says, or that the supervisor is gone already.
-pub fn bind_to_supervisor(supervisor_pid: i32) -> io::Result<()> {
+pub fn bind_to_supervisor(supervisor_pid: i32, name: &CStr) -> io::Result<()> {
+    // Without it, ps and top call every child "exe".
+    prctl::set_name(name)?;
     let mut ignored = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         ignored.add(signal);

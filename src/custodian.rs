@@ -18,11 +18,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::getppid;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
+use crate::control;
 use crate::hsm::messages::{BUILD_ID, Boot, Call, Fault, Hello, Reply, decode, encode, frame_length};
 use keys::{KeyError, Keys};
 use operations::Operations;
@@ -85,22 +84,12 @@ impl StartFailure {
 /// socketpair, over which it serves until the other end is closed.
 ///
 /// Returns success at the end of its input, else one of the `EXIT_` codes of this module.
-pub fn run() -> ExitCode {
-    // Ctrl-C and systemd's SIGTERM reach the whole group; when to leave is for the peer to say, by
-    // closing its end. Threads of the module inherit the mask.
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    let parent = getppid();
-    let prepared = signals
-        .thread_block()
-        .and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL))
-        // No core file and no debugger of the same user: this memory holds derived keys and codes.
-        .and_then(|()| prctl::set_dumpable(false));
-    if let Err(error) = prepared {
+pub fn run(supervisor_pid: i32) -> ExitCode {
+    // No core file and no debugger of the same user: this memory holds derived keys and codes.
+    let shut_in = control::bind_to_supervisor(supervisor_pid, c"hsm-custodian")
+        .and_then(|()| Ok(prctl::set_dumpable(false)?));
+    if let Err(error) = shut_in {
         return StartFailure::new(format!("the custodian cannot be shut in: {error}")).report();
-    }
-    if getppid() != parent {
-        // The parent died before its death could be a signal.
-        return ExitCode::SUCCESS;
     }
     let mut peer = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(fd) => UnixStream::from(fd),

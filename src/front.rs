@@ -43,7 +43,7 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
 }
 
 fn start(supervisor_pid: i32) -> Result<(), String> {
-    control::bind_to_supervisor(supervisor_pid).map_err(|e| e.to_string())?;
+    control::bind_to_supervisor(supervisor_pid, c"hsm-authd-front").map_err(|e| e.to_string())?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
@@ -144,6 +144,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
 
     let mut drained = draining.clone();
     let serving = async {
+        tracing::info!("serving");
         server
             .serve(TcpListener::from(api_socket), async move { drop(drained.wait_for(|drain| *drain).await) })
             .await?;
@@ -185,7 +186,10 @@ async fn listen(
                     tokio::spawn(hsm.clone().adopt(slot, generation, socket));
                 }
                 Some((ToFront::Reload, _)) => reload(&server, &config),
-                Some((ToFront::Drain, _)) => drop(drain.send(true)),
+                Some((ToFront::Drain, _)) => {
+                    tracing::info!("draining");
+                    let _ = drain.send(true);
+                }
                 Some((ToFront::Start(_), _)) => return Err("the supervisor started the front twice".to_owned()),
             },
             Some(event) = events.recv() => match event {

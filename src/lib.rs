@@ -10,12 +10,12 @@
 //!
 //! ```text
 //! domain  <-  clock, hsm, store  <-  service  <-  api  <-  server  <-  front
-//! custodian knows only `domain` and `hsm::messages`
-//! supervisor knows only `config` and `control`
+//! custodian knows only `domain`, `hsm::messages` and `control`
+//! supervisor knows no more of the others than how to start them
 //! ```
 //!
 //! A module may use what stands left of it, never what stands right of it. `domain` is pure: no
-//! async, no SQL, no PKCS#11, no HTTP, no system clock. `tests/layers.rs` holds the code to that.
+//! async, no SQL, no PKCS#11, no HTTP, no system clock. `tests/suite/layers.rs` holds the code to that.
 #![forbid(unsafe_code)]
 
 pub mod api;

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         Command::Check { config } => check::run(&config),
         Command::Init { config, so_pin_file } => init::run(&config, so_pin_file),
         Command::Front { supervisor } => front::run(supervisor),
-        Command::Custodian { .. } => custodian::run(),
+        Command::Custodian { supervisor } => custodian::run(supervisor),
         Command::TokenSetup => custodian::token::run_setup(),
     }
 }

@@ -275,7 +275,7 @@ impl Supervisor {
         }
         let now = Instant::now();
         let due = |slot: &&mut Slot| slot.running.is_none() && slot.not_before <= now;
-        let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| due(&slot)) else {
+        let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| due(slot)) else {
             return Ok(());
         };
         slot.generation += 1;

@@ -11,6 +11,7 @@ mod credentials;
 mod custodian;
 mod daemon;
 mod intruder;
+mod layers;
 mod pki;
 mod scratch;
 mod setup;

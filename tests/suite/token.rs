@@ -122,7 +122,8 @@ impl TestToken {
 
     /// A custodian process to which nothing was said yet.
     pub fn spawn(&self) -> Custodian {
-        self.spawn_as(BINARY, &["custodian"])
+        let supervisor = std::process::id().to_string();
+        self.spawn_as(BINARY, &["custodian", "--supervisor", &supervisor])
     }
 
     /// The same, started by another program.

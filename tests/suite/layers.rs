@@ -1,0 +1,111 @@
+//! The rule of `src/lib.rs`: which module may use which.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A module, and what of the crate it may use besides itself.
+const ALLOWED: [(&str, &[&str]); 19] = [
+    ("secret", &[]),
+    ("domain", &[]),
+    ("clock", &["domain"]),
+    ("config", &["domain"]),
+    ("control", &[]),
+    ("hsm", &["domain", "secret"]),
+    ("custodian", &["domain", "secret", "hsm::messages", "control"]),
+    ("store", &["domain"]),
+    ("service", &["domain", "secret", "clock", "config", "hsm", "store"]),
+    ("tls", &["domain", "config"]),
+    ("api", &["domain", "secret", "config", "service", "store::Page", "tls"]),
+    ("server", &["api", "config", "tls"]),
+    ("front", &["domain", "api", "clock", "config", "control", "hsm", "server", "service", "store"]),
+    ("supervisor", &["config", "control", "init", "hsm::messages", "custodian::EXIT_PIN_REFUSED"]),
+    ("init", &["config", "custodian::token::Setup", "hsm::messages"]),
+    ("check", &["config", "hsm::messages", "init", "server", "supervisor"]),
+    ("dev", &["domain::caller", "config", "control", "init", "supervisor"]),
+    ("lib", &[]),
+    ("main", &[]),
+];
+
+/// What the pure core may use of other crates: types, encodings, comparisons, errors.
+const PURE: [&str; 9] = ["std", "core", "super", "self", "crate", "serde", "subtle", "zeroize", "thiserror"];
+
+/// What of the standard library is not pure.
+const IMPURE_STD: [&str; 8] =
+    ["std::fs", "std::io", "std::net", "std::os", "std::process", "std::thread", "std::env", "std::time"];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The code of a file: without comments, and without its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    code.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
+}
+
+/// Every path in `code` that begins with `crate::`, the branches of a `use` in braces included.
+fn crate_paths(code: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let head: String = rest.chars().take_while(|c| c.is_alphanumeric() || "_:".contains(*c)).collect();
+        match rest[head.len()..].strip_prefix('{') {
+            Some(branches) => {
+                let branches = branches.split('}').next().unwrap();
+                paths.extend(branches.split(',').map(|branch| format!("{head}{}", branch.trim())));
+            }
+            None => paths.push(head),
+        }
+    }
+    paths
+}
+
+#[test]
+fn every_module_keeps_to_its_layer() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for path in sources(&src) {
+        let relative = path.strip_prefix(&src).unwrap().with_extension("");
+        let module = relative.iter().next().unwrap().to_str().unwrap().to_owned();
+        let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == module) else {
+            panic!("{}: a module without a layer: say in this test what it may use", path.display());
+        };
+        for used in crate_paths(&code(&path)) {
+            let own = used == module || used.starts_with(&format!("{module}::"));
+            let may = allowed.iter().any(|a| used == *a || used.starts_with(&format!("{a}::")));
+            assert!(own || may, "{} uses crate::{used}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 100, "only {seen} uses found: the test does not see them");
+}
+
+#[test]
+fn the_domain_is_pure() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/domain");
+    let mut seen = 0;
+    for path in sources(&folder) {
+        let code = code(&path);
+        for line in code.lines().filter_map(|line| line.trim().strip_prefix("use ")) {
+            let root = line.split("::").next().unwrap().trim_end_matches(';');
+            assert!(PURE.contains(&root), "{} uses {line}", path.display());
+            seen += 1;
+        }
+        for impure in
+            IMPURE_STD.iter().chain(&["async ", ".await", "tokio", "rusqlite", "cryptoki", "hyper", "axum"])
+        {
+            assert!(!code.contains(impure), "{} has {impure}", path.display());
+        }
+    }
+    assert!(seen > 20, "only {seen} uses found: the test does not see them");
+}
