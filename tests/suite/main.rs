@@ -3,6 +3,6 @@
 
 mod scratch;
 mod store_contract;
-//mod store_faults;
+mod store_faults;
 mod store_samples;
 mod store_sqlite;

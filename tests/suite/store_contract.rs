@@ -405,9 +405,7 @@ async fn lists_are_paged_in_the_order_of_making(open: Open<'_>) {
             assert!(rows.len() <= usize::from(limit));
             let Some(last) = rows.last() else { return numbers };
             after = Some(last.credential.row.id);
-            numbers.extend(
-                rows.iter().map(|rows| u128::from_be_bytes(rows.credential.row.id.to_bytes())),
-            );
+            numbers.extend(rows.iter().map(|rows| u128::from_be_bytes(rows.credential.row.id.to_bytes())));
         }
     };
     let all: Vec<u128> = expected.iter().map(|(_, number)| *number).collect();

@@ -87,11 +87,7 @@ pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Sealed<Row>>) -> RowSum {
 }
 
 pub fn entry(event: Event, unix_ms: u64) -> AuditEntry {
-    let actor = Actor {
-        tenant: tenant("bank-a"),
-        client: client("backend"),
-        request_id: "req-1".to_owned(),
-    };
+    let actor = Actor { tenant: tenant("bank-a"), client: client("backend"), request_id: "req-1".to_owned() };
     AuditEntry { unix_ms, event, actor: Some(actor), credential: Some(id(1)) }
 }
 
