@@ -12,6 +12,24 @@ use crate::domain::id::CredentialId;
 use crate::domain::idempotency::{IdempotencyKey, IdempotencyRecord};
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
 
+/// Live credentials of one account, after a place.
+const LIST_OF_ACCOUNT: &str = "SELECT * FROM credential
+    WHERE tenant = ?1 AND account = ?2 AND deleted_unix_ms IS NULL AND (created_unix_ms, id) > (?3, ?4)
+    ORDER BY created_unix_ms, id LIMIT ?5";
+/// Live credentials of a tenant, after a place.
+const LIST_OF_TENANT: &str = "SELECT * FROM credential
+    WHERE tenant = ?1 AND deleted_unix_ms IS NULL AND (created_unix_ms, id) > (?2, ?3)
+    ORDER BY created_unix_ms, id LIMIT ?4";
+/// Kept answers past their time. Times of 2^63 ms and beyond are negative here; they never come.
+const EXPIRED: &str = "SELECT * FROM idempotency WHERE expires_unix_ms BETWEEN 0 AND ?1
+    ORDER BY expires_unix_ms LIMIT ?2";
+/// Tombstones older than a moment.
+const TOMBSTONES: &str = "SELECT * FROM credential WHERE deleted_unix_ms >= 0 AND deleted_unix_ms < ?1
+    ORDER BY deleted_unix_ms LIMIT ?2";
+/// The last word on the clock. Its condition reads as the index's does, or the index is not used.
+const CLOCK: &str = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
+    ORDER BY seq DESC LIMIT 1";
+
 impl Store {
     /// A tenant's credential, deleted ones included, with what its verdicts stand on. `None` if
     /// there is none or it is another tenant's.
@@ -57,18 +75,13 @@ impl Store {
             let credentials = match account {
                 Some(account) => all(
                     tx,
-                    "SELECT * FROM credential
-                     WHERE tenant = ?1 AND account = ?2 AND deleted_unix_ms IS NULL
-                       AND (created_unix_ms, id) > (?3, ?4)
-                     ORDER BY created_unix_ms, id LIMIT ?5",
+                    LIST_OF_ACCOUNT,
                     params![tenant.as_str(), account.as_str(), created, id, page.limit],
                     columns::credential,
                 )?,
                 None => all(
                     tx,
-                    "SELECT * FROM credential
-                     WHERE tenant = ?1 AND deleted_unix_ms IS NULL AND (created_unix_ms, id) > (?2, ?3)
-                     ORDER BY created_unix_ms, id LIMIT ?4",
+                    LIST_OF_TENANT,
                     params![tenant.as_str(), created, id, page.limit],
                     columns::credential,
                 )?,
@@ -95,10 +108,7 @@ impl Store {
     /// Rows whose time is over at `unix_ms`, oldest first: kept answers. They may be pruned.
     pub async fn expired(&self, unix_ms: u64, limit: u16) -> Result<Vec<Sealed<Row>>, ReadError> {
         self.read(move |tx| {
-            // Times of 2^63 ms and beyond are negative here; they never come.
-            let sql = "SELECT * FROM idempotency WHERE expires_unix_ms BETWEEN 0 AND ?1
-                       ORDER BY expires_unix_ms LIMIT ?2";
-            all(tx, sql, params![signed(unix_ms), limit], |row| columns::idempotency(row).map(any))
+            all(tx, EXPIRED, params![signed(unix_ms), limit], |row| columns::idempotency(row).map(any))
         })
         .await
     }
@@ -110,9 +120,8 @@ impl Store {
         limit: u16,
     ) -> Result<Vec<CredentialRows>, ReadError> {
         self.read(move |tx| {
-            let sql = "SELECT * FROM credential WHERE deleted_unix_ms >= 0 AND deleted_unix_ms < ?1
-                       ORDER BY deleted_unix_ms LIMIT ?2";
-            let credentials = all(tx, sql, params![signed(before_unix_ms), limit], columns::credential)?;
+            let credentials =
+                all(tx, TOMBSTONES, params![signed(before_unix_ms), limit], columns::credential)?;
             credentials.into_iter().map(|row| with_limits(tx, row)).collect()
         })
         .await
@@ -151,10 +160,7 @@ impl Store {
     /// Whether the wall clock stepped and no operator accepted it since.
     pub async fn clock_stepped(&self) -> Result<bool, ReadError> {
         self.read(|tx| {
-            // Its condition must read as the index's does, or the whole log is searched.
-            let sql = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
-                       ORDER BY seq DESC LIMIT 1";
-            let entry = one(tx, sql, [], columns::audit)?;
+            let entry = one(tx, CLOCK, [], columns::audit)?;
             Ok(entry.is_some_and(|(_, entry)| entry.event == Event::ClockStepped))
         })
         .await
@@ -276,4 +282,35 @@ fn all<T>(
         parsed.push(parse(row)?);
     }
     Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::schema;
+
+    #[test]
+    fn what_is_asked_often_is_answered_by_an_index_without_sorting() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection, Path::new("memory")).unwrap();
+        for (sql, index) in [
+            (LIST_OF_ACCOUNT, "credential_of_account"),
+            (LIST_OF_TENANT, "credential_of_tenant"),
+            (EXPIRED, "idempotency_expires"),
+            (TOMBSTONES, "credential_deleted"),
+            (CLOCK, "audit_clock"),
+        ] {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let mut rows = statement.raw_query();
+            let mut plan = String::new();
+            while let Some(row) = rows.next().unwrap() {
+                plan += &row.get::<_, String>("detail").unwrap();
+            }
+            assert!(plan.contains(index) && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        }
+    }
 }

@@ -24,6 +24,11 @@ impl Scratch {
         &self.0
     }
 
+    /// A name in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// Writes a file into it.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);

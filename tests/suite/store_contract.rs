@@ -1,0 +1,496 @@
+//! Every clause of `src/store.rs`, for any backend: a clause gets a way to open the same database
+//! again and again. Each ends by adding up the rows.
+
+use std::sync::Arc;
+
+use hsm_authd::domain::account::Account;
+use hsm_authd::domain::audit::{AuditEntry, Event};
+use hsm_authd::domain::credential::{Credential, CredentialState, Status, WrappedSecret};
+use hsm_authd::domain::idempotency::IdempotencyRecord;
+use hsm_authd::domain::lockout::{Attempts, Lock};
+use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, Mover};
+use hsm_authd::domain::row::{Row, RowKey, Sealed};
+use hsm_authd::domain::time::{BootId, Deadline, Now};
+use hsm_authd::store::{Commit, CommitError, Page, Store};
+use tokio::task::JoinSet;
+
+use crate::scratch::Scratch;
+use crate::store_samples::*;
+
+/// Runs the clauses over one backend.
+macro_rules! contract {
+    ($open:expr; $($clause:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+        async fn $clause() {
+            let scratch = Scratch::new();
+            let open = || $open(&scratch);
+            super::$clause(&open).await;
+            assert_sum_adds_up(&open()).await;
+        }
+    )*};
+}
+
+mod sqlite {
+    use super::*;
+
+    fn open(scratch: &Scratch) -> Store {
+        Store::open(&scratch.join("store.db")).unwrap()
+    }
+
+    contract!(open;
+        a_new_row_is_read_back,
+        a_row_is_replaced_by_its_next_version_only,
+        a_new_row_must_not_exist,
+        what_a_commit_stands_on_must_hold,
+        a_row_is_removed_at_its_version_only,
+        a_conflict_in_the_last_row_writes_nothing,
+        of_many_that_race_exactly_one_wins,
+        the_sum_adds_up_over_concurrent_commits,
+        a_commit_that_names_a_row_twice_fails_alone,
+        an_entry_is_in_the_log_for_each_commit_and_no_other,
+        a_commit_goes_on_when_its_caller_stops_waiting,
+        reopening_sees_everything,
+        extreme_values_survive,
+        another_tenant_sees_nothing,
+        lists_are_paged_in_the_order_of_making,
+        what_is_over_is_found,
+        every_row_is_seen_once,
+        the_last_word_on_the_clock_counts,
+    );
+}
+
+type Open<'a> = &'a dyn Fn() -> Store;
+
+async fn given(store: &Store, commit: Commit) {
+    let _ = store.commit(commit).await.expect("what the test starts from");
+}
+
+async fn outcome(store: &Store, commit: Commit) -> Result<(), CommitError> {
+    store.commit(commit).await.map(|_| ())
+}
+
+/// Asserts that `commit` is refused as a conflict and leaves no trace.
+async fn assert_conflict(store: &Store, commit: Commit) {
+    let before = (every_row(store, 100).await, store.row_sum().await, store.audit_entries(0, 1_000).await);
+    assert_eq!(outcome(store, commit).await, Err(CommitError::Conflict));
+    let after = (every_row(store, 100).await, store.row_sum().await, store.audit_entries(0, 1_000).await);
+    assert_eq!(before, after, "a conflict writes nothing");
+}
+
+async fn a_new_row_is_read_back(open: Open<'_>) {
+    let store = open();
+    let rows = enrolment(1, "bank-a", "acct-1");
+    let answer = sealed(record("backend", "k-1", 9_000));
+    let mut all = rows_of(&rows);
+    all.push(any(answer.clone()));
+    given(&store, insert(&all)).await;
+
+    assert_eq!(store.credential(&tenant("bank-a"), id(1)).await, Ok(Some(rows.clone())));
+    assert_eq!(store.account(&tenant("bank-a"), &account("acct-1")).await, Ok(Some(rows.account)));
+    assert_eq!(store.idempotency(&client("backend"), &key("k-1")).await, Ok(Some(answer)));
+    assert_eq!(store.credential(&tenant("bank-a"), id(2)).await, Ok(None));
+    assert_eq!(store.account(&tenant("bank-a"), &account("acct-2")).await, Ok(None));
+    assert_eq!(store.idempotency(&client("backend"), &key("k-2")).await, Ok(None));
+    assert_eq!(store.idempotency(&client("other"), &key("k-1")).await, Ok(None));
+}
+
+async fn a_row_is_replaced_by_its_next_version_only(open: Open<'_>) {
+    let store = open();
+    let rows = enrolment(1, "bank-a", "acct-1");
+    given(&store, insert(&rows_of(&rows))).await;
+    let v1 = any(rows.state);
+    let v2 = next(&v1, 1);
+    let v3 = next(&v2, 2);
+
+    assert_conflict(&store, change(std::slice::from_ref(&v1), std::slice::from_ref(&v3))).await;
+    given(&store, change(std::slice::from_ref(&v1), std::slice::from_ref(&v2))).await;
+    assert_conflict(&store, change(&[v1], std::slice::from_ref(&v2))).await;
+    given(&store, change(&[v2], std::slice::from_ref(&v3))).await;
+
+    let missing = next(&row(state(2, "bank-a")), 1);
+    assert_conflict(&store, insert(&[missing])).await;
+    let read = store.credential(&tenant("bank-a"), id(1)).await.unwrap().unwrap();
+    assert_eq!(any(read.state), v3);
+
+    // Each table has its own statements.
+    let tombstone = row(rows.credential.row.deleted(8_000));
+    let unlocked = row(rows.account.row.unlocked());
+    let before = [any(rows.credential), any(rows.account)];
+    given(&store, change(&before, &[tombstone.clone(), unlocked.clone()])).await;
+    let read = store.credential(&tenant("bank-a"), id(1)).await.unwrap().unwrap();
+    assert_eq!((any(read.credential), any(read.account)), (tombstone, unlocked));
+    let old = record("backend", "k-1", 9_000);
+    let new = IdempotencyRecord { version: 2, answer: b"[]".to_vec(), ..old.clone() };
+    given(&store, insert(&[row(old.clone())])).await;
+    given(&store, change(&[row(old)], &[row(new.clone())])).await;
+    assert_eq!(store.idempotency(&new.client, &new.key).await, Ok(Some(sealed(new))));
+}
+
+async fn a_new_row_must_not_exist(open: Open<'_>) {
+    let store = open();
+    let rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
+    let answer = row(record("backend", "k-1", 9_000));
+    given(&store, insert(&rows)).await;
+    given(&store, insert(std::slice::from_ref(&answer))).await;
+    for existing in rows.into_iter().chain([answer]) {
+        assert_conflict(&store, insert(&[existing])).await;
+    }
+    let nought = CredentialState { version: 0, ..state(2, "bank-a") };
+    assert_conflict(&store, insert(&[row(nought)])).await;
+}
+
+async fn what_a_commit_stands_on_must_hold(open: Open<'_>) {
+    let store = open();
+    let rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
+    let answer = row(record("backend", "k-1", 9_000));
+    given(&store, insert(&rows)).await;
+    given(&store, insert(std::slice::from_ref(&answer))).await;
+    for row in rows.iter().chain([&answer]) {
+        assert_eq!(outcome(&store, stand(row.row.key(), 1)).await, Ok(()));
+        assert_conflict(&store, stand(row.row.key(), 0)).await;
+        assert_conflict(&store, stand(row.row.key(), 2)).await;
+    }
+    assert_conflict(&store, stand(RowKey::Credential(id(2)), 1)).await;
+    assert_conflict(&store, stand(RowKey::Account(tenant("bank-a"), account("other")), 1)).await;
+}
+
+async fn a_row_is_removed_at_its_version_only(open: Open<'_>) {
+    let store = open();
+    let rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
+    let answer = row(record("backend", "k-1", 9_000));
+    let all: Vec<Sealed<Row>> = rows.into_iter().chain([answer]).collect();
+    given(&store, insert(&all)).await;
+    for row in &all {
+        let wrong = Commit { removed: vec![(row.row.key(), 2)], ..remove(std::slice::from_ref(row)) };
+        assert_conflict(&store, wrong).await;
+    }
+    given(&store, remove(&all)).await;
+    assert_eq!(every_row(&store, 10).await, []);
+    for row in all {
+        assert_conflict(&store, remove(&[row])).await;
+    }
+}
+
+async fn a_conflict_in_the_last_row_writes_nothing(open: Open<'_>) {
+    let store = open();
+    let first = rows_of(&enrolment(1, "bank-a", "acct-1"));
+    let answer = row(record("backend", "k-1", 9_000));
+    given(&store, insert(&first)).await;
+    given(&store, insert(std::slice::from_ref(&answer))).await;
+
+    let mut rows = rows_of(&enrolment(2, "bank-a", "acct-2"));
+    rows.push(row(record("backend", "k-1", 9_001)));
+    assert_conflict(&store, insert(&rows)).await;
+
+    rows.pop();
+    let standing = vec![(first[1].row.key(), 1), (first[0].row.key(), 2)];
+    assert_conflict(&store, Commit { standing, ..insert(&rows) }).await;
+    let removed = vec![(answer.row.key(), 1), (first[0].row.key(), 2)];
+    assert_conflict(&store, Commit { removed, ..insert(&rows) }).await;
+    given(&store, insert(&rows)).await;
+}
+
+async fn of_many_that_race_exactly_one_wins(open: Open<'_>) {
+    const RACERS: u64 = 64;
+    let store = open();
+    let rows = enrolment(1, "bank-a", "acct-1");
+    given(&store, insert(&rows_of(&rows))).await;
+    for round in 0..20 {
+        let now = store.credential(&tenant("bank-a"), id(1)).await.unwrap().unwrap();
+        let before = [any(now.state.clone()), any(now.account.clone())];
+        let mut racers = JoinSet::new();
+        for racer in 0..RACERS {
+            let (store, before) = (store.clone(), before.clone());
+            let charged = now.account.row.unlocked();
+            racers.spawn(async move {
+                let after = [next(&before[0], round * RACERS + racer), row(charged)];
+                (outcome(&store, change(&before, &after)).await, after)
+            });
+        }
+        let outcomes = racers.join_all().await;
+        let winners: Vec<_> = outcomes.iter().filter(|(outcome, _)| outcome.is_ok()).collect();
+        assert_eq!(winners.len(), 1, "round {round}");
+        let losers = outcomes.iter().filter(|(outcome, _)| *outcome == Err(CommitError::Conflict));
+        assert_eq!(losers.count() as u64, RACERS - 1, "round {round}");
+        let read = store.credential(&tenant("bank-a"), id(1)).await.unwrap().unwrap();
+        assert_eq!(any(read.state), winners[0].1[0]);
+    }
+}
+
+async fn the_sum_adds_up_over_concurrent_commits(open: Open<'_>) {
+    let store = open();
+    let mut tasks = JoinSet::new();
+    for number in 0..64 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let mut state = row(state(number, "bank-a"));
+            given(&store, insert(std::slice::from_ref(&state))).await;
+            for factor in 1..10 {
+                let after = next(&state, factor);
+                given(&store, change(&[state], std::slice::from_ref(&after))).await;
+                state = after;
+            }
+            if number % 2 == 0 {
+                given(&store, remove(&[state])).await;
+                return None;
+            }
+            Some(state)
+        });
+    }
+    let expected: Vec<Sealed<Row>> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(expected.len(), 32);
+    assert_eq!(store.row_sum().await, Ok(sum(&expected)));
+}
+
+async fn a_commit_that_names_a_row_twice_fails_alone(open: Open<'_>) {
+    let store = open();
+    let double = row(state(1, "bank-a"));
+    let mut tasks = JoinSet::new();
+    for number in 0..64u128 {
+        let store = store.clone();
+        let bad = number % 8 == 0;
+        let commit = match bad {
+            true => insert(&[row(state(100 + number, "bank-a")), double.clone(), double.clone()]),
+            false => insert(&[row(state(100 + number, "bank-a"))]),
+        };
+        tasks.spawn(async move { (bad, outcome(&store, commit).await) });
+    }
+    for (bad, outcome) in tasks.join_all().await {
+        assert_eq!(outcome, if bad { Err(CommitError::Unavailable) } else { Ok(()) });
+    }
+    assert_eq!(every_row(&store, 100).await.len(), 56);
+    assert_eq!(store.audit_entries(0, 100).await.unwrap().len(), 56);
+
+    // The same of an update and of a removal.
+    let (before, after) = (row(state(101, "bank-a")), next(&row(state(101, "bank-a")), 1));
+    let twice = change(std::slice::from_ref(&before), &[after.clone(), after]);
+    assert_eq!(outcome(&store, twice).await, Err(CommitError::Unavailable));
+    let twice = remove(&[before.clone(), before]);
+    assert_eq!(outcome(&store, twice).await, Err(CommitError::Unavailable));
+    assert_eq!(every_row(&store, 100).await.len(), 56);
+}
+
+async fn an_entry_is_in_the_log_for_each_commit_and_no_other(open: Open<'_>) {
+    let store = open();
+    let state = row(state(1, "bank-a"));
+    let first = entry(Event::Enrolled, 1);
+    let second = AuditEntry { actor: None, credential: None, ..entry(Event::Pruned, u64::MAX) };
+    let commit = |audit: &AuditEntry, rows: &[Sealed<Row>]| Commit { audit: audit.clone(), ..insert(rows) };
+    assert_eq!(store.last_audit_unix_ms().await, Ok(None));
+    given(&store, commit(&first, std::slice::from_ref(&state))).await;
+    assert_conflict(&store, commit(&entry(Event::Refused, 2), &[state])).await;
+    given(&store, commit(&second, &[])).await;
+
+    assert_eq!(store.audit_entries(0, 10).await, Ok(vec![(1, first.clone()), (2, second.clone())]));
+    assert_eq!(store.audit_entries(0, 1).await, Ok(vec![(1, first)]));
+    assert_eq!(store.audit_entries(1, 10).await, Ok(vec![(2, second)]));
+    assert_eq!(store.last_audit_unix_ms().await, Ok(Some(u64::MAX)));
+}
+
+async fn a_commit_goes_on_when_its_caller_stops_waiting(open: Open<'_>) {
+    let store = open();
+    let mut waiting = Box::pin(store.commit(insert(&[row(state(1, "bank-a"))])));
+    // Polled once, it is in the queue.
+    let polled = std::future::poll_fn(|context| std::task::Poll::Ready(waiting.as_mut().poll(context)));
+    let _ = polled.await;
+    drop(waiting);
+    // The queue is served in its order.
+    given(&store, insert(&[row(state(2, "bank-a"))])).await;
+    assert_eq!(every_row(&store, 10).await.len(), 2);
+}
+
+async fn reopening_sees_everything(open: Open<'_>) {
+    let rows = enrolment(1, "bank-a", "acct-1");
+    let log = {
+        let store = open();
+        given(&store, insert(&rows_of(&rows))).await;
+        given(&store, insert(&[row(record("backend", "k-1", 9_000))])).await;
+        store.audit_entries(0, 10).await.unwrap()
+    };
+    for _ in 0..2 {
+        let store = open();
+        assert_eq!(store.credential(&tenant("bank-a"), id(1)).await, Ok(Some(rows.clone())));
+        assert_eq!(every_row(&store, 10).await.len(), 4);
+        assert_eq!(store.audit_entries(0, 10).await.unwrap(), log);
+        assert_sum_adds_up(&store).await;
+    }
+}
+
+async fn extreme_values_survive(open: Open<'_>) {
+    let store = open();
+    let now = Now { unix_ms: u64::MAX, boot_ms: u64::MAX, boot_id: BootId([0xff; 16]), trusted: true };
+    let long = "\u{1f3e6}".repeat(128);
+    let movers =
+        [Mover::Hotp { look_ahead: u8::MAX }, Mover::Totp { period_s: u16::MAX, skew_steps: u8::MAX }];
+    let locks = [None, Some(Lock::UntilUnlocked), Some(Lock::Until(Deadline::after(&now, u64::MAX)))];
+    let mut number = 0;
+    for value in [0, 1, COUNTER_END - 1, COUNTER_END, u64::MAX] {
+        for (mover, lock) in movers.into_iter().flat_map(|mover| locks.map(|lock| (mover, lock))) {
+            number += 1;
+            let attempts = Attempts { failures: u32::MAX, lock };
+            let name = format!("{}{number:03}", "x".repeat(61));
+            let mut rows = enrolment(number, &name, &long);
+            rows.credential = sealed(Credential {
+                created_unix_ms: value,
+                algorithm: Algorithm::Sha512,
+                digits: Digits::try_from(8).unwrap(),
+                mover,
+                secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
+                deleted_unix_ms: Some(value),
+                ..rows.credential.row
+            });
+            rows.state = sealed(CredentialState {
+                status: Status::Suspended,
+                next_factor: value,
+                last_accepted: Some(value),
+                drift_steps: i16::MIN,
+                attempts,
+                account_share: u32::MAX,
+                account_epoch: u32::MAX,
+                ..rows.state.row
+            });
+            rows.account = sealed(Account { attempts, epoch: u32::MAX, ..rows.account.row });
+            rows.account.seal.key_version = u16::MAX;
+            given(&store, insert(&rows_of(&rows))).await;
+            assert_eq!(store.credential(&tenant(&name), id(number)).await, Ok(Some(rows)));
+            let answer = sealed(IdempotencyRecord {
+                answer: vec![0; 100_000],
+                ..record(&name, &"k".repeat(255), value)
+            });
+            given(&store, insert(&[any(answer.clone())])).await;
+            assert_eq!(store.idempotency(&answer.row.client, &answer.row.key).await, Ok(Some(answer)));
+        }
+    }
+
+    // A version is a u64 too, compared as one.
+    let last = |version| row(CredentialState { version, ..state(9_999, "bank-a") });
+    assert_conflict(&store, insert(&[last(u64::MAX)])).await;
+    assert_conflict(&store, stand(RowKey::State(id(9_999)), u64::MAX)).await;
+}
+
+async fn another_tenant_sees_nothing(open: Open<'_>) {
+    let store = open();
+    given(&store, insert(&rows_of(&enrolment(1, "bank-a", "acct-1")))).await;
+    assert_eq!(store.credential(&tenant("bank-b"), id(1)).await, Ok(None));
+    assert_eq!(store.account(&tenant("bank-b"), &account("acct-1")).await, Ok(None));
+    let page = |after| Page { after, limit: 10 };
+    assert_eq!(store.credentials(&tenant("bank-b"), None, page(None)).await, Ok(Some(Vec::new())));
+    let theirs = store.credentials(&tenant("bank-b"), Some(&account("acct-1")), page(None)).await;
+    assert_eq!(theirs, Ok(Some(Vec::new())));
+    assert_eq!(store.credentials(&tenant("bank-b"), None, page(Some(id(1)))).await, Ok(None));
+}
+
+async fn lists_are_paged_in_the_order_of_making(open: Open<'_>) {
+    let store = open();
+    // Made in an order that is not that of the ids, several at the same time, on two accounts.
+    let mut expected: Vec<(u64, u128)> = Vec::new();
+    for number in (0..20u128).rev() {
+        let created = (20 - number as u64) / 3;
+        let mut rows = enrolment(number, "bank-a", &format!("acct-{}", number % 2));
+        rows.credential = sealed(Credential { created_unix_ms: created, ..rows.credential.row });
+        let mut all = rows_of(&rows);
+        if number < 18 {
+            all.pop(); // Both accounts have their rows.
+        }
+        given(&store, insert(&all)).await;
+        expected.push((created, number));
+    }
+    expected.sort_unstable();
+    let listed = async |name: Option<&str>, limit| {
+        let (mut numbers, mut after) = (Vec::new(), None);
+        loop {
+            let account = name.map(account);
+            let page = Page { after, limit };
+            let rows = store.credentials(&tenant("bank-a"), account.as_ref(), page).await.unwrap().unwrap();
+            assert!(rows.len() <= usize::from(limit));
+            let Some(last) = rows.last() else { return numbers };
+            after = Some(last.credential.row.id);
+            numbers.extend(rows.iter().map(|rows| u128::from_be_bytes(rows.credential.row.id.to_bytes())));
+        }
+    };
+    let all: Vec<u128> = expected.iter().map(|(_, number)| *number).collect();
+    let odd: Vec<u128> = all.iter().copied().filter(|number| number % 2 == 1).collect();
+    for limit in [1, 3, 20, 100] {
+        assert_eq!(listed(None, limit).await, all);
+        assert_eq!(listed(Some("acct-1"), limit).await, odd);
+    }
+
+    // A deleted one is listed no more, but still marks its place.
+    let gone = id(all[4]);
+    let rows = store.credential(&tenant("bank-a"), gone).await.unwrap().unwrap();
+    let tombstone = row(rows.credential.row.deleted(9_000));
+    given(&store, change(&[any(rows.credential)], &[tombstone])).await;
+    let left: Vec<u128> = all.iter().copied().filter(|number| id(*number) != gone).collect();
+    assert_eq!(listed(None, 3).await, left);
+    let page = Page { after: Some(gone), limit: 1 };
+    let rows = store.credentials(&tenant("bank-a"), None, page).await.unwrap().unwrap();
+    assert_eq!(rows[0].credential.row.id, id(all[5]));
+    let page = Page { after: Some(id(999)), limit: 1 };
+    assert_eq!(store.credentials(&tenant("bank-a"), None, page).await, Ok(None));
+}
+
+async fn what_is_over_is_found(open: Open<'_>) {
+    let store = open();
+    for (number, expires) in [(1, 300), (2, 100), (3, 200), (4, u64::MAX)] {
+        given(&store, insert(&[row(record("backend", &format!("k-{number}"), expires))])).await;
+    }
+    let expired = async |unix_ms, limit| -> Vec<String> {
+        let rows = store.expired(unix_ms, limit).await.unwrap();
+        rows.into_iter()
+            .map(|row| match row.row {
+                Row::Idempotency(record) => record.key.as_str().to_owned(),
+                other => panic!("{other:?} does not expire"),
+            })
+            .collect()
+    };
+    assert_eq!(expired(99, 10).await, [""; 0]);
+    assert_eq!(expired(100, 10).await, ["k-2"]);
+    assert_eq!(expired(u64::MAX, 10).await, ["k-2", "k-3", "k-1"]);
+    assert_eq!(expired(u64::MAX, 2).await, ["k-2", "k-3"]);
+
+    for (number, deleted) in [(1, Some(300)), (2, Some(100)), (3, None)] {
+        let name = format!("acct-{number}");
+        let mut rows = enrolment(number, "bank-a", &name);
+        rows.credential = sealed(Credential { deleted_unix_ms: deleted, ..rows.credential.row });
+        given(&store, insert(&rows_of(&rows))).await;
+    }
+    let tombstones = async |before, limit| -> Vec<_> {
+        let rows = store.tombstones(before, limit).await.unwrap();
+        rows.into_iter().map(|rows| rows.credential.row.id).collect()
+    };
+    assert_eq!(tombstones(100, 10).await, []);
+    assert_eq!(tombstones(101, 10).await, [id(2)]);
+    assert_eq!(tombstones(u64::MAX, 10).await, [id(2), id(1)]);
+    assert_eq!(tombstones(u64::MAX, 1).await, [id(2)]);
+}
+
+async fn every_row_is_seen_once(open: Open<'_>) {
+    let store = open();
+    assert_eq!(every_row(&store, 1).await, []);
+    let mut expected = Vec::new();
+    for number in 0..7u128 {
+        let rows = enrolment(number, "bank-a", &format!("acct-{number}"));
+        expected.extend(rows_of(&rows));
+        expected.push(row(record(&format!("client-{}", number % 2), &format!("k-{number}"), 1)));
+    }
+    given(&store, insert(&expected)).await;
+    expected.sort_by_key(|row| row.row.key());
+    for page in [1, 2, 5, 7, 27, 28, 29, 1_000] {
+        assert_eq!(every_row(&store, page).await, expected, "{page} a page");
+    }
+}
+
+async fn the_last_word_on_the_clock_counts(open: Open<'_>) {
+    let store = Arc::new(open());
+    let happens = async |event| given(&store, Commit { audit: entry(event, 1), ..insert(&[]) }).await;
+    assert_eq!(store.clock_stepped().await, Ok(false));
+    happens(Event::Verified).await;
+    assert_eq!(store.clock_stepped().await, Ok(false));
+    happens(Event::ClockStepped).await;
+    happens(Event::Verified).await;
+    assert_eq!(store.clock_stepped().await, Ok(true));
+    happens(Event::ClockAccepted).await;
+    assert_eq!(store.clock_stepped().await, Ok(false));
+    happens(Event::ClockStepped).await;
+    assert_eq!(store.clock_stepped().await, Ok(true));
+}

@@ -1,0 +1,344 @@
+//! What is SQLite's alone: the files, a hand in the database, and how the writer shares a group.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hsm_authd::domain::credential::CredentialState;
+use hsm_authd::domain::row::{Row, Sealed};
+use hsm_authd::store::{CommitError, Page, QUEUE_MAX, ReadError, Store};
+use rusqlite::Connection;
+use tokio::task::JoinSet;
+
+use crate::scratch::Scratch;
+use crate::store_samples::*;
+
+fn file(scratch: &Scratch) -> PathBuf {
+    scratch.join("store.db")
+}
+
+fn open(scratch: &Scratch) -> Store {
+    Store::open(&file(scratch)).unwrap()
+}
+
+/// A second connection, as an operator with a shell or a thief with the file has one.
+fn intruder(scratch: &Scratch) -> Connection {
+    let connection = Connection::open(file(scratch)).unwrap();
+    connection.busy_timeout(Duration::from_secs(10)).unwrap();
+    connection
+}
+
+fn refusal(scratch: &Scratch) -> String {
+    match Store::open(&file(scratch)) {
+        Ok(_) => panic!("it was opened"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let scratch = Scratch::new();
+    drop(open(&scratch));
+    for version in [2, 1_000, -1] {
+        intruder(&scratch).pragma_update(None, "user_version", version).unwrap();
+        let refusal = refusal(&scratch);
+        assert!(refusal.contains(&format!("schema version {version}")), "{refusal}");
+        assert!(!refusal.contains('\n'));
+    }
+    intruder(&scratch).pragma_update(None, "user_version", 1).unwrap();
+    drop(open(&scratch));
+}
+
+#[tokio::test]
+async fn a_foreign_file_is_refused_and_left_alone() {
+    let scratch = Scratch::new();
+    let foreign_database = {
+        let path = scratch.join("foreign.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE mine (x)").unwrap();
+        fs::read(path).unwrap()
+    };
+    for content in [foreign_database, b"to be kept".to_vec(), vec![0; 4_096]] {
+        fs::write(file(&scratch), &content).unwrap();
+        let refusal = refusal(&scratch);
+        assert!(refusal.contains("no hsm-authd database"), "{refusal}");
+        assert_eq!(fs::read(file(&scratch)).unwrap(), content);
+    }
+}
+
+#[tokio::test]
+async fn only_one_process_may_have_it() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let refusal = refusal(&scratch);
+    assert!(refusal.contains("another process uses"), "{refusal}");
+    drop(store);
+    drop(open(&scratch));
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_there_is_named() {
+    let scratch = Scratch::new();
+    let path = scratch.join("none").join("store.db");
+    let refusal = Store::open(&path).err().unwrap().to_string();
+    assert!(refusal.contains(path.to_str().unwrap()), "{refusal}");
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_its_files_and_a_clean_stop_leaves_no_wal() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let _ = store.commit(insert(&[row(state(1, "bank-a"))])).await.unwrap();
+    for suffix in ["", "-wal", "-shm", "-lock"] {
+        let mode = fs::metadata(scratch.join(&format!("store.db{suffix}"))).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{suffix}");
+    }
+    // A read leaves an idle connection behind.
+    assert_eq!(every_row(&store, 10).await.len(), 1);
+    drop(store);
+    assert!(!scratch.join("store.db-wal").exists());
+}
+
+#[tokio::test]
+async fn a_credential_whose_guesses_are_not_limited_is_not_served() {
+    for table in ["credential_state", "account"] {
+        let scratch = Scratch::new();
+        let store = open(&scratch);
+        let _ = store.commit(insert(&rows_of(&enrolment(1, "bank-a", "acct-1")))).await.unwrap();
+        intruder(&scratch).execute(&format!("DELETE FROM {table}"), []).unwrap();
+        assert_eq!(store.credential(&tenant("bank-a"), id(1)).await, Err(ReadError), "{table}");
+        let page = Page { after: None, limit: 10 };
+        assert_eq!(store.credentials(&tenant("bank-a"), None, page).await, Err(ReadError), "{table}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
+    rows.push(row(record("backend", "k-1", 9_000)));
+    let _ = store.commit(insert(&rows)).await.unwrap();
+    let intruder = intruder(&scratch);
+    for (table, bad) in [
+        ("credential", "id = x'00'"),
+        ("credential", "tenant = 'Bank A'"),
+        ("credential", "account = ''"),
+        ("credential", "algorithm = 'MD5'"),
+        ("credential", "digits = 9"),
+        ("credential", "digits = 262"),
+        ("credential", "mover = 'ocra'"),
+        ("credential", "mover = 'totp'"),
+        ("credential", "look_ahead = -1"),
+        ("credential", "look_ahead = NULL"),
+        ("credential", "period_s = 30"),
+        ("credential", "kek_version = NULL"),
+        ("credential", "kek_version = 65537"),
+        ("credential", "secret = NULL"),
+        ("credential", "seal_key_version = -1"),
+        ("credential", "seal = x''"),
+        ("credential_state", "id = zeroblob(17)"),
+        ("credential_state", "tenant = ''"),
+        ("credential_state", "status = 'unknown'"),
+        ("credential_state", "drift_steps = 40000"),
+        ("credential_state", "failures = -1"),
+        ("credential_state", "lock = x''"),
+        ("credential_state", "lock = x'07'"),
+        ("credential_state", "lock = x'0100'"),
+        ("credential_state", "lock = x'8100'"),
+        ("credential_state", "account_share = 4294967296"),
+        ("credential_state", "account_epoch = -1"),
+        ("account", "tenant = '*'"),
+        ("account", "account = char(10)"),
+        ("account", "lock = zeroblob(64)"),
+        ("account", "epoch = -1"),
+        ("idempotency", "client = 'A'"),
+        ("idempotency", "key = 'a b'"),
+        ("idempotency", "fingerprint = x'00'"),
+    ] {
+        intruder
+            .execute_batch(&format!(
+                "CREATE TABLE kept AS SELECT * FROM {table};
+                 UPDATE {table} SET {bad};"
+            ))
+            .unwrap();
+        assert_eq!(store.rows_after(None, 100).await, Err(ReadError), "{table}: {bad}");
+        intruder
+            .execute_batch(&format!(
+                "DELETE FROM {table};
+                 INSERT INTO {table} SELECT * FROM kept;
+                 DROP TABLE kept;"
+            ))
+            .unwrap();
+        assert_eq!(every_row(&store, 100).await, rows);
+    }
+    for bad in ["event = 'unknown'", "client = NULL", "tenant = 'A'", "client = 'A'", "credential = x''"] {
+        intruder.execute_batch(&format!("BEGIN; UPDATE audit SET {bad}; COMMIT")).unwrap();
+        assert_eq!(store.last_audit_unix_ms().await, Err(ReadError), "{bad}");
+        intruder.execute("DELETE FROM audit", []).unwrap();
+        let _ = store.commit(insert(&[])).await.unwrap();
+        assert!(store.last_audit_unix_ms().await.is_ok());
+    }
+    intruder.execute("DELETE FROM row_sum", []).unwrap();
+    assert_eq!(store.row_sum().await, Err(ReadError));
+    let without = store.commit(insert(&[])).await.map(|_| ());
+    assert_eq!(without, Err(CommitError::Unavailable), "no commit without the sum");
+}
+
+#[tokio::test]
+async fn versions_are_64_bits_wide() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let _ = store.commit(insert(&[row(state(1, "bank-a"))])).await.unwrap();
+    let with = |version| row(CredentialState { version, ..state(1, "bank-a") });
+    for version in [1 << 62, (1 << 63) - 1, 1 << 63, u64::MAX - 1] {
+        intruder(&scratch)
+            .execute("UPDATE credential_state SET version = ?1", [version.cast_signed()])
+            .unwrap();
+        let (before, after) = (with(version), with(version + 1));
+        let _ = store.commit(change(&[before], std::slice::from_ref(&after))).await.unwrap();
+        assert_eq!(every_row(&store, 10).await, [after]);
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_loses_nothing() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let blocker = intruder(&scratch);
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // The writer may hold a group besides the queue; no queue takes as many as these.
+    let offered = 3 * QUEUE_MAX as u128;
+    let mut tasks = JoinSet::new();
+    for number in 0..offered {
+        let store = store.clone();
+        tasks.spawn(async move { store.commit(insert(&[row(state(number, "bank-a"))])).await.map(|_| ()) });
+    }
+    let busy = tasks.join_next().await.unwrap().unwrap();
+    assert_eq!(busy, Err(CommitError::Busy), "nothing else can be answered while the lock is held");
+    blocker.execute_batch("ROLLBACK").unwrap();
+    let outcomes = tasks.join_all().await;
+    let written = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(()) | Err(CommitError::Busy))));
+    assert!((QUEUE_MAX..offered as usize).contains(&written), "{written} written");
+    assert_eq!(every_row(&store, 10_000).await.len(), written);
+    assert_sum_adds_up(&store).await;
+}
+
+/// While somebody else holds the write lock, commits pile up; let go, they share a group.
+#[tokio::test]
+async fn a_group_keeps_unrelated_commits_apart() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let taken = row(state(1, "bank-a"));
+    let _ = store.commit(insert(std::slice::from_ref(&taken))).await.unwrap();
+    let blocker = intruder(&scratch);
+    // Stands for the errors (a full disk, a failed read) that make SQLite roll back by itself.
+    blocker
+        .execute_batch(
+            "CREATE TRIGGER refuse BEFORE INSERT ON credential_state WHEN NEW.tenant = 'refused'
+             BEGIN SELECT RAISE(ROLLBACK, 'refused'); END",
+        )
+        .unwrap();
+    let twice = |number| vec![row(state(number, "bank-a")), row(state(number, "bank-a"))];
+    let refused = |number| vec![row(state(5_000 + number, "bank-a")), row(state(number, "refused"))];
+    type Failing<'a> = &'a dyn Fn(u128) -> Vec<Sealed<Row>>;
+    let failing: [Option<Failing<'_>>; 3] = [None, Some(&twice), Some(&refused)];
+    let mut written = 1;
+    for (round, failing) in failing.into_iter().enumerate() {
+        blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut waiting = Vec::new();
+        for number in 0..100u128 {
+            let number = 1_000 * (round as u128 + 1) + number;
+            let mine = row(state(number, "bank-a"));
+            let (rows, expected) = match (number % 10, failing) {
+                (3, _) => (vec![mine, taken.clone()], Err(CommitError::Conflict)),
+                (7, Some(rows)) => (rows(number), Err(CommitError::Unavailable)),
+                _ => (vec![mine], Ok(())),
+            };
+            written += usize::from(expected.is_ok());
+            let store = store.clone();
+            let commit = insert(&rows);
+            waiting.push((tokio::spawn(async move { store.commit(commit).await.map(|_| ()) }), expected));
+        }
+        // On this one thread, every task is in the queue when it yields.
+        tokio::task::yield_now().await;
+        blocker.execute_batch("ROLLBACK").unwrap();
+        for (outcome, expected) in waiting {
+            assert_eq!(outcome.await.unwrap(), expected, "round {round}");
+        }
+        assert_sum_adds_up(&store).await;
+        assert_eq!(every_row(&store, 1_000).await.len(), written);
+        assert_eq!(store.audit_entries(0, 1_000).await.unwrap().len(), written);
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_nobody_lets_go_is_unavailable_and_no_longer() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let blocker = intruder(&scratch);
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let state = row(state(1, "bank-a"));
+    let blocked = store.commit(insert(std::slice::from_ref(&state))).await.map(|_| ());
+    assert_eq!(blocked, Err(CommitError::Unavailable));
+    blocker.execute_batch("ROLLBACK").unwrap();
+    let _ = store.commit(insert(&[state])).await.unwrap();
+    assert_sum_adds_up(&store).await;
+}
+
+/// A reader that stays keeps PASSIVE checkpoints from finishing; when it goes, the WAL is cut.
+#[tokio::test]
+async fn the_wal_is_cut_when_it_passes_its_cap() {
+    const CAP: u64 = 64 << 20;
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let wal = || fs::metadata(scratch.join("store.db-wal")).unwrap().len();
+    let reader = intruder(&scratch);
+    reader.execute_batch("BEGIN; SELECT * FROM row_sum").unwrap();
+    let writer = intruder(&scratch);
+    writer.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    writer
+        .execute_batch(&format!("CREATE TABLE big (x); INSERT INTO big VALUES (zeroblob({CAP} + 1))"))
+        .unwrap();
+    assert!(wal() > CAP);
+    reader.execute_batch("COMMIT").unwrap();
+    for number in 0.. {
+        let rows: Vec<_> = (0..200).map(|n| row(state(number * 200 + n, "bank-a"))).collect();
+        let _ = store.commit(insert(&rows)).await.unwrap();
+        if wal() < CAP {
+            break;
+        }
+        assert!(number < 500, "the WAL still has {} bytes", wal());
+    }
+    assert_sum_adds_up(&store).await;
+}
+
+#[tokio::test]
+async fn a_deleted_secret_leaves_the_file() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let mut rows = enrolment(1, "bank-a", "acct-1");
+    let blob = b"forty bytes that the file must not keep.".to_vec();
+    let mut credential = rows.credential.row.clone();
+    credential.secret.as_mut().unwrap().blob.clone_from(&blob);
+    rows.credential = sealed(credential);
+    let _ = store.commit(insert(&rows_of(&rows))).await.unwrap();
+    drop(store);
+    let holds = || fs::read(file(&scratch)).unwrap().windows(blob.len()).any(|window| window == blob);
+    assert!(holds());
+    let store = open(&scratch);
+    let tombstone = row(rows.credential.row.deleted(9_000));
+    let _ = store.commit(change(&[any(rows.credential)], &[tombstone])).await.unwrap();
+    drop(store);
+    assert!(!holds());
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_new_database() {
+    // What a crash between making the file and making the tables leaves.
+    let scratch = Scratch::new();
+    fs::File::create(file(&scratch)).unwrap().write_all(b"").unwrap();
+    assert_sum_adds_up(&open(&scratch)).await;
+}
