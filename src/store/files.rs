@@ -5,6 +5,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::OpenError;
 use super::schema::APPLICATION_ID;
@@ -15,6 +17,11 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const APPLICATION_ID_AT: usize = 68;
 /// The header's length.
 const HEADER_LEN: usize = 100;
+
+/// How long a lock is waited for that may be going away: a child of the process that had it shares it
+/// between fork and exec. (The kernel's own waiting knows no deadline.)
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Makes the files ready and returns the lock that keeps every other process away from them.
 ///
@@ -52,12 +59,16 @@ fn open(path: &Path) -> io::Result<File> {
 fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = beside(path, "-lock");
     let file = open(&lock_path).map_err(|error| refusal("open", &lock_path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(OpenError(format!("another process uses {}; stop it first", path.display())))
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError(format!("another process uses {}; stop it first", path.display())));
+            }
+            Err(TryLockError::Error(error)) => return Err(refusal("lock", &lock_path, &error)),
         }
-        Err(TryLockError::Error(error)) => Err(refusal("lock", &lock_path, &error)),
     }
 }
 

@@ -516,7 +516,8 @@ fn signals_to_the_group_do_not_end_it() {
 fn the_death_of_its_parent_ends_it() {
     let token = TestToken::new();
     // A shell in between, which background processes keep their standard input from.
-    let mut custodian = token.spawn_as("sh", &["-c", r#"exec 3<&0; "$0" custodian <&3 & wait"#, BINARY]);
+    let mut custodian =
+        token.spawn_as("sh", &["-c", r#"exec 3<&0; "$0" custodian --supervisor $$ <&3 & wait"#, BINARY]);
     custodian.send(&token.boot);
     assert!(custodian.receive::<Hello>().is_some());
     kill(Pid::from_raw(custodian.id() as i32), Signal::SIGKILL).unwrap();
