@@ -307,3 +307,6 @@ fn wrong_kind() -> HsmError {
 }
 
 type Answer = oneshot::Receiver<Result<Result<Response, Fault>, Lost>>;
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_MAX: Duration = Duration::from_secs(10);
+/// The largest header, in bytes.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Streams at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 
@@ -142,10 +144,12 @@ impl Server {
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_millis(self.limits.header_timeout_ms));
+            .header_read_timeout(Duration::from_millis(self.limits.header_timeout_ms))
+            .max_buf_size(HEADER_BYTES_MAX);
         http.http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEADER_BYTES_MAX as u32)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_MAX);
         // The handshake has settled which of the two it is.

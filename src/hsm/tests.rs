@@ -1,0 +1,173 @@
+//! The front's side against custodians that die, hang and lie.
+
+use std::sync::atomic::AtomicUsize;
+
+use messages::{BUILD_ID, Hello, Reply, decode, encode, frame_length};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+/// What a custodian of the tests does with a call.
+#[derive(Clone, Copy)]
+enum Act {
+    Answer,
+    Die,
+    Hang,
+    FailHsm,
+    WrongNumber,
+}
+
+struct Fixture {
+    hsm: Hsm,
+    events: mpsc::UnboundedReceiver<CustodianEvent>,
+}
+
+impl Fixture {
+    fn new(custodians: u16) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        Self { hsm: Hsm::new(custodians, sender), events }
+    }
+
+    /// A custodian that does `act` with its n-th call; returns how many calls it has read.
+    async fn custodian(
+        &mut self,
+        slot: u16,
+        generation: u64,
+        act: impl Fn(usize) -> Act + Send + 'static,
+    ) -> Arc<AtomicUsize> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let read = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(custodian(theirs, act, read.clone()));
+        tokio::spawn(self.hsm.clone().adopt(slot, generation, ours));
+        assert_eq!(self.events.recv().await, Some(CustodianEvent::Up { slot, generation }));
+        read
+    }
+
+    async fn ask(&self) -> Result<RowSum, HsmError> {
+        self.hsm.sum(Vec::new()).await
+    }
+}
+
+async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc<AtomicUsize>) {
+    let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+    stream.write_all(&encode(&hello).unwrap()).await.unwrap();
+    loop {
+        let mut header = [0; 4];
+        if stream.read_exact(&mut header).await.is_err() {
+            return;
+        }
+        let mut body = vec![0; frame_length(header).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        let Call { id, .. } = decode(&body).unwrap();
+        let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
+            Act::Answer => Reply { id, result: Ok(Response::Sum(RowSum::default())) },
+            Act::Die => return,
+            Act::Hang => std::future::pending().await,
+            Act::FailHsm => Reply { id, result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())) },
+            Act::WrongNumber => Reply { id: id + 1, result: Ok(Response::Sum(RowSum::default())) },
+        };
+        if stream.write_all(&encode(&reply).unwrap()).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_custodian_dies_is_repeated_on_another() {
+    let mut fixture = Fixture::new(2);
+    let first = fixture.custodian(0, 1, |_| Act::Die).await;
+    let second = fixture.custodian(1, 1, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 2));
+}
+
+#[tokio::test]
+async fn a_poisonous_request_takes_two_custodians_and_no_more() {
+    for act in [Act::Die, Act::FailHsm] {
+        let mut fixture = Fixture::new(3);
+        let mut counts = Vec::new();
+        for slot in 0..3 {
+            counts.push(fixture.custodian(slot, 1, move |_| act).await);
+        }
+        assert!(matches!(fixture.ask().await, Err(HsmError::Unavailable(_))));
+        let read: usize = counts.iter().map(|count| count.load(Ordering::SeqCst)).sum();
+        assert_eq!(read, 2);
+        assert!(fixture.hsm.is_up());
+    }
+}
+
+#[tokio::test]
+async fn those_behind_it_are_innocent_and_outlive_two_losses() {
+    let mut fixture = Fixture::new(1);
+    fixture.custodian(0, 1, |_| Act::Die).await;
+    let asks: Vec<_> = (0..8)
+        .map(|_| {
+            let hsm = fixture.hsm.clone();
+            tokio::spawn(async move { hsm.sum(Vec::new()).await })
+        })
+        .collect();
+    // Two more die of whatever is at their head; only a head that died twice is given up.
+    for generation in 2..4 {
+        fixture.custodian(0, generation, |_| Act::Die).await;
+    }
+    fixture.custodian(0, 4, |_| Act::Answer).await;
+    let mut lost = 0;
+    for ask in asks {
+        lost += usize::from(ask.await.unwrap().is_err());
+    }
+    assert!(lost <= 1, "{lost} callers were told of three deaths");
+}
+
+#[tokio::test]
+async fn a_custodian_that_hangs_is_reported_and_its_request_moves_on() {
+    let mut fixture = Fixture::new(2);
+    fixture.custodian(0, 7, |_| Act::Hang).await;
+    fixture.custodian(1, 1, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Stuck { slot: 0, generation: 7 }));
+}
+
+#[tokio::test]
+async fn an_answer_out_of_turn_is_nobodys() {
+    let mut fixture = Fixture::new(2);
+    fixture.custodian(0, 1, |_| Act::WrongNumber).await;
+    fixture.custodian(1, 1, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Stuck { slot: 0, generation: 1 }));
+}
+
+#[tokio::test]
+async fn callers_wait_for_a_replacement() {
+    let mut fixture = Fixture::new(1);
+    let hsm = fixture.hsm.clone();
+    let waiting = tokio::spawn(async move { hsm.sum(Vec::new()).await });
+    fixture.custodian(0, 1, |_| Act::Answer).await;
+    assert_eq!(waiting.await.unwrap(), Ok(RowSum::default()));
+}
+
+#[tokio::test]
+async fn a_full_queue_turns_away_at_once() {
+    let mut fixture = Fixture::new(1);
+    fixture.custodian(0, 1, |_| Act::Hang).await;
+    let (told, mut busy) = mpsc::unbounded_channel();
+    for _ in 0..=QUEUE_MAX + 16 {
+        let (hsm, told) = (fixture.hsm.clone(), told.clone());
+        tokio::spawn(async move {
+            if hsm.sum(Vec::new()).await == Err(HsmError::Busy) {
+                told.send(()).unwrap();
+            }
+        });
+    }
+    busy.recv().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_custodian_of_another_build_is_not_asked() {
+    let fixture = Fixture::new(1);
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let hello = Hello { build_id: "another".to_owned(), token: String::new() };
+    theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
+    fixture.hsm.clone().adopt(0, 1, ours).await;
+    assert!(!fixture.hsm.is_up());
+}
