@@ -281,6 +281,12 @@ impl Keys {
         let answer = Pulse::take(session, self.pulse.key)?;
         Ok(answer.ct_eq(&self.pulse.answer).into())
     }
+
+    /// Expects another answer than the HSM gives, as if it were the HSM that had changed.
+    #[cfg(test)]
+    pub fn expect_another_pulse(&mut self) {
+        self.pulse.answer = Zeroizing::new(vec![0; 32]);
+    }
 }
 
 #[cfg(test)]

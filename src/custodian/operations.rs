@@ -287,7 +287,8 @@ fn replaced<'a>(standing: &'a [SealedBytes], positions: &[u8]) -> Result<Vec<&'a
 #[cfg(test)]
 mod tests {
     use super::super::pin::Pin;
-    use super::super::pkcs11::Module;
+    use super::super::pkcs11::{Module, Shape};
+    use super::super::secrets::checked;
     use super::super::token::make_keys;
     use super::*;
     use std::path::{Path, PathBuf};
@@ -360,7 +361,7 @@ mod tests {
         assert!(operations.wrap_and_destroy(unwrappable, 32).is_err());
         assert_eq!(objects(&operations), resting);
 
-        // What is unwrapped cannot be read, wrapped or used for another hash.
+        // What is unwrapped cannot be read or wrapped, nor used for another hash.
         let wrapped = |byte| operations.import(Algorithm::Sha1, &seed(byte)).unwrap();
         let mut secrets = Secrets::new(2);
         let mut open = |wrapped| secrets.open(session, keys, wrapped, Algorithm::Sha1).unwrap();
@@ -369,7 +370,6 @@ mod tests {
         assert!(
             session.wrap(kek, first, 24).is_err_and(|e| e.to_string().starts_with("C_WrapKey: CKR_KEY_"))
         );
-        assert!(session.hmac(Algorithm::Sha256, first, b"").is_err());
         assert!(session.hmac(Algorithm::Sha1, first, b"").is_ok());
 
         // It stays while there is room, and is destroyed when there is none.
@@ -380,9 +380,24 @@ mod tests {
         assert_eq!(objects(&operations), resting + 2);
         assert!(session.hmac(Algorithm::Sha1, first, b"").is_err());
 
-        // An object is what its shape says, or it is not used.
-        let wrong = session.check(first, &departing(24));
-        assert!(wrong.is_err());
+        // Of a length that any hash would take.
+        let long = operations.import(Algorithm::Sha1, &SecretBytes::new(vec![4; 64])).unwrap();
+        let long = open(long);
+        assert!(session.hmac(Algorithm::Sha1, long, b"").is_ok());
+        assert!(session.hmac(Algorithm::Sha512, long, b"").is_err());
+
+        // An object that is not what its shape says is not left behind.
+        let objects_before = objects(&operations);
+        let extractable = session.create(&departing(24), &[1; 24]).unwrap();
+        assert!(checked(session, extractable, &departing(24)).is_ok());
+        let asked = Shape { extractable: false, ..departing(24) };
+        let fault = Fault::Hsm("C_UnwrapKey: CKA_EXTRACTABLE is not as asked for".into());
+        assert_eq!(checked(session, extractable, &asked).err(), Some(fault));
+        assert_eq!(objects(&operations), objects_before);
+
         operations.self_test().unwrap();
+        assert!(matches!(operations.answer(Request::Health), Ok(Response::Healthy)));
+        operations.keys.expect_another_pulse();
+        assert!(matches!(operations.answer(Request::Health), Err(Fault::Hsm(_))));
     }
 }

@@ -79,6 +79,14 @@ impl fmt::Display for HsmError {
 
 impl std::error::Error for HsmError {}
 
+/// The blob in the buffer of a `C_WrapKey`: the binding does not cut it to what the module wrote, which
+/// may be less than the module had guessed. `None`: there is less than a blob of such a key.
+fn cut(mut buffer: Vec<u8>, key_bytes: usize) -> Option<Vec<u8>> {
+    let length = key_bytes.checked_add(WRAP_OVERHEAD_BYTES)?;
+    buffer.truncate(length);
+    (buffer.len() == length).then_some(buffer)
+}
+
 /// The name of a PKCS#11 constant from the binding's: `PinIncorrect` becomes `CKR_PIN_INCORRECT`.
 fn constant(prefix: &str, name: &str) -> String {
     let mut text = prefix.to_owned();
@@ -334,14 +342,8 @@ impl Session {
     /// # Errors
     /// `C_WrapKey` failed, or returned fewer bytes.
     pub fn wrap(&self, kek: Object, key: Object, length_bytes: usize) -> Result<Vec<u8>, HsmError> {
-        let mut blob = self.0.wrap_key(&Mechanism::AesKeyWrap, kek.0, key.0)?;
-        let length = length_bytes.saturating_add(WRAP_OVERHEAD_BYTES);
-        if blob.len() < length {
-            return Err(HsmError(Cause::Length("C_WrapKey")));
-        }
-        // The binding gives the buffer of the module's first, larger guess.
-        blob.truncate(length);
-        Ok(blob)
+        let buffer = self.0.wrap_key(&Mechanism::AesKeyWrap, kek.0, key.0)?;
+        cut(buffer, length_bytes).ok_or(HsmError(Cause::Length("C_WrapKey")))
     }
 
     /// The key in `blob` as an object that can do `algorithm`'s HMAC and nothing else.
@@ -419,6 +421,14 @@ impl Session {
 mod tests {
     use super::*;
     use cryptoki::context::Function;
+
+    #[test]
+    fn a_blob_is_cut_to_its_length() {
+        assert_eq!(cut(vec![1; 32], 24), Some(vec![1; 32]));
+        assert_eq!(cut(vec![1; 40], 24), Some(vec![1; 32]));
+        assert_eq!(cut(vec![1; 31], 24), None);
+        assert_eq!(cut(vec![1; 31], usize::MAX), None);
+    }
 
     #[test]
     fn errors_are_named_as_in_the_standard() {

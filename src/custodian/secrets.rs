@@ -85,15 +85,19 @@ impl Secrets {
             .kek(kek_version)
             .ok_or_else(|| Fault::Hsm(format!("the token has no key hsm-authd/kek/v{kek_version}")))?;
         let object = session.unwrap_hmac_key(kek, &key.blob, &ARRIVED, algorithm)?;
-        if let Err(error) = session.check(object, &ARRIVED) {
-            session.destroy(object)?;
-            return Err(Fault::Hsm(format!("C_UnwrapKey: {error}")));
-        }
+        checked(session, object, &ARRIVED)?;
         if let Some(evicted) = self.cached.insert(key, object) {
             session.destroy(evicted)?;
         }
         Ok(object)
     }
+}
+
+/// Destroys an object that the module made otherwise than asked for: it may be readable.
+pub(super) fn checked(session: &Session, object: Object, shape: &Shape) -> Result<(), Fault> {
+    let Err(error) = session.check(object, shape) else { return Ok(()) };
+    session.destroy(object)?;
+    Err(Fault::Hsm(format!("C_UnwrapKey: {error}")))
 }
 
 /// A map that forgets its oldest entry when it is full.

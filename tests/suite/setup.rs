@@ -56,13 +56,15 @@ fn what_is_missing_is_completed() {
     assert!(words.contains("run `hsm-authd init`"), "{words}");
     assert!(token.set_up(true).status.success());
 
-    intrude(&token, "remove hsm-authd/row/v1");
-    let (exit, words) = token.refused(&token.boot);
-    assert_eq!(exit, i32::from(EXIT_START_FAILED));
-    assert!(words.contains("hsm-authd/row/v1") && words.contains("run `hsm-authd init`"), "{words}");
-    let said = lines(&token.set_up(false).stdout);
-    assert!(said.contains(&"key hsm-authd/row/v1: made".to_owned()), "{said:?}");
-    assert!(said.contains(&"key hsm-authd/kek/v1: already there".to_owned()), "{said:?}");
+    for key in KEYS {
+        intrude(&token, &format!("remove {key}"));
+        let (exit, words) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED));
+        assert!(words.contains(key) && words.contains("run `hsm-authd init`"), "{words}");
+        let said = lines(&token.set_up(false).stdout);
+        let made: Vec<_> = said.iter().filter(|line| line.ends_with(": made")).collect();
+        assert_eq!(made, [&format!("key {key}: made")], "and no other");
+    }
     token.custodian();
 }
 
