@@ -30,7 +30,8 @@ pub(super) fn run(connection: &Connection, asked: &Receiver<()>, wal: &Wal) {
     while asked.recv().is_ok() {
         let _held = wal.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
         match passive(connection) {
-            Ok(bytes) => wal.past_cap.store(bytes > WAL_BYTES_MAX, Ordering::Relaxed),
+            Ok(bytes) if bytes > WAL_BYTES_MAX => wal.past_cap.store(true, Ordering::Relaxed),
+            Ok(_) => {}
             Err(error) => {
                 tracing::error!(cause = %error, "a checkpoint failed; the WAL grows until one succeeds");
             }

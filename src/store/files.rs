@@ -16,11 +16,22 @@ const APPLICATION_ID_AT: usize = 68;
 /// The header's length.
 const HEADER_LEN: usize = 100;
 
+/// Keeps every other process away from the database until it is dropped.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child that was forked and has not called exec yet.
+        // If this fails, the end of the process unlocks.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Makes the files ready and returns the lock that keeps every other process away from them.
 ///
 /// The lock comes first: closing any descriptor of a database drops the locks that SQLite holds on
 /// it in this process, so nobody may look into one that is in use.
-pub(super) fn prepare(path: &Path) -> Result<File, OpenError> {
+pub(super) fn prepare(path: &Path) -> Result<Lock, OpenError> {
     let lock = lock(path)?;
     let database = open(path).map_err(|error| refusal("open", path, &error))?;
     if identify(&database).map_err(|error| refusal("read", path, &error))? == Found::Foreign {
@@ -49,11 +60,11 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+fn lock(path: &Path) -> Result<Lock, OpenError> {
     let lock_path = beside(path, "-lock");
     let file = open(&lock_path).map_err(|error| refusal("open", &lock_path, &error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => {
             Err(OpenError(format!("another process uses {}; stop it first", path.display())))
         }

@@ -1,7 +1,6 @@
 //! The embedded backend: SQLite in WAL mode, one writer thread, one that makes checkpoints, and
 //! readers that wait for neither.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
@@ -37,7 +36,7 @@ struct Inner {
     failed: watch::Receiver<bool>,
     queue: mpsc::Sender<Request>,
     _threads: [Joined; 2],
-    _lock: File,
+    _lock: files::Lock,
 }
 
 /// A thread that is waited for when its handle is dropped.

@@ -17,8 +17,8 @@ use crate::domain::row::{RowKey, RowSum};
 
 /// At most so many commits share one fsync.
 pub(super) const GROUP_MAX: usize = 512;
-/// So many rows written ask for a checkpoint; about a page each, so the WAL is a few MiB long.
-const ROWS_PER_CHECKPOINT: usize = 1_000;
+/// So many rows written ask for a checkpoint; about a page each, so the WAL is some MiB long.
+const ROWS_PER_CHECKPOINT: usize = 4_000;
 
 /// A commit that waits, and who waits for it.
 pub(super) struct Request {
