@@ -1,32 +1,72 @@
-//! The thread that brings the WAL into the database file, so that the writer never waits for it.
+//! Bringing the WAL into the database file: by a thread of its own, so that the writer never waits
+//! for it, until the WAL is past its cap.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
-/// The WAL's cap in bytes. Past it the writer has to wait for one checkpoint that shortens it.
-pub(super) const WAL_BYTES_MAX: i64 = 64 << 20;
+/// The WAL's cap in bytes. Past it the writer stops for one checkpoint that cuts it.
+const WAL_BYTES_MAX: i64 = 64 << 20;
+/// How long the writer waits for readers (a backup, a shell) that keep the WAL from being cut.
+const CUT_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Works until the writer is gone. A checkpoint that fails loses nothing: the WAL keeps every
-/// commit until it was copied and synced, and the next checkpoint copies it again.
-pub(super) fn run(connection: Connection, asked: Receiver<()>) {
+/// What the writer and the checkpoint thread know together of the WAL.
+#[derive(Default)]
+pub(super) struct Wal {
+    past_cap: AtomicBool,
+    /// Held during a checkpoint: SQLite would refuse a second one, not let it wait.
+    checkpoint: Mutex<()>,
+}
+
+/// Makes a checkpoint whenever it is asked to, until the writer is gone. PASSIVE: it waits for
+/// nobody and nobody for it.
+///
+/// A checkpoint that fails loses nothing: the WAL keeps every commit until it was copied and the
+/// copy synced, and the next checkpoint copies it again.
+pub(super) fn run(connection: &Connection, asked: &Receiver<()>, wal: &Wal) {
     while asked.recv().is_ok() {
-        if let Err(error) = checkpoint(&connection) {
-            tracing::error!(cause = %error, "a checkpoint failed; the WAL grows until one succeeds");
+        let _held = wal.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        match passive(connection) {
+            Ok(bytes) if bytes > WAL_BYTES_MAX => wal.past_cap.store(true, Ordering::Relaxed),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(cause = %error, "a checkpoint failed; the WAL grows until one succeeds");
+            }
         }
     }
 }
 
-fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    // PASSIVE waits for nobody; under load there are always frames it cannot get at, and the WAL
-    // grows behind them. TRUNCATE holds the writer off: rarely, and only for what PASSIVE left.
+/// The length of the WAL afterwards.
+fn passive(connection: &Connection) -> rusqlite::Result<i64> {
     let pages: i64 = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))?;
     let page_bytes: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-    if pages.saturating_mul(page_bytes) > WAL_BYTES_MAX {
-        let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy {
-            tracing::warn!("the WAL is past its cap, and a reader or writer keeps it from being shortened");
-        }
+    Ok(pages.saturating_mul(page_bytes))
+}
+
+/// Called by the writer between two groups. Cuts the WAL if it is past its cap.
+///
+/// Under load PASSIVE always leaves frames that came while it worked, so the WAL is never empty and
+/// never begins anew. Only the writer can help: from another thread a checkpoint that needs the
+/// write lock would find it taken again each time it looks. If a reader is in the way, the next
+/// PASSIVE tells whether to try again.
+pub(super) fn cut_if_past_cap(connection: &Connection, patience: Duration, wal: &Wal) {
+    if !wal.past_cap.swap(false, Ordering::Relaxed) {
+        return;
     }
-    Ok(())
+    let _held = wal.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+    let cut = || -> rusqlite::Result<bool> {
+        connection.busy_timeout(CUT_PATIENCE)?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+    };
+    match cut() {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!("the WAL is past its cap, and a reader keeps it from being cut"),
+        Err(error) => tracing::error!(cause = %error, "the WAL is past its cap and cannot be cut"),
+    }
+    if let Err(error) = connection.busy_timeout(patience) {
+        tracing::error!(cause = %error, "the writer's patience cannot be set");
+    }
 }

@@ -5,8 +5,6 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::OpenError;
 use super::schema::APPLICATION_ID;
@@ -18,16 +16,22 @@ const APPLICATION_ID_AT: usize = 68;
 /// The header's length.
 const HEADER_LEN: usize = 100;
 
-/// How long a lock is waited for that may be going away: a child of the process that had it shares it
-/// between fork and exec. (The kernel's own waiting knows no deadline.)
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
-const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// Keeps every other process away from the database until it is dropped.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child that was forked and has not called exec yet.
+        // If this fails, the end of the process unlocks.
+        let _ = self.0.unlock();
+    }
+}
 
 /// Makes the files ready and returns the lock that keeps every other process away from them.
 ///
 /// The lock comes first: closing any descriptor of a database drops the locks that SQLite holds on
 /// it in this process, so nobody may look into one that is in use.
-pub(super) fn prepare(path: &Path) -> Result<File, OpenError> {
+pub(super) fn prepare(path: &Path) -> Result<Lock, OpenError> {
     let lock = lock(path)?;
     let database = open(path).map_err(|error| refusal("open", path, &error))?;
     if identify(&database).map_err(|error| refusal("read", path, &error))? == Found::Foreign {
@@ -56,19 +60,15 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+fn lock(path: &Path) -> Result<Lock, OpenError> {
     let lock_path = beside(path, "-lock");
     let file = open(&lock_path).map_err(|error| refusal("open", &lock_path, &error))?;
-    let deadline = Instant::now() + LOCK_WAIT_MAX;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError(format!("another process uses {}; stop it first", path.display())));
-            }
-            Err(TryLockError::Error(error)) => return Err(refusal("lock", &lock_path, &error)),
+    match file.try_lock() {
+        Ok(()) => Ok(Lock(file)),
+        Err(TryLockError::WouldBlock) => {
+            Err(OpenError(format!("another process uses {}; stop it first", path.display())))
         }
+        Err(TryLockError::Error(error)) => Err(refusal("lock", &lock_path, &error)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a store can be asked. Each question is one read transaction.
 
+use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Params, Row as SqlRow, Transaction, params};
 
 use super::columns::{self, Fault};
@@ -134,7 +135,7 @@ impl Store {
         cursor: Option<RowKey>,
         limit: u16,
     ) -> Result<Vec<Sealed<Row>>, ReadError> {
-        self.read(move |tx| rows_after(tx, cursor, usize::from(limit))).await
+        self.read(move |tx| rows_after(tx, cursor.as_ref(), usize::from(limit))).await
     }
 
     /// The sum over all rows, as kept.
@@ -213,38 +214,46 @@ fn account_row(
     one(tx, sql, params![tenant.as_str(), account.as_str()], columns::account)
 }
 
-/// Table by table, in the order of [`RowKey`]'s variants; each in the order of its primary key.
-fn rows_after(tx: &Transaction<'_>, cursor: Option<RowKey>, limit: usize) -> Result<Vec<Sealed<Row>>, Fault> {
-    const NOTHING: (&str, &str) = ("", "");
-    let (table, id, (first, second)) = match &cursor {
-        None => (0, None, NOTHING),
-        Some(RowKey::Credential(id)) => (0, Some(id), NOTHING),
-        Some(RowKey::State(id)) => (1, Some(id), NOTHING),
-        Some(RowKey::Account(tenant, account)) => (2, None, (tenant.as_str(), account.as_str())),
-        Some(RowKey::Idempotency(client, key)) => (3, None, (client.as_str(), key.as_str())),
+/// How to read one table in the order of its primary key: from ?2 (and ?3) on, ?1 rows at most.
+type Table = (&'static str, fn(&SqlRow<'_>) -> Result<Sealed<Row>, Fault>);
+
+/// The tables in the order of [`RowKey`]'s variants.
+const TABLES: [Table; 4] = [
+    ("SELECT * FROM credential WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
+        columns::credential(row).map(any)
+    }),
+    ("SELECT * FROM credential_state WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
+        columns::state(row).map(any)
+    }),
+    ("SELECT * FROM account WHERE (tenant, account) > (?2, ?3) ORDER BY tenant, account LIMIT ?1", |row| {
+        columns::account(row).map(any)
+    }),
+    ("SELECT * FROM idempotency WHERE (client, key) > (?2, ?3) ORDER BY client, key LIMIT ?1", |row| {
+        columns::idempotency(row).map(any)
+    }),
+];
+
+/// The rest of the cursor's table, then the tables behind it from their beginning.
+fn rows_after(
+    tx: &Transaction<'_>,
+    cursor: Option<&RowKey>,
+    limit: usize,
+) -> Result<Vec<Sealed<Row>>, Fault> {
+    let text = |text: &str| Value::Text(text.to_owned());
+    // To SQLite an empty text is less than any other text and any blob.
+    let (first_table, mut from) = match cursor {
+        None => (0, [text(""), text("")]),
+        Some(RowKey::Credential(id)) => (0, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::State(id)) => (1, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::Account(tenant, account)) => (2, [text(tenant.as_str()), text(account.as_str())]),
+        Some(RowKey::Idempotency(client, key)) => (3, [text(client.as_str()), text(key.as_str())]),
     };
-    let id = id.map(|id| id.to_bytes().to_vec()).unwrap_or_default();
-    let mut rows: Vec<Sealed<Row>> = Vec::new();
-    for (number, sql) in [
-        "SELECT * FROM credential WHERE id > ?1 ORDER BY id LIMIT ?2",
-        "SELECT * FROM credential_state WHERE id > ?1 ORDER BY id LIMIT ?2",
-        "SELECT * FROM account WHERE (tenant, account) > (?1, ?2) ORDER BY tenant, account LIMIT ?3",
-        "SELECT * FROM idempotency WHERE (client, key) > (?1, ?2) ORDER BY client, key LIMIT ?3",
-    ]
-    .into_iter()
-    .enumerate()
-    .skip(table)
-    {
-        // The tables after the cursor's are read from their beginning.
-        let (id, first, second) =
-            if number == table { (id.as_slice(), first, second) } else { (&[][..], "", "") };
+    let mut rows = Vec::new();
+    for (sql, parse) in TABLES.into_iter().skip(first_table) {
         let left = limit.saturating_sub(rows.len()) as i64;
-        rows.extend(match number {
-            0 => all(tx, sql, params![id, left], |row| columns::credential(row).map(any))?,
-            1 => all(tx, sql, params![id, left], |row| columns::state(row).map(any))?,
-            2 => all(tx, sql, params![first, second, left], |row| columns::account(row).map(any))?,
-            _ => all(tx, sql, params![first, second, left], |row| columns::idempotency(row).map(any))?,
-        });
+        let [first, second] = &from;
+        rows.extend(all(tx, sql, params![left, first, second], parse)?);
+        from = [text(""), text("")];
     }
     Ok(rows)
 }

@@ -1,7 +1,6 @@
 //! The embedded backend: SQLite in WAL mode, one writer thread, one that makes checkpoints, and
 //! readers that wait for neither.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
@@ -11,18 +10,16 @@ use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::checkpoint::{self, Wal};
 use super::columns::Fault;
 use super::writer::{Request, Writer};
 use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
-use super::{checkpoint, files, schema};
+use super::{files, schema};
 
 /// So many reads at once; the others wait. More would only fight for the same pages.
 const READERS_MAX: usize = 8;
-/// How long a commit waits for somebody else's write lock (a checkpoint past the cap, a backup).
-const WRITER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a checkpoint past the cap waits for readers, and the writer for it: less than the
-/// writer's patience, so that no commit is refused for it.
-const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a commit waits for somebody else's write lock: an operator's shell, say.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A database of this appliance, opened by this process alone. Cheap to clone.
 #[derive(Clone)]
@@ -39,7 +36,7 @@ struct Inner {
     failed: watch::Receiver<bool>,
     queue: mpsc::Sender<Request>,
     _threads: [Joined; 2],
-    _lock: File,
+    _lock: files::Lock,
 }
 
 /// A thread that is waited for when its handle is dropped.
@@ -69,18 +66,19 @@ impl Store {
     /// has anything else to do.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let lock = files::prepare(path)?;
-        let mut connection = connect(path, WRITER_PATIENCE)?;
+        let mut connection = connect(path)?;
         schema::migrate(&mut connection, path)?;
         configure(&connection).map_err(|error| unusable(path, &error))?;
-        let checkpoints = connect(path, CHECKPOINT_PATIENCE)?;
+        let checkpoints = connect(path)?;
 
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
         let (latch, failed) = watch::channel(false);
         let (ask, asked) = std_mpsc::sync_channel(1);
-        let writer = Writer::new(connection, latch, ask);
+        let wal = Arc::new(Wal::default());
+        let writer = Writer::new(connection, latch, ask, Arc::clone(&wal));
         let threads = [
             Joined::spawn("store-writer", move || writer.run(requests))?,
-            Joined::spawn("store-checkpoint", move || checkpoint::run(checkpoints, asked))?,
+            Joined::spawn("store-checkpoint", move || checkpoint::run(&checkpoints, &asked, &wal))?,
         ];
         Ok(Self {
             inner: Arc::new(Inner {
@@ -166,12 +164,12 @@ fn unusable(path: &Path, error: &rusqlite::Error) -> OpenError {
     OpenError(format!("cannot open the database {}: {error}", path.display()))
 }
 
-fn connect(path: &Path, patience: Duration) -> Result<Connection, OpenError> {
+fn connect(path: &Path) -> Result<Connection, OpenError> {
     // No CREATE: the file is there, made with the right mode.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let open = || {
         let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(patience)?;
+        connection.busy_timeout(PATIENCE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "trusted_schema", false)?;
         Ok(connection)
@@ -200,7 +198,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 fn reader(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(WRITER_PATIENCE)?;
+    connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.set_prepared_statement_cache_capacity(64);

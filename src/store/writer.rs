@@ -4,18 +4,21 @@
 //! readers only after its fsync: neither an answer nor a read tells of what a crash could take back.
 
 use std::slice;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::checkpoint::{self, Wal};
+use super::sqlite::PATIENCE;
 use super::{Commit, CommitError, Committed, rows};
 use crate::domain::row::{RowKey, RowSum};
 
 /// At most so many commits share one fsync.
 pub(super) const GROUP_MAX: usize = 512;
-/// So many rows written ask for a checkpoint; about a page each, so the WAL is a few MiB long.
-const ROWS_PER_CHECKPOINT: usize = 1_000;
+/// So many rows written ask for a checkpoint; about a page each, so the WAL is some MiB long.
+const ROWS_PER_CHECKPOINT: usize = 4_000;
 
 /// A commit that waits, and who waits for it.
 pub(super) struct Request {
@@ -29,6 +32,7 @@ pub(super) struct Writer {
     failed: watch::Sender<bool>,
     checkpoint: SyncSender<()>,
     rows_since_checkpoint: usize,
+    wal: Arc<Wal>,
 }
 
 /// What became of one commit inside a transaction.
@@ -53,8 +57,9 @@ impl Writer {
         connection: Connection,
         failed: watch::Sender<bool>,
         checkpoint: SyncSender<()>,
+        wal: Arc<Wal>,
     ) -> Self {
-        Self { connection, failed, checkpoint, rows_since_checkpoint: 0 }
+        Self { connection, failed, checkpoint, rows_since_checkpoint: 0, wal }
     }
 
     /// Works until the last [`super::Store`] is gone and the queue is empty.
@@ -68,6 +73,7 @@ impl Writer {
                 let _ = answer.send(result);
             }
             self.ask_for_checkpoint(&commits);
+            checkpoint::cut_if_past_cap(&self.connection, PATIENCE, &self.wal);
         }
     }
 
