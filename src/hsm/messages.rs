@@ -70,7 +70,8 @@ pub enum Request {
     Health,
     /// A new seed, generated in the HSM. -> [`Response::Secret`]
     Generate {
-        /// The hash it is for: its length is the hash's output.
+        /// The hash it is for: it is as long as the hash's output, rounded up to what key wrap takes
+        /// (a multiple of 8 bytes) where it never leaves the HSM.
         algorithm: Algorithm,
         /// Whether the seed itself comes back, this once (`"export": "otpauth"`).
         export: bool,
