@@ -15,6 +15,8 @@
 //! * **Reads** see every commit that was answered before they began. They are not ordered among
 //!   themselves: the versions in the commit make up for it.
 //! * **Who retries.** Nobody in here; conflicts go to the use case, which has to look at locks again.
+//! * **Apart.** Commits may share one transaction and one fsync, but what is wrong with one of them
+//!   (a conflict, a row named twice) is told to it alone. A caller that stops waiting stops nothing.
 //! * **Bounded.** At most [`QUEUE_MAX`] commits wait; beyond that [`CommitError::Busy`] at once.
 //! * A seal is kept, never checked: only a custodian can.
 //!
@@ -44,7 +46,8 @@ pub const QUEUE_MAX: usize = 1_024;
 pub struct Commit {
     /// Rows that are only stood on: each must still have this version.
     pub standing: Vec<(RowKey, u64)>,
-    /// Rows to write. Version 1 is new and must not exist; version n replaces version n - 1.
+    /// Rows to write, each named once. Version 1 is new and must not exist; version n replaces
+    /// version n - 1.
     pub rows: Vec<Sealed<Row>>,
     /// Rows to remove, with the version each must still have.
     pub removed: Vec<(RowKey, u64)>,

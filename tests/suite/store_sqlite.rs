@@ -4,6 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use hsm_authd::domain::credential::CredentialState;
@@ -320,19 +323,40 @@ async fn a_deleted_secret_leaves_the_file() {
     let scratch = Scratch::new();
     let store = open(&scratch);
     let mut rows = enrolment(1, "bank-a", "acct-1");
-    let blob = b"forty bytes that the file must not keep.".to_vec();
+    let mark = b"what the file must not keep";
     let mut credential = rows.credential.row.clone();
-    credential.secret.as_mut().unwrap().blob.clone_from(&blob);
+    credential.secret.as_mut().unwrap().blob = mark.repeat(20);
     rows.credential = sealed(credential);
     let _ = store.commit(insert(&rows_of(&rows))).await.unwrap();
     drop(store);
-    let holds = || fs::read(file(&scratch)).unwrap().windows(blob.len()).any(|window| window == blob);
+    let holds = || fs::read(file(&scratch)).unwrap().windows(mark.len()).any(|window| window == mark);
     assert!(holds());
     let store = open(&scratch);
     let tombstone = row(rows.credential.row.deleted(9_000));
     let _ = store.commit(change(&[any(rows.credential)], &[tombstone])).await.unwrap();
     drop(store);
     assert!(!holds());
+}
+
+/// Between fork and exec a child has every descriptor of its parent.
+#[test]
+fn a_child_that_is_being_started_keeps_no_lock() {
+    let scratch = Scratch::new();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        });
+        for _ in 0..100 {
+            if let Err(error) = Store::open(&file(&scratch)) {
+                over.store(true, Ordering::Relaxed);
+                panic!("{error}");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[tokio::test]
