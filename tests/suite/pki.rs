@@ -126,6 +126,18 @@ fn certificates_say_what_strict_verifiers_ask_for() {
 }
 
 #[test]
+fn without_names_there_is_no_alternative_name() {
+    let scratch = Scratch::new();
+    let now = SystemTime::now();
+    let validity = Validity { not_before: now, not_after: now + DAY };
+    let authority = Authority::generate("test CA", validity).unwrap();
+    let leaf = authority.issue(Purpose::Client, "bank-a", &[], validity).unwrap();
+    let path = scratch.write("leaf.pem", &leaf.certificate_pem().unwrap());
+    let (good, text) = openssl(&["x509", "-noout", "-text", "-in", path.to_str().unwrap()]);
+    assert!(good && !text.contains("Alternative Name"), "{text}");
+}
+
+#[test]
 fn serial_numbers_are_random() {
     let scratch = Scratch::new();
     let pki = ensure(scratch.path());
@@ -264,6 +276,7 @@ fn what_ends_within_a_day_is_made_anew() {
     };
     assert_eq!(at(now).len(), 8);
     assert_eq!(at(now + 363 * DAY), [""; 0]);
+    assert_eq!(at(now - DAY / 2), [""; 0], "a clock that was set back a little");
     let leaves = ["auditor.key", "auditor.pem", "bank-a.key", "bank-a.pem", "server.key", "server.pem"];
     assert_eq!(at(now + 364 * DAY + DAY / 2), leaves, "half a day is left of them");
     assert_eq!(at(now + 3_651 * DAY + DAY / 2).len(), 8, "the authority ends, and all with it");
@@ -319,5 +332,6 @@ fn an_authority_is_one_only_with_its_own_key() {
     assert!(one.has_issued(&leaf) && !two.has_issued(&leaf));
     let (certificate, key) = pem(&leaf);
     assert!(!read(&certificate, &key), "issued by another");
+    assert!(!read(&certificate, &pem(one.identity()).1), "issued with this key, but for another");
     assert!(one.issue(Purpose::Server, "leaf,O=Bank", &names, validity).is_err(), "syntax in a name");
 }
