@@ -236,7 +236,8 @@ impl Config {
             if !names.insert(&client.name) {
                 return Err(format!("client {} is there twice", client.name));
             }
-            if client.san.is_empty() || !sans.insert(&client.san) {
+            // Compared without case: a DNS name that two clients share would name neither.
+            if client.san.is_empty() || !sans.insert(client.san.to_ascii_lowercase()) {
                 return Err(format!("client {}: its san must be given, and be its alone", client.name));
             }
             let audit_only = client.permissions.iter().all(|p| *p == Permission::Audit);
