@@ -137,6 +137,8 @@ struct Supervisor {
     /// Whether any custodian has ever come up: until then, one that fails to start ends the service.
     ever_up: bool,
     draining_since: Option<Instant>,
+    /// The front has closed its end of the channel: it is ending, or should be.
+    unheard_since: Option<Instant>,
 }
 
 /// One custodian's place.
@@ -173,6 +175,7 @@ impl Supervisor {
             slots,
             ever_up: false,
             draining_since: None,
+            unheard_since: None,
         })
     }
 
@@ -206,6 +209,9 @@ impl Supervisor {
             if self.draining_since.is_some_and(|since| since.elapsed() > DRAIN_MAX) {
                 return Err(Some("draining took too long; the rest was cut off".into()));
             }
+            if self.unheard_since.is_some_and(|since| since.elapsed() > DRAIN_MAX) {
+                return Err(Some("the front neither listens nor ends; killed it".into()));
+            }
         }
     }
 
@@ -218,15 +224,17 @@ impl Supervisor {
             None if !starting => Some(slot.not_before),
             _ => None,
         });
-        let due = due.chain(self.draining_since.map(|since| since + DRAIN_MAX)).min();
+        let endings = [self.draining_since, self.unheard_since].into_iter().flatten();
+        let due = due.chain(endings.map(|since| since + DRAIN_MAX)).min();
         let timeout = due.map_or(PollTimeout::NONE, |due| {
             let ms = due.saturating_duration_since(now).as_millis().saturating_add(1);
             PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
         });
-        let mut watched = [
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        // A closed channel is always ready, and would keep this loop spinning.
+        if self.unheard_since.is_none() {
+            watched.push(PollFd::new(self.channel.as_fd(), PollFlags::POLLIN));
+        }
         // Interrupted or not: the caller looks at everything anyway.
         let _ = poll(&mut watched, timeout);
     }
@@ -238,13 +246,22 @@ impl Supervisor {
         })
     }
 
-    fn heard(&self) -> Result<Option<ToSupervisor>, Option<String>> {
+    fn heard(&mut self) -> Result<Option<ToSupervisor>, Option<String>> {
+        if self.unheard_since.is_some() {
+            return Ok(None);
+        }
         match control::receive(&self.channel) {
-            Ok(message) => Ok(message.map(|(message, _)| message)),
+            Ok(Some((message, _))) => Ok(Some(message)),
+            Ok(None) => {
+                self.unheard_since = Some(Instant::now());
+                Ok(None)
+            }
             Err(error) => match error.kind() {
-                std::io::ErrorKind::WouldBlock
-                | std::io::ErrorKind::Interrupted
-                | std::io::ErrorKind::ConnectionReset => Ok(None),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => Ok(None),
+                std::io::ErrorKind::ConnectionReset => {
+                    self.unheard_since = Some(Instant::now());
+                    Ok(None)
+                }
                 _ => Err(Some(format!("the front talks nonsense: {error}"))),
             },
         }
