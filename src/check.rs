@@ -27,7 +27,7 @@ pub fn run(path: &Path) -> ExitCode {
 
 fn check(path: &Path) -> Result<(), String> {
     let config = Config::load(path).map_err(|e| e.to_string())?;
-    say(format_args!("configuration: {} clients", config.clients.len()));
+    say(format_args!("configuration: well-formed; clients: {}", config.clients.len()));
     private(&config.server.key)?;
     private(&config.hsm.pin_file)?;
     say(format_args!("private files: readable by their owner and group alone"));

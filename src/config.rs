@@ -260,3 +260,86 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
         .map_or(1, |before| before.matches('\n').count() + 1);
     format!("line {line}: {}", error.message().replace('\n', " "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use toml::{Table, Value};
+
+    const SAMPLE: &str = include_str!("../softhsm-setup/hsm-authd.toml");
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/hsm-authd"))
+    }
+
+    #[test]
+    fn the_sample_is_accepted_and_shows_the_defaults() {
+        let sample = parse(SAMPLE).unwrap();
+        assert_eq!(sample.server.key, Path::new("/etc/hsm-authd/server.key"));
+        assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
+
+        let mut bare: Table = SAMPLE.parse().unwrap();
+        bare.remove("credentials");
+        let section = |bare: &mut Table, name: &str, keys: &[&str]| {
+            let table = bare[name].as_table_mut().unwrap();
+            for key in keys {
+                assert!(table.remove(*key).is_some(), "{name}.{key}");
+            }
+        };
+        section(&mut bare, "server", &["limits"]);
+        section(&mut bare, "hsm", &["custodians", "secrets_cached_max", "environment"]);
+        let mut bare = parse(&bare.to_string()).unwrap();
+        assert!((1..=4).contains(&bare.hsm.custodians) && bare.hsm.environment.is_empty());
+        bare.hsm.custodians = sample.hsm.custodians;
+        bare.hsm.environment = sample.hsm.environment.clone();
+        assert_eq!(format!("{bare:?}"), format!("{sample:?}"));
+    }
+
+    /// The parser names the keys it expects when it meets one that it does not know.
+    #[test]
+    fn the_sample_has_every_key_there_is() {
+        fn known(change: impl FnOnce(&mut Table)) -> Vec<String> {
+            let mut sample: Table = SAMPLE.parse().unwrap();
+            change(&mut sample);
+            let refused = parse(&sample.to_string()).unwrap_err();
+            let (_, names) = refused.split_once("expected").unwrap_or_else(|| panic!("{refused}"));
+            names.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        }
+        fn add(table: &mut Table) {
+            table.insert("zzz".into(), Value::Boolean(true));
+        }
+        let sample: Table = SAMPLE.parse().unwrap();
+        let check = |table: &Table, known: Vec<String>| {
+            assert!(!known.is_empty());
+            for key in known {
+                assert!(table.contains_key(&key), "the sample lacks {key}");
+            }
+        };
+        check(&sample, known(add));
+        for section in ["server", "ops", "store", "hsm", "credentials"] {
+            let known = known(|sample| add(sample[section].as_table_mut().unwrap()));
+            check(sample[section].as_table().unwrap(), known);
+        }
+        let limits = known(|sample| add(sample["server"]["limits"].as_table_mut().unwrap()));
+        check(sample["server"]["limits"].as_table().unwrap(), limits);
+        let client = known(|sample| add(sample["client"][0].as_table_mut().unwrap()));
+        check(sample["client"][0].as_table().unwrap(), client);
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_in_one_line_that_says_so() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configurations");
+        let mut count = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let words = text.lines().next().unwrap().strip_prefix("# Refused: ").unwrap();
+            let refused = Config::load(&path).unwrap_err().to_string();
+            assert!(refused.contains(words), "{}: {refused}", path.display());
+            assert!(refused.starts_with(&path.display().to_string()) && !refused.contains('\n'), "{refused}");
+            assert!(!refused.contains("0000-not-a-pin"), "{refused}");
+            count += 1;
+        }
+        assert!(count >= 23, "{count}");
+    }
+}

@@ -15,6 +15,7 @@ mod layers;
 mod pki;
 mod scratch;
 mod setup;
+mod softhsm_setup;
 mod store_contract;
 mod store_faults;
 mod store_samples;
