@@ -8,8 +8,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, Limited};
-use serde::de::DeserializeOwned;
-use serde_json::error::Category;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::timeout;
 
 use crate::config::TenantScope;
@@ -102,24 +101,17 @@ impl AllowedCall {
             return Err(Problem::UnsupportedMediaType);
         }
         let (ask, body) = self.read(api).await?;
-        let parsed = serde_json::from_slice(&body).map_err(|error| match error.classify() {
-            Category::Data => Problem::Invalid {
-                field: "",
-                reason: "a field is unknown, missing, repeated, or has the wrong type or value",
-            },
-            Category::Syntax | Category::Eof | Category::Io => Problem::Malformed("the body is no JSON"),
-        })?;
-        Ok((ask, parsed))
+        let reason = "a field is unknown, missing, repeated, or has the wrong type or value";
+        Ok((ask, object(&body, reason)?))
     }
 
     /// A request that says everything by its path: its body is empty or `{}`.
     pub async fn no_json(self, api: &Api) -> Result<Ask, Problem> {
         let (ask, body) = self.read(api).await?;
-        if body.is_empty() || serde_json::from_slice::<NoFields>(&body).is_ok() {
-            Ok(ask)
-        } else {
-            Err(Problem::Invalid { field: "", reason: "this request takes no fields" })
+        if !body.is_empty() {
+            let NoFields {} = object(&body, "this request takes no fields")?;
         }
+        Ok(ask)
     }
 
     async fn read(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
@@ -147,6 +139,20 @@ impl AllowedCall {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoFields {}
+
+/// A body as the object that it has to be; `reason` says what is wrong with another one.
+fn object<T: DeserializeOwned>(body: &[u8], reason: &'static str) -> Result<T, Problem> {
+    match serde_json::from_slice(body) {
+        // Serde takes an array as well, and its elements for the fields in their order.
+        Ok(parsed) if body.trim_ascii_start().starts_with(b"{") => Ok(parsed),
+        _ if is_json(body) => Err(Problem::Invalid { field: "", reason }),
+        _ => Err(Problem::Malformed("the body is no JSON")),
+    }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
+}
 
 fn idempotency_key(parts: &Parts) -> Result<Option<IdempotencyKey>, Problem> {
     let mut values = parts.headers.get_all("idempotency-key").iter();

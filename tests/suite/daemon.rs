@@ -84,6 +84,12 @@ impl Daemon {
         self.resume();
     }
 
+    /// Starts it again without an argument that it had.
+    pub fn resume_without(&mut self, argument: &str) {
+        self.arguments.retain(|given| given != argument);
+        self.resume();
+    }
+
     /// `kill -9` of the supervisor; its children die with it.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("it is not running");

@@ -1,0 +1,253 @@
+//! Who may do what: every route by every client, and nobody sees another tenant's.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::bank::{credentials, done, failed, refused, without_request_id};
+use crate::client::{Connection, Response};
+use crate::daemon::{Daemon, enrol_hotp, rfc_code, text, verify};
+
+/// Every route: its method, its path as the router has it, and the permission it asks for.
+pub const ROUTES: [(&str, &str, &str); 9] = [
+    ("GET", "/v1/credentials", "enroll"),
+    ("POST", "/v1/credentials", "enroll"),
+    ("GET", "/v1/credentials/{id}", "enroll"),
+    ("DELETE", "/v1/credentials/{id}", "enroll"),
+    ("POST", "/v1/credentials/{id}/verify", "verify"),
+    ("POST", "/v1/credentials/{id}/resync", "enroll"),
+    ("POST", "/v1/credentials/{id}/suspend", "enroll"),
+    ("POST", "/v1/credentials/{id}/resume", "enroll"),
+    ("POST", "/v1/credentials/{id}/unlock", "admin"),
+];
+
+const PERMISSIONS: [&str; 6] = ["enroll", "verify", "transact", "deliver", "audit", "admin"];
+const BANK: &[&str] = &["enroll", "verify", "transact", "admin"];
+/// The clients of `dev.json`: tenant and permissions.
+const CLIENTS: [(&str, &str, &[&str]); 4] = [
+    ("bank-a", "bank-a", BANK),
+    ("bank-a-gateway", "bank-a", &["enroll", "verify", "transact", "admin", "deliver"]),
+    ("bank-b", "bank-b", BANK),
+    ("auditor", "*", &["audit"]),
+];
+
+/// The routes that a router's source adds.
+fn routes_in(source: &str) -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    for rest in source.split(".route(").skip(1) {
+        let path = rest.split('"').nth(1).unwrap();
+        let mut open = 1;
+        let length = rest.find(|c| {
+            open += match c {
+                '(' => 1,
+                ')' => -1,
+                _ => 0,
+            };
+            open == 0
+        });
+        let handlers = rest[..length.unwrap()].split_once(',').unwrap().1;
+        let before = found.len();
+        for method in ["get", "post", "put", "patch", "delete", "head", "options", "any", "on"] {
+            let calls = |text: &str| text.trim() == method || text.ends_with(&format!(".{method}"));
+            if handlers.split('(').any(calls) {
+                found.insert((method.to_uppercase(), path.to_owned()));
+            }
+        }
+        assert_eq!(
+            found.len() - before,
+            handlers.matches('(').count(),
+            "{path}: a method that is not known here"
+        );
+    }
+    found
+}
+
+#[test]
+fn every_route_of_the_code_is_in_the_table() {
+    let table: BTreeSet<_> =
+        ROUTES.iter().map(|(method, path, _)| (method.to_string(), path.to_string())).collect();
+    assert_eq!(table.len(), ROUTES.len(), "a route is there twice");
+    assert_eq!(routes_in(include_str!("../../src/api.rs")), table);
+    assert!(ROUTES.iter().all(|(.., permission)| PERMISSIONS.contains(permission)));
+}
+
+/// Asks a route about a credential, as a well-behaved client would.
+async fn ask(connection: &Connection, method: &str, route: &str, id: &str) -> Response {
+    let path = route.replace("{id}", id);
+    let body = match (method, route.rsplit('/').next().unwrap()) {
+        ("POST", "credentials") => json!({ "type": "hotp", "account": "by-permission" }),
+        (_, "verify") => json!({ "otp": rfc_code(9_000) }),
+        (_, "resync") => json!({ "otps": [rfc_code(9_000), rfc_code(9_001)] }),
+        _ => return connection.request(method, &path, &[], "").await.unwrap(),
+    };
+    connection.post(&path, &body).await.unwrap()
+}
+
+/// Whether a client may, as the answer says; whatever else the answer is, it is none of 401, 404 or 5xx.
+fn may(answer: &Response) -> bool {
+    let said = text(answer);
+    match answer.status.as_u16() {
+        200 | 201 => true,
+        403 if said.contains(":problem:verification-failed") => failed(answer) > 0,
+        403 => {
+            refused(answer, 403, "forbidden");
+            false
+        }
+        // Resuming what is active: allowed, but for its state.
+        409 => refused(answer, 409, "state-conflict")["status"] == 409,
+        status => panic!("{status}: {said}"),
+    }
+}
+
+/// Every route, each about a credential of its own.
+async fn allowed(
+    admin: &Connection,
+    client: &Connection,
+    account: &str,
+) -> Vec<(&'static str, &'static str)> {
+    let mut allowed = Vec::new();
+    for (number, (method, route, _)) in ROUTES.into_iter().enumerate() {
+        let id = enrol_hotp(admin, &format!("{account}-{number}")).await;
+        let before = credentials(admin).await;
+        if may(&ask(client, method, route, &id).await) {
+            allowed.push((method, route));
+        } else {
+            assert_eq!(credentials(admin).await, before, "{method} {route}: refused, and changed");
+        }
+    }
+    allowed
+}
+
+fn routes_for(permissions: &[&str]) -> Vec<(&'static str, &'static str)> {
+    let of = ROUTES.into_iter().filter(|(.., permission)| permissions.contains(permission));
+    of.map(|(method, route, _)| (method, route)).collect()
+}
+
+#[tokio::test]
+async fn every_client_may_what_its_permissions_say() {
+    let daemon = Daemon::start();
+    for (client, tenant, permissions) in CLIENTS {
+        let admin = daemon.connect(if tenant == "*" { "bank-a" } else { tenant }).await;
+        let found = allowed(&admin, &daemon.connect(client).await, client).await;
+        assert_eq!(found, routes_for(permissions), "{client}");
+    }
+    // Without the permission nothing else is looked at: neither id nor body.
+    let auditor = daemon.connect("auditor").await;
+    for (method, route, _) in ROUTES {
+        let path = route.replace("{id}", "no-id");
+        let answer = auditor.request(method, &path, &[("content-type", "text/plain")], "{").await.unwrap();
+        refused(&answer, 403, "forbidden");
+    }
+}
+
+/// Gives a client of `dev.json` other permissions, for connections from here on.
+fn permit(daemon: &Daemon, client: &str, permissions: &[&str]) {
+    const RELOADED: &str = "certificates and clients reloaded";
+    let path = daemon.dir().join("hsm-authd.toml");
+    let mut config: Value = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let clients = config["client"].as_array_mut().unwrap();
+    let entry = clients.iter_mut().find(|entry| entry["name"] == client).unwrap();
+    entry["permissions"] = json!(permissions);
+    let reloads = daemon.log().matches(RELOADED).count();
+    fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
+    let supervisor = daemon.info["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(supervisor as i32), Signal::SIGHUP).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while daemon.log().matches(RELOADED).count() == reloads {
+        assert!(Instant::now() < deadline, "not reloaded: {}", daemon.log());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[tokio::test]
+async fn each_permission_alone_opens_its_own_routes() {
+    let daemon = Daemon::start();
+    let admin = daemon.connect("bank-a").await;
+    for permission in PERMISSIONS {
+        permit(&daemon, "bank-a-gateway", &[permission]);
+        let client = daemon.connect("bank-a-gateway").await;
+        let found = allowed(&admin, &client, permission).await;
+        assert_eq!(found, routes_for(&[permission]), "{permission}");
+    }
+    permit(&daemon, "bank-a-gateway", &[]);
+    let found = allowed(&admin, &daemon.connect("bank-a-gateway").await, "none").await;
+    assert_eq!(found, []);
+}
+
+#[tokio::test]
+async fn an_answer_is_not_replayed_to_a_client_that_may_no_more() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k-1")];
+    let body = json!({ "otp": rfc_code(0) }).to_string();
+    let path = format!("/v1/credentials/{id}/verify");
+    let gateway = daemon.connect("bank-a-gateway").await;
+    let first = gateway.request("POST", &path, &headers, body.clone()).await.unwrap();
+    done(&first);
+    permit(&daemon, "bank-a-gateway", &["enroll", "admin"]);
+    let gateway = daemon.connect("bank-a-gateway").await;
+    refused(&gateway.request("POST", &path, &headers, body.clone()).await.unwrap(), 403, "forbidden");
+    permit(&daemon, "bank-a-gateway", &["verify"]);
+    let gateway = daemon.connect("bank-a-gateway").await;
+    let again = gateway.request("POST", &path, &headers, body).await.unwrap();
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
+}
+
+#[tokio::test]
+async fn another_tenants_credential_is_an_absent_one() {
+    let daemon = Daemon::start();
+    let (bank, other) = (daemon.connect("bank-a").await, daemon.connect("bank-b").await);
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let own = enrol_hotp(&other, "acct-1").await;
+    let before = credentials(&bank).await;
+    let ids = [&*id, "cred_00000000000000000000000000", "no-id", &id[..30]];
+    for (method, route, _) in ROUTES.into_iter().filter(|(_, route, _)| route.contains("{id}")) {
+        for about in ids {
+            let answer = ask(&other, method, route, about).await;
+            refused(&answer, 404, "not-found");
+            let absent = ask(&other, method, route, ids[1]).await;
+            assert_eq!(without_request_id(&answer), without_request_id(&absent), "{method} {route} {about}");
+            let names =
+                |answer: &Response| answer.headers.keys().map(ToString::to_string).collect::<BTreeSet<_>>();
+            assert_eq!(names(&answer), names(&absent));
+        }
+    }
+    let right = json!({ "otp": rfc_code(0) });
+    let path = format!("/v1/credentials/{id}/verify");
+    refused(&other.post(&path, &right).await.unwrap(), 404, "not-found");
+    let keyed = [("content-type", "application/json"), ("idempotency-key", "k")];
+    refused(&other.request("POST", &path, &keyed, right.to_string()).await.unwrap(), 404, "not-found");
+    let pages = ids.map(|after| format!("/v1/credentials?after={after}"));
+    let answer = async |path: &str| {
+        let answer = other.get(path).await.unwrap();
+        refused(&answer, 422, "invalid");
+        without_request_id(&answer)
+    };
+    for page in &pages {
+        assert_eq!(answer(page).await, answer(&pages[1]).await, "{page}");
+    }
+
+    assert_eq!(credentials(&bank).await, before);
+    let listed = |items: Value| -> Vec<String> {
+        items.as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(listed(credentials(&bank).await), [&*id]);
+    assert_eq!(listed(credentials(&other).await), [&*own]);
+    let filtered = done(&other.get("/v1/credentials?account=acct-1").await.unwrap());
+    assert_eq!(listed(filtered["items"].clone()), [&*own], "the same account of two banks is two");
+
+    // Nor do its failures count there.
+    for _ in 0..5 {
+        verify(&bank, &id, &rfc_code(9_000)).await;
+    }
+    refused(&verify(&bank, &id, &rfc_code(0)).await, 423, "locked");
+    done(&verify(&other, &own, &rfc_code(0)).await);
+    // Two clients of one tenant see the same.
+    let gateway = daemon.connect("bank-a-gateway").await;
+    assert_eq!(credentials(&gateway).await, credentials(&bank).await);
+}
