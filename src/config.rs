@@ -258,7 +258,12 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
         .span()
         .and_then(|span| text.get(..span.start))
         .map_or(1, |before| before.matches('\n').count() + 1);
-    format!("line {line}: {}", error.message().replace('\n', " "))
+    // "invalid type: VALUE, expected KIND": the value may be a PIN in the wrong place.
+    let words = match error.message().split_once(", expected ") {
+        Some((found, kind)) if found.starts_with("invalid ") => format!("a wrong value; expected {kind}"),
+        _ => error.message().replace('\n', " "),
+    };
+    format!("line {line}: {words}")
 }
 
 #[cfg(test)]
@@ -337,7 +342,7 @@ mod tests {
             let refused = Config::load(&path).unwrap_err().to_string();
             assert!(refused.contains(words), "{}: {refused}", path.display());
             assert!(refused.starts_with(&path.display().to_string()) && !refused.contains('\n'), "{refused}");
-            assert!(!refused.contains("0000-not-a-pin"), "{refused}");
+            assert!(!refused.contains("0000-not-a-pin") && !refused.contains("90210"), "{refused}");
             count += 1;
         }
         assert!(count >= 23, "{count}");

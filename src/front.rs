@@ -30,6 +30,9 @@ const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Draining: how long requests may take that outlived their connection.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// How long what is left may take to close.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
 /// The main of the hidden subcommand `front`. Its standard input is the control channel.
 pub fn run(supervisor_pid: i32) -> ExitCode {
     match start(supervisor_pid) {
@@ -54,8 +57,8 @@ fn start(supervisor_pid: i32) -> Result<(), String> {
             _ => Err("the front is started by the supervisor, not by hand".to_owned()),
         }
     });
-    // What is still there belongs to nobody who would read it.
-    runtime.shutdown_background();
+    // The tasks' shares of the store go with them; the last one empties the WAL.
+    runtime.shutdown_timeout(CLOSE_MAX);
     result
 }
 

@@ -78,7 +78,8 @@ impl Call {
 }
 
 impl AllowedCall {
-    /// The credential that the path names. A malformed id is one that does not exist.
+    /// The credential that the path names. A malformed id is one that does not exist, and is to be
+    /// found missing when that one would be: after the body.
     pub async fn credential_id(&mut self) -> Result<CredentialId, Problem> {
         let Path(text) = self.parts.extract::<Path<String>>().await.map_err(|_| Problem::NotFound)?;
         CredentialId::parse(&text).ok_or(Problem::NotFound)
@@ -101,15 +102,14 @@ impl AllowedCall {
             return Err(Problem::UnsupportedMediaType);
         }
         let (ask, body) = self.read(api).await?;
-        let reason = "a field is unknown, missing, repeated, or has the wrong type or value";
-        Ok((ask, object(&body, reason)?))
+        Ok((ask, object(&body)?))
     }
 
     /// A request that says everything by its path: its body is empty or `{}`.
     pub async fn no_json(self, api: &Api) -> Result<Ask, Problem> {
         let (ask, body) = self.read(api).await?;
         if !body.is_empty() {
-            let NoFields {} = object(&body, "this request takes no fields")?;
+            let NoFields {} = object(&body)?;
         }
         Ok(ask)
     }
@@ -136,18 +136,42 @@ impl AllowedCall {
     }
 }
 
+/// The fields that a caller may be told to mend by name.
+const FIELDS: [&str; 6] = ["type", "account", "seed_hex", "seed_base32", "otp", "otps"];
+/// Why a value is refused, as its type says it.
+const REASONS: [(&str, &str); 2] =
+    [("digits", crate::domain::otp::DIGITS_RULE), ("account", crate::domain::account::ACCOUNT_RULE)];
+
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoFields {}
 
-/// A body as the object that it has to be; `reason` says what is wrong with another one.
-fn object<T: DeserializeOwned>(body: &[u8], reason: &'static str) -> Result<T, Problem> {
+/// A body as the object that it has to be.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     match serde_json::from_slice(body) {
         // Serde takes an array as well, and its elements for the fields in their order.
         Ok(parsed) if body.trim_ascii_start().starts_with(b"{") => Ok(parsed),
-        _ if is_json(body) => Err(Problem::Invalid { field: "", reason }),
-        _ => Err(Problem::Malformed("the body is no JSON")),
+        Ok(_) => Err(Problem::Invalid { field: "", reason: "the body must be an object" }),
+        Err(error) if is_json(body) => Err(misfit(&error.to_string())),
+        Err(_) => Err(Problem::Malformed("the body is no JSON")),
     }
+}
+
+/// What does not fit, in words of our own: serde's may repeat what was sent.
+fn misfit(words: &str) -> Problem {
+    let quoted = words.split('`').nth(1).unwrap_or_default();
+    let field = FIELDS.into_iter().find(|field| *field == quoted).unwrap_or_default();
+    let (field, reason) = match words {
+        _ if words.starts_with("missing field") => (field, "must be there"),
+        _ if words.starts_with("duplicate field") => (field, "must be there once"),
+        _ if words.starts_with("unknown field") => ("", "there is a field that this request does not have"),
+        _ if words.starts_with("unknown variant") => ("", "a value is none of those allowed"),
+        _ => REASONS
+            .into_iter()
+            .find(|(_, rule)| words.starts_with(rule))
+            .unwrap_or(("", "a field has the wrong type, or a number is out of range")),
+    };
+    Problem::Invalid { field, reason }
 }
 
 fn is_json(body: &[u8]) -> bool {

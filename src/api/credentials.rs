@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use data_encoding::{BASE32_NOPAD, HEXLOWER_PERMISSIVE};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
 use crate::domain::account::AccountRef;
@@ -45,8 +45,11 @@ struct HotpBody {
     counter: u64,
     #[serde(default = "default_look_ahead")]
     look_ahead: u8,
+    #[serde(default, deserialize_with = "not_null")]
     seed_hex: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
     seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
     export: Option<Export>,
 }
 
@@ -62,8 +65,11 @@ struct TotpBody {
     period: u16,
     #[serde(default = "default_skew_steps")]
     skew_steps: u8,
+    #[serde(default, deserialize_with = "not_null")]
     seed_hex: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
     seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
     export: Option<Export>,
 }
 
@@ -71,6 +77,11 @@ struct TotpBody {
 #[serde(rename_all = "snake_case")]
 enum Export {
     Otpauth,
+}
+
+/// A seed of `null` is a mistake, not the wish for a generated one that fits no token.
+fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 fn default_look_ahead() -> u8 {
@@ -176,21 +187,21 @@ pub(super) async fn enrol(State(api): State<Arc<Api>>, call: Call) -> Result<Enr
 
 pub(super) async fn verify(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
     let mut call = call.allowed(Permission::Verify)?;
-    let id = call.credential_id().await?;
+    let id = call.credential_id().await;
     let (ask, body) = call.json::<VerifyBody>(&api).await?;
     let otp = Otp::parse(body.otp).ok_or(Problem::Invalid { field: "otp", reason: OTP_FORM })?;
-    Ok(api.service.verify(ask, id, otp).await?)
+    Ok(api.service.verify(ask, id?, otp).await?)
 }
 
 pub(super) async fn resync(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
     let mut call = call.allowed(Permission::Enroll)?;
-    let id = call.credential_id().await?;
+    let id = call.credential_id().await;
     let (ask, body) = call.json::<ResyncBody>(&api).await?;
     let [first, second] = body.otps.map(Otp::parse);
     let (Some(first), Some(second)) = (first, second) else {
         return Err(Problem::Invalid { field: "otps", reason: OTP_FORM });
     };
-    Ok(api.service.resync(ask, id, [first, second]).await?)
+    Ok(api.service.resync(ask, id?, [first, second]).await?)
 }
 
 pub(super) async fn suspend(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
@@ -211,9 +222,9 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, call: Call) -> Result<An
 
 async fn change(api: Arc<Api>, call: Call, action: Action) -> Result<Answer, Problem> {
     let mut call = call.allowed(action.permission())?;
-    let id = call.credential_id().await?;
+    let id = call.credential_id().await;
     let ask = call.no_json(&api).await?;
-    Ok(api.service.change(ask, id, action).await?)
+    Ok(api.service.change(ask, id?, action).await?)
 }
 
 pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {

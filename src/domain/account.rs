@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::caller::Tenant;
 use super::lockout::Attempts;
 
+/// What an account must be.
+pub const ACCOUNT_RULE: &str = "an account is 1 to 128 printable characters";
+
 /// The bank's own reference to an account: 1 to 128 printable characters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -26,7 +29,7 @@ impl TryFrom<String> for AccountRef {
         if (1..=128).contains(&length) && text.chars().all(is_printable) {
             Ok(Self(text))
         } else {
-            Err("an account is 1 to 128 printable characters")
+            Err(ACCOUNT_RULE)
         }
     }
 }

@@ -43,6 +43,9 @@ impl Algorithm {
     }
 }
 
+/// What a number of digits must be.
+pub const DIGITS_RULE: &str = "digits must be 6, 7 or 8";
+
 /// How many digits a code has: 6, 7 or 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
@@ -57,7 +60,7 @@ impl Default for Digits {
 impl TryFrom<u8> for Digits {
     type Error = &'static str;
     fn try_from(digits: u8) -> Result<Self, Self::Error> {
-        if (6..=8).contains(&digits) { Ok(Self(digits)) } else { Err("digits must be 6, 7 or 8") }
+        if (6..=8).contains(&digits) { Ok(Self(digits)) } else { Err(DIGITS_RULE) }
     }
 }
 

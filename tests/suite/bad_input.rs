@@ -115,7 +115,15 @@ async fn fields_of_an_enrolment() {
         for account in accounts.map(Value::from).into_iter().chain([json!(null), json!(7), json!(["a"])]) {
             cases.push(post(&format!("account {account}"), enrolment(kind, "account", account)));
         }
-        cases.push(post("no account", json!({ "type": kind }).to_string().into()));
+        cases.push(post("no account", json!({ "type": kind }).to_string().into()).about("account"));
+        let twice = format!(r#"{{"type": "{kind}", "account": "a", "account": "b"}}"#);
+        cases.push(post("two accounts", twice.into()).about("account"));
+        for (field, wrong) in [("digits", json!(5)), ("account", json!("a\nb"))] {
+            cases.push(post("by its own rule", enrolment(kind, field, wrong)).about(field));
+        }
+        for field in ["seed_hex", "seed_base32", "export"] {
+            cases.push(post("null, not absent", enrolment(kind, field, Value::Null)));
+        }
         for algorithm in ["", "sha1", "SHA-1", "SHA224", "MD5", MARK] {
             cases.push(post(algorithm, enrolment(kind, "algorithm", algorithm.into())));
         }
