@@ -96,22 +96,30 @@ impl AllowedCall {
 
     /// The body as JSON, and the request as its use case sees it.
     pub async fn json<T: DeserializeOwned>(self, api: &Api) -> Result<(Ask, T), Problem> {
-        let content_type = self.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
-        if !media_type.is_some_and(|value| value.eq_ignore_ascii_case("application/json")) {
-            return Err(Problem::UnsupportedMediaType);
-        }
+        self.is_json()?;
         let (ask, body) = self.read(api).await?;
         Ok((ask, object(&body)?))
     }
 
     /// A request that says everything by its path: its body is empty or `{}`.
     pub async fn no_json(self, api: &Api) -> Result<Ask, Problem> {
+        let is_json = self.is_json();
         let (ask, body) = self.read(api).await?;
         if !body.is_empty() {
+            is_json?;
             let NoFields {} = object(&body)?;
         }
         Ok(ask)
+    }
+
+    /// Whether the body is said to be JSON.
+    fn is_json(&self) -> Result<(), Problem> {
+        let content_type = self.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
+        match media_type {
+            Some(value) if value.eq_ignore_ascii_case("application/json") => Ok(()),
+            _ => Err(Problem::UnsupportedMediaType),
+        }
     }
 
     async fn read(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
@@ -131,7 +139,8 @@ impl AllowedCall {
             Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(Problem::TooLarge),
             Err(_) => return Err(Problem::Malformed("the body did not arrive whole")),
         };
-        let idempotency = key.map(|key| Idempotency { key, request: identity(&self.parts, &body) });
+        let idempotency =
+            key.map(|key| Idempotency { key, request: identity(&self.caller, &self.parts, &body) });
         Ok((Ask { caller: self.caller, request_id: self.request_id.0, idempotency }, body))
     }
 }
@@ -188,10 +197,10 @@ fn idempotency_key(parts: &Parts) -> Result<Option<IdempotencyKey>, Problem> {
     })
 }
 
-/// Method, path and body, each with its length before it: no two requests look the same.
-fn identity(parts: &Parts, body: &[u8]) -> SecretBytes {
+/// Tenant, method, path and body, each with its length before it: no two requests look the same.
+fn identity(caller: &Caller, parts: &Parts, body: &[u8]) -> SecretBytes {
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
-    let pieces = [parts.method.as_str().as_bytes(), path.as_bytes(), body];
+    let pieces = [caller.tenant.as_str().as_bytes(), parts.method.as_str().as_bytes(), path.as_bytes(), body];
     let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.len() + 4).sum());
     for piece in pieces {
         bytes.extend_from_slice(&(piece.len() as u32).to_be_bytes());

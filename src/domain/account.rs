@@ -34,11 +34,12 @@ impl TryFrom<String> for AccountRef {
     }
 }
 
-/// No control characters, and none that reorder, hide or break the text around them.
+/// No control characters, none that reorder, hide or break the text around them, and not the one that
+/// stands for what could not be read.
 fn is_printable(c: char) -> bool {
     let invisible = matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{fffd}' | '\u{e0000}'..='\u{e007f}');
     !c.is_control() && !invisible
 }
 
@@ -101,7 +102,7 @@ mod tests {
         for good in ["1", "acct-0001", "M\u{fc}ller & S\u{f6}hne", &"\u{e4}".repeat(128)] {
             assert!(AccountRef::try_from(good.to_owned()).is_ok(), "{good}");
         }
-        for bad in ["", "a\nb", "a\u{0}", "\u{202e}evil", "zero\u{200b}width", &"a".repeat(129)] {
+        for bad in ["", "a\nb", "a\u{0}", "\u{202e}evil", "zero\u{200b}width", "\u{fffd}", &"a".repeat(129)] {
             assert!(AccountRef::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
     }

@@ -19,7 +19,10 @@ pub const TOTP_WINDOW: u64 = 120;
 pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Plan, Refusal> {
     admit(subject, now)?;
     let next = subject.state.next_factor;
-    let candidates = match subject.credential.mover {
+    // The same two codes again: a double click.
+    let pair = subject.state.last_accepted.and_then(|last| last.checked_sub(1));
+    let repeated = pair.map(|factor| Candidate { factor, verdict: Verdict::Repeated });
+    let fresh: Vec<Candidate> = match subject.credential.mover {
         Mover::Hotp { .. } => {
             let end = next.saturating_add(HOTP_WINDOW).min(COUNTER_END - 1);
             (next..end).map(|factor| candidate(subject, factor, 0)).collect()
@@ -36,7 +39,7 @@ pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Plan, Refusal> {
                 .collect()
         }
     };
-    Ok(plan(subject, now, candidates))
+    Ok(plan(subject, now, repeated.into_iter().chain(fresh).collect()))
 }
 
 fn candidate(subject: Subject<'_>, first: u64, drift_steps: i16) -> Candidate {
@@ -58,6 +61,18 @@ mod tests {
         assert_eq!(last.factor, 1_006);
         let Verdict::Accepted(state) = &last.verdict else { panic!("not accepted") };
         assert_eq!((state.next_factor, state.last_accepted, state.drift_steps), (1_008, Some(1_007), 0));
+    }
+
+    #[test]
+    fn the_same_two_codes_again_cost_nothing() {
+        let mut rows = Rows::new(Mover::Hotp { look_ahead: 3 }, 7);
+        let Verdict::Accepted(state) = begin(rows.subject(), &at(0)).unwrap().candidates[5].verdict.clone()
+        else {
+            panic!("not accepted")
+        };
+        rows.1 = state;
+        let again = begin(rows.subject(), &at(0)).unwrap().candidates[0].clone();
+        assert_eq!(again, Candidate { factor: 12, verdict: Verdict::Repeated });
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::client::TlsStream;
 
 use crate::bank::{credential, credentials, done, path, refused};
@@ -25,9 +25,16 @@ async fn exchange(daemon: &Daemon, sent: &[u8]) -> Option<Response> {
     // A server that has answered may close before it has read everything.
     let _ = stream.write_all(sent).await;
     let _ = stream.flush().await;
+    answer(&rest(&mut stream).await)
+}
+
+/// All that the server still says until it closes, which it does soon, whatever it was sent.
+async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes).await;
-    answer(&bytes)
+    let read = tokio::time::timeout(Duration::from_secs(8), stream.read_to_end(&mut bytes));
+    // An end without close_notify is one as well.
+    let _ = read.await.expect("the server neither answers nor closes");
+    bytes
 }
 
 fn answer(bytes: &[u8]) -> Option<Response> {
@@ -120,9 +127,7 @@ async fn half_a_request_is_none() {
             stream.flush().await.unwrap();
             if polite {
                 stream.shutdown().await.unwrap();
-                let mut bytes = Vec::new();
-                let _ = stream.read_to_end(&mut bytes).await;
-                if let Some(answer) = answer(&bytes) {
+                if let Some(answer) = answer(&rest(&mut stream).await) {
                     assert_eq!(answer.status, 400, "cut at {cut}: {}", text(&answer));
                 }
             }
@@ -149,9 +154,7 @@ async fn half_a_request_is_none() {
         let mut stream = stream(&daemon).await;
         let _ = stream.write_all(nonsense.as_bytes()).await;
         let _ = stream.shutdown().await;
-        let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes).await;
-        if let Some(answer) = answer(&bytes) {
+        if let Some(answer) = answer(&rest(&mut stream).await) {
             let start = &nonsense[..nonsense.len().min(60)];
             assert!(answer.status.is_client_error(), "{start:?}: {} {}", answer.status, text(&answer));
         }
@@ -172,7 +175,7 @@ async fn a_length_and_chunks_at_once_smuggle_nothing() {
     let sent = sent.replace("Connection: close\r\n", "") + "0\r\n\r\n" + &inner;
     stream.write_all(sent.as_bytes()).await.unwrap();
     let _ = stream.shutdown().await;
-    let _ = stream.read_to_end(&mut Vec::new()).await;
+    rest(&mut stream).await;
     assert_eq!(credential(&bank, &id).await["state"], "active");
 }
 
@@ -243,7 +246,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     }
     let address = daemon.url().trim_start_matches("https://").to_owned();
     let mut no_tls = tokio::net::TcpStream::connect(address).await.unwrap();
-    let _ = no_tls.read_to_end(&mut Vec::new()).await;
+    rest(&mut no_tls).await;
 
     let bank = Connection::open(&daemon.url(), &daemon.identity("bank-a"), Http::One).await.unwrap();
     assert_eq!(credential(&bank, &id).await["failures"], 0);
