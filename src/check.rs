@@ -1,6 +1,6 @@
 //! `hsm-authd check`: tries what `serve` will need, and says what to mend.
 
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,13 +19,16 @@ pub fn run(path: &Path) -> ExitCode {
     match check(path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+            if let Some(reason) = reason {
+                let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-fn check(path: &Path) -> Result<(), String> {
+/// One line for the operator; [`None`] where the custodian has said it.
+fn check(path: &Path) -> Result<(), Option<String>> {
     let config = Config::load(path).map_err(|e| e.to_string())?;
     say(format_args!("configuration: well-formed; clients: {}", config.clients.len()));
     private(&config.server.key)?;
@@ -35,7 +38,7 @@ fn check(path: &Path) -> Result<(), String> {
     say(format_args!("certificates: usable"));
     let folder = config.store.path.parent().unwrap_or(Path::new("/"));
     if !folder.is_dir() {
-        return Err(format!("{}: the store's folder does not exist", folder.display()));
+        return Err(Some(format!("{}: the store's folder does not exist", folder.display())));
     }
     say(format_args!("store: its folder is there"));
     let token = hello(&config.hsm)?;
@@ -58,27 +61,34 @@ fn private(path: &Path) -> Result<(), String> {
 }
 
 /// Starts one custodian and lets it go again.
-fn hello(hsm: &HsmConfig) -> Result<String, String> {
+fn hello(hsm: &HsmConfig) -> Result<String, Option<String>> {
     let (mut ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
     let mut child = supervisor::spawn("custodian", theirs.into(), |command| {
         command.envs(&hsm.environment);
     })?;
     let answer = exchange(&mut ours, hsm);
+    if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+        // The module hangs, and would not notice the end of its input.
+        child.kill().map_err(|e| e.to_string())?;
+    }
     drop(ours);
     let status = child.wait().map_err(|e| e.to_string())?;
     match answer {
-        Some(hello) if hello.build_id == BUILD_ID => Ok(hello.token),
-        Some(_) => Err("the custodian is of another build: install the binary anew".to_owned()),
-        None => Err(format!("the HSM cannot be used ({status}); the line above says why")),
+        Ok(hello) if hello.build_id == BUILD_ID => Ok(hello.token),
+        Ok(_) => Err(Some("the custodian is of another build: install the binary anew".to_owned())),
+        Err(_) if status.code().is_some_and(|code| code != 0) => Err(None),
+        Err(error) => {
+            Err(Some(format!("the HSM cannot be used: no answer of the custodian ({error}, {status})")))
+        }
     }
 }
 
-fn exchange(custodian: &mut UnixStream, hsm: &HsmConfig) -> Option<Hello> {
-    custodian.set_read_timeout(Some(HSM_MAX)).ok()?;
-    custodian.write_all(&messages::encode(&init::boot(hsm)).ok()?).ok()?;
+fn exchange(custodian: &mut UnixStream, hsm: &HsmConfig) -> io::Result<Hello> {
+    custodian.set_read_timeout(Some(HSM_MAX))?;
+    custodian.write_all(&messages::encode(&init::boot(hsm)).map_err(io::Error::other)?)?;
     let mut header = [0; 4];
-    custodian.read_exact(&mut header).ok()?;
-    let mut body = vec![0; messages::frame_length(header).ok()?];
-    custodian.read_exact(&mut body).ok()?;
-    messages::decode(&body).ok()
+    custodian.read_exact(&mut header)?;
+    let mut body = vec![0; messages::frame_length(header).map_err(io::Error::other)?];
+    custodian.read_exact(&mut body)?;
+    messages::decode(&body).map_err(io::Error::other)
 }

@@ -29,6 +29,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Draining: how long requests may take that outlived their connection.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+/// How long callers are answered once the store has failed.
+const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// How long what is left may take to close.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
@@ -125,8 +127,14 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     });
 
     let (drain, draining) = watch::channel(false);
-    let mut control =
-        tokio::spawn(listen(channel, custodian_events, hsm.clone(), server.clone(), start.config, drain));
+    let mut control = tokio::spawn(listen(
+        channel,
+        custodian_events,
+        hsm.clone(),
+        server.clone(),
+        start.config,
+        drain.clone(),
+    ));
     tokio::spawn(watch_clock(clock.clone(), store.clone()));
     tokio::spawn(prune(service));
     let (ready_hsm, ready_store, ready_clock) = (hsm.clone(), store.clone(), clock);
@@ -156,9 +164,15 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         }
         Ok::<(), std::io::Error>(())
     };
+    tokio::pin!(serving);
     tokio::select! {
-        served = serving => served.map_err(|e| e.to_string()),
-        () = store.failed() => Err("the store does not know whether it wrote the last commit; a start reads what is durable".to_owned()),
+        served = &mut serving => served.map_err(|e| e.to_string()),
+        () = store.failed() => {
+            // From here on the store refuses every commit: whoever waits is told 503, not cut off.
+            let _ = drain.send(true);
+            let _ = tokio::time::timeout(LAST_ANSWERS_MAX, serving).await;
+            Err("the store does not know whether it wrote the last commit; a start reads what is durable".to_owned())
+        }
         ended = &mut control => match ended {
             Ok(Ok(())) => Err("the supervisor is gone".to_owned()),
             Ok(Err(reason)) => Err(reason),

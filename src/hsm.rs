@@ -3,7 +3,8 @@
 //! A request goes to the custodian that its credential belongs to, so that the custodians' caches of
 //! unwrapped secrets do not overlap; to any other while that one is away. A custodian works on one
 //! request at a time, in order: when it is lost, only the request at its head may be the cause. That
-//! one is repeated once; those behind it are innocent and go to another custodian freely.
+//! one is repeated once, alone; those behind it, and one that no custodian ever read, are innocent and
+//! go to another custodian freely.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -227,6 +228,9 @@ impl Hsm {
                 return Err(HsmError::Unavailable(lost.reason));
             }
             (job, answer) = again;
+            if lost.suspect {
+                job = job.suspected();
+            }
         }
     }
 

@@ -38,7 +38,7 @@ pub fn set_up_token(
     let frame = messages::encode(&setup).map_err(|e| Some(e.to_string()))?;
     let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));
     let mut child = Command::new("/proc/self/exe")
-        .arg("token-setup")
+        .args(["token-setup", "--supervisor", &std::process::id().to_string()])
         .envs(&hsm.environment)
         .stdin(Stdio::piped())
         .stdout(output)

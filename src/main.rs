@@ -57,7 +57,10 @@ enum Command {
     },
     /// The process that makes a token and its keys.
     #[command(hide = true)]
-    TokenSetup,
+    TokenSetup {
+        #[arg(long)]
+        supervisor: i32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,6 @@ fn main() -> ExitCode {
         Command::Init { config, so_pin_file } => init::run(&config, so_pin_file),
         Command::Front { supervisor } => front::run(supervisor),
         Command::Custodian { supervisor } => custodian::run(supervisor),
-        Command::TokenSetup => custodian::token::run_setup(),
+        Command::TokenSetup { supervisor } => custodian::token::run_setup(supervisor),
     }
 }

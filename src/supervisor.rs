@@ -386,7 +386,7 @@ fn block_signals() -> nix::Result<SignalFd> {
     for signal in [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
         set.add(signal);
     }
-    // `Command` gives children an empty mask again.
+    // Children inherit the mask: no signal to the whole group finds them unprepared.
     set.thread_block()?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }

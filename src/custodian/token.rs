@@ -13,6 +13,7 @@ use super::keys::{KeyName, Kind, survey};
 use super::pin::Pin;
 use super::pkcs11::{HsmError, Module, Session, Token};
 use super::{StartFailure, find_token, load_module, login, read_frame, read_pin};
+use crate::control;
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -30,7 +31,11 @@ pub struct Setup {
 /// Writes one line a step to standard output. Returns success, or
 /// [`EXIT_PIN_REFUSED`](super::EXIT_PIN_REFUSED) or
 /// [`EXIT_START_FAILED`](super::EXIT_START_FAILED) with one line on standard error.
-pub fn run_setup() -> ExitCode {
+pub fn run_setup(supervisor_pid: i32) -> ExitCode {
+    // One that outlived its starter would make a second token beside that of the next start.
+    if let Err(error) = control::bind_to_supervisor(supervisor_pid, c"hsm-token-setup") {
+        return StartFailure::new(format!("the token's setup cannot be shut in: {error}")).report();
+    }
     let setup = match read_frame::<Setup>(&mut io::stdin().lock()) {
         Ok(Some(setup)) => setup,
         Ok(None) => return StartFailure::new("standard input holds no setup: run `hsm-authd init`").report(),

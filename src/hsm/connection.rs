@@ -1,6 +1,7 @@
 //! One custodian's socket: requests out, replies in, in order; and what is left when it ends.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +30,15 @@ pub(super) struct Job {
     /// Shared with the caller, who may have to send it again.
     frame: Arc<Zeroizing<Vec<u8>>>,
     answer: oneshot::Sender<Result<Result<Response, Fault>, Lost>>,
+    /// A custodian was lost over it before. It is handed over alone, so that if its custodian is lost
+    /// again there is no doubt over what.
+    suspect: bool,
 }
 
 /// The custodian was lost before it answered.
 #[derive(Debug)]
 pub(super) struct Lost {
-    /// Whether it was working on this very request.
+    /// Whether it may have been working on this very request.
     pub suspect: bool,
     pub reason: String,
 }
@@ -44,18 +48,40 @@ pub(super) struct End {
     pub reason: String,
     /// The process is still there and has to be killed.
     pub stuck: bool,
+    /// It left something unread, at least what it was sent last.
+    unread: bool,
+}
+
+impl End {
+    fn gone(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), stuck: false, unread: false }
+    }
+
+    fn stuck(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), stuck: true, unread: false }
+    }
+
+    /// Of a custodian that dies, Linux says to its peer whether something was left in its socket.
+    fn broken(error: &std::io::Error) -> Self {
+        let unread = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+        Self { reason: error.to_string(), stuck: false, unread }
+    }
 }
 
 impl Job {
     pub(super) fn new(call: &Call) -> Result<(Self, Answer), FrameError> {
         let (answer, receiver) = oneshot::channel();
-        Ok((Self { id: call.id, frame: Arc::new(encode(call)?), answer }, receiver))
+        Ok((Self { id: call.id, frame: Arc::new(encode(call)?), answer, suspect: false }, receiver))
     }
 
     /// The same request once more.
     pub(super) fn again(&self) -> (Self, Answer) {
         let (answer, receiver) = oneshot::channel();
-        (Self { id: self.id, frame: self.frame.clone(), answer }, receiver)
+        (Self { id: self.id, frame: self.frame.clone(), answer, suspect: self.suspect }, receiver)
+    }
+
+    pub(super) fn suspected(self) -> Self {
+        Self { suspect: true, ..self }
     }
 }
 
@@ -86,8 +112,8 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
 
     let end = loop {
         tokio::select! {
-            job = jobs.recv(), if waiting.len() < WINDOW => {
-                let Some(job) = job else { break End { reason: "nobody asks any more".into(), stuck: false } };
+            job = jobs.recv(), if waiting.len() < WINDOW && !waiting.back().is_some_and(|job| job.suspect) => {
+                let Some(job) = job else { break End::gone("nobody asks any more") };
                 if job.answer.is_closed() {
                     continue; // the caller has gone, and no request changes anything by itself
                 }
@@ -98,8 +124,8 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                 waiting.push_back(job);
                 match timeout_at(head_due, write_half.write_all(&frame)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => break End { reason: error.to_string(), stuck: false },
-                    Err(_) => break End { reason: "it does not read".into(), stuck: true },
+                    Ok(Err(error)) => break End::broken(&error),
+                    Err(_) => break End::stuck("it does not read"),
                 }
             }
             reply = replies.next() => {
@@ -108,11 +134,11 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                     Err(end) => break end,
                 };
                 let Some(job) = waiting.pop_front() else {
-                    break End { reason: "it answered what nobody asked".into(), stuck: true };
+                    break End::stuck("it answered what nobody asked");
                 };
                 if job.id != reply.id {
                     waiting.push_front(job);
-                    break End { reason: "it answered out of turn".into(), stuck: true };
+                    break End::stuck("it answered out of turn");
                 }
                 let failed = matches!(reply.result, Err(Fault::Hsm(_)));
                 let reason = reply.result.as_ref().err().map(ToString::to_string);
@@ -120,19 +146,20 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                 if failed {
                     // It ends by itself now; nothing behind this one is its fault.
                     drop_suspicion(&mut waiting);
-                    break End { reason: reason.unwrap_or_default(), stuck: false };
+                    break End::gone(reason.unwrap_or_default());
                 }
                 head_due = Instant::now() + REQUEST_MAX;
             }
             () = sleep_until(head_due), if !waiting.is_empty() => {
-                break End { reason: "it missed its deadline".into(), stuck: true };
+                break End::stuck("it missed its deadline");
             }
         }
     };
 
     withdraw();
     jobs.close();
-    let mut suspect = true;
+    // One that stood alone and was never read is innocent too.
+    let mut suspect = !(end.unread && waiting.len() == 1);
     for job in waiting {
         let _ =
             job.answer.send(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
@@ -158,7 +185,7 @@ struct Replies {
 
 impl Replies {
     async fn next(&mut self) -> Result<Reply, End> {
-        let nonsense = |error: FrameError| End { reason: error.to_string(), stuck: true };
+        let nonsense = |error: FrameError| End::stuck(error.to_string());
         loop {
             if let Some((header, rest)) = self.buffer.split_first_chunk::<4>() {
                 let length = frame_length(*header).map_err(nonsense)?;
@@ -173,9 +200,9 @@ impl Replies {
                 }
             }
             match self.stream.read_buf(&mut *self.buffer).await {
-                Ok(0) => return Err(End { reason: "it ended".into(), stuck: false }),
+                Ok(0) => return Err(End::gone("it ended")),
                 Ok(_) => {}
-                Err(error) => return Err(End { reason: error.to_string(), stuck: false }),
+                Err(error) => return Err(End::broken(&error)),
             }
         }
     }

@@ -97,6 +97,27 @@ async fn a_poisonous_request_takes_two_custodians_and_no_more() {
     }
 }
 
+/// A custodian that dies once it is asked, and has read nothing.
+async fn deaf(mut stream: UnixStream) {
+    let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+    stream.write_all(&encode(&hello).unwrap()).await.unwrap();
+    stream.readable().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_custodian_that_never_read_it_does_not_speak_against_a_request() {
+    let mut fixture = Fixture::new(4);
+    fixture.custodian(0, 1, |_| Act::Die).await;
+    for slot in 1..3 {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(deaf(theirs));
+        tokio::spawn(fixture.hsm.clone().adopt(slot, 1, ours));
+        assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Up { slot, generation: 1 }));
+    }
+    fixture.custodian(3, 1, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(RowSum::default()), "one was lost over it, and two before it");
+}
+
 #[tokio::test]
 async fn those_behind_it_are_innocent_and_outlive_two_losses() {
     let mut fixture = Fixture::new(1);

@@ -5,8 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Http, Identity, Response};
@@ -99,14 +97,12 @@ impl Daemon {
 
     /// SIGTERM, and how it ended.
     pub fn stop(&mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("it is not running");
-        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
-        child.wait().unwrap()
+        crate::processes::terminate(&mut self.child.take().expect("it is not running"))
     }
 
     /// Waits until it ends by itself.
     pub fn ended(&mut self) -> ExitStatus {
-        self.child.take().expect("it is not running").wait().unwrap()
+        crate::processes::ended(&mut self.child.take().expect("it is not running"))
     }
 
     /// Sets the clock of a daemon of [`Daemon::start_at`]: the wall clock, and the time since boot

@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "what a test's own set-up lacks fails the test"
 )]
 
@@ -11,25 +12,37 @@ mod bank;
 mod certificates;
 mod client;
 mod clock;
+mod commit_errors;
 mod credentials;
 mod custodian;
+mod custodians;
 mod daemon;
+mod failing_disk;
+mod guesses;
 mod idempotency;
 mod intruder;
 mod layers;
+mod load;
 mod lockout;
 mod logs;
+mod once_only;
+mod overload;
 mod permissions;
 mod pki;
+mod processes;
 mod refusals;
 mod resync;
 mod scratch;
+mod served;
 mod setup;
+mod slow_request;
 mod softhsm_setup;
+mod starts;
 mod store_contract;
 mod store_faults;
 mod store_samples;
 mod store_sqlite;
+mod submissions;
 mod tls;
 mod token;
 mod vectors;

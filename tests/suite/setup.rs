@@ -152,6 +152,10 @@ fn no_system_key_can_be_read_wrapped_or_weakened() {
 #[test]
 fn something_else_on_standard_input_is_refused() {
     let token = TestToken::bare();
-    let output = token.command(crate::token::BINARY).arg("token-setup").output().unwrap();
+    let output = token
+        .command(crate::token::BINARY)
+        .args(["token-setup", "--supervisor", &std::process::id().to_string()])
+        .output()
+        .unwrap();
     assert_refused(&output, EXIT_START_FAILED, &["hsm-authd init"]);
 }

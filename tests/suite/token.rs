@@ -77,7 +77,7 @@ impl TestToken {
     pub fn set_up_with(&self, setup: &Setup) -> Output {
         let mut child = self
             .command(BINARY)
-            .arg("token-setup")
+            .args(["token-setup", "--supervisor", &std::process::id().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

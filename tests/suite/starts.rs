@@ -1,0 +1,267 @@
+//! Starts: of two on one folder, of those that cannot succeed, and what `check` says of them before.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::client::{Connection, Http, Identity};
+use crate::daemon::{Daemon, enrol_hotp, rfc_code};
+use crate::processes::{Started, ended, eventually, terminate};
+use crate::scratch::Scratch;
+use crate::served::{Served, configuration, ops_get, section};
+use crate::slow_request::SlowRequest;
+use crate::submissions::{Crowd, Dice, Outcome, Submission};
+use crate::token::BINARY;
+
+/// How long a start waits for another instance to end.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// Starts `dev` on a folder.
+fn start_dev(dir: &Path) -> Started {
+    let mut command = Command::new(BINARY);
+    command.args(["dev", "--listen", "127.0.0.1:0", "--custodians", "3", "--dir"]).arg(dir);
+    Started::by(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+}
+
+/// Waits until a `dev` says that it is ready.
+pub fn await_ready(child: &mut Child) {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("ready on "), "{line}");
+}
+
+/// What it said on standard error, without its log.
+fn last_words(child: &mut Child) -> Vec<String> {
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    words(&text)
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.lines().filter(|line| serde_json::from_str::<Value>(line).is_err()).map(str::to_owned).collect()
+}
+
+/// The one line that a start that failed left for the operator.
+fn failed_start(dir: &Path) -> String {
+    let mut child = start_dev(dir);
+    let status = ended(&mut child);
+    let words = last_words(&mut child);
+    assert!(!status.success() && words.len() == 1, "{status}: {words:?}");
+    words.into_iter().next().unwrap()
+}
+
+fn dev_json(dir: &Path) -> Option<Value> {
+    let text = fs::read(dir.join("dev.json")).ok()?;
+    Some(serde_json::from_slice(&text).expect("it appears whole"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_start_waits_for_the_first_and_then_gives_up() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let dir = daemon.dir();
+    let (line, waited) = tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        (failed_start(&dir), begun.elapsed())
+    })
+    .await
+    .unwrap();
+    assert!(line.contains("another instance is running"), "{line}");
+    assert!(line.contains(daemon.dir().to_str().unwrap()), "{line}");
+    assert!((LOCK_WAIT..LOCK_WAIT * 2).contains(&waited), "{waited:?}");
+    assert_eq!(dev_json(&daemon.dir()).unwrap(), daemon.info, "the first one's is left alone");
+    assert_eq!(Submission::new(&id, &rfc_code(0)).send(&bank).await, Outcome::Yes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_while_the_first_is_ending_gets_in() {
+    let mut daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let slow = SlowRequest::verify(&daemon.url(), &daemon.identity("bank-a"), &id, &rfc_code(0)).await;
+    let first = daemon.info["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(first), Signal::SIGTERM).unwrap();
+    let mut second = start_dev(&daemon.dir());
+
+    assert_eq!(slow.finish().await.0, 200);
+    assert_eq!(daemon.ended().code(), Some(0));
+    await_ready(&mut second);
+    daemon.info = dev_json(&daemon.dir()).unwrap();
+    assert_eq!(daemon.info["pid"], second.id());
+    let crowd = Crowd::of(&daemon, "bank-a").await;
+    let outcomes = [
+        Submission::new(&id, &rfc_code(0)).send(crowd.connection(1)).await,
+        Submission::new(&id, &rfc_code(1)).send(crowd.connection(1)).await,
+    ];
+    assert_eq!(outcomes, [Outcome::No, Outcome::Yes]);
+    assert_eq!(terminate(&mut second).code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_json_is_there_when_the_service_is() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let old = dev_json(&daemon.dir()).expect("it was ready");
+    let mut child = start_dev(&daemon.dir());
+    // The old one, nothing, then the new one, each whole.
+    let mut was_absent = false;
+    let new = eventually("dev.json appears", async || {
+        let found = dev_json(&daemon.dir());
+        was_absent |= found.is_none();
+        found.filter(|found| *found != old)
+    })
+    .await;
+    assert!(was_absent, "the old one was never removed");
+    assert_eq!(new["pid"], child.id());
+    daemon.info = new;
+    let crowd = Crowd::of(&daemon, "bank-a").await;
+    enrol_hotp(crowd.connection(1), "acct-1").await;
+    assert_eq!(terminate(&mut child).code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_pin_is_tried_once_and_told() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let pin_file = daemon.dir().join("pin");
+    let pin = fs::read(&pin_file).unwrap();
+    fs::write(&pin_file, "0000").unwrap();
+    let line = failed_start(&daemon.dir());
+    assert!(line.contains("refuses the user PIN"), "{line}");
+    assert!(line.contains(pin_file.to_str().unwrap()), "{line}");
+    assert_eq!(dev_json(&daemon.dir()), None, "it was never ready");
+    fs::write(&pin_file, pin).unwrap();
+    daemon.resume();
+}
+
+/// Starts a daemon on a folder that stays the same, and ends each start in the same way at a random
+/// moment, many of them before it is ready; then one is let be.
+async fn interrupt_starts(end: impl Fn(&mut Child)) {
+    let (mut dice, seed) = Dice::new();
+    println!("seed {seed}");
+    let scratch = Scratch::new();
+    let dir = scratch.path().join("dev");
+    for _ in 0..12 {
+        let mut child = start_dev(&dir);
+        // The moment is the test.
+        tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
+        end(&mut child);
+        if dice.below(3) == 0 {
+            fs::remove_dir_all(dir.join("token")).ok();
+            fs::remove_dir_all(dir.join("pki")).ok();
+        }
+    }
+    let mut child = start_dev(&dir);
+    await_ready(&mut child);
+    let info = dev_json(&dir).unwrap();
+    let path = |value: &Value| value.as_str().unwrap().to_owned();
+    let files = &info["clients"]["bank-a"];
+    let identity = Identity::new(path(&info["ca"]), path(&files["cert"]), path(&files["key"]));
+    let bank = Connection::open(&path(&info["url"]), &identity, Http::Two).await.unwrap();
+    let id = enrol_hotp(&bank, "acct-1").await;
+    assert_eq!(Submission::new(&id, &rfc_code(0)).send(&bank).await, Outcome::Yes, "seed {seed}");
+    assert_eq!(terminate(&mut child).code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_that_are_killed_anywhere_leave_nothing_in_the_way() {
+    interrupt_starts(|child| {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_that_are_terminated_anywhere_end_in_time() {
+    interrupt_starts(|child| {
+        let begun = Instant::now();
+        let status = terminate(child);
+        // By the signal itself before there is anything to end in order.
+        assert!(status.success() || status.signal() == Some(Signal::SIGTERM as i32), "{status}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    })
+    .await;
+}
+
+/// How `check` ended, its standard output and its last words.
+fn check(config: &Path) -> (ExitStatus, String, Vec<String>) {
+    let output = Command::new(BINARY).args(["check", "--config"]).arg(config).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    (output.status, String::from_utf8(output.stdout).unwrap(), words(&error))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_and_check_take_the_configuration_that_dev_wrote() {
+    let mut daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    daemon.stop();
+    let config = configuration(&daemon, "served.toml", |_| {});
+    let (status, said, words) = check(&config);
+    assert!(status.success() && words.is_empty(), "{status}: {words:?}");
+    assert!(said.lines().count() >= 4 && said.lines().all(|line| line.starts_with("ok ")), "{said}");
+
+    let served = Served::start(&config);
+    assert_eq!(ops_get(&served.ops_url, "/readyz").0, 200);
+    let crowd = Crowd::open(&served.url, &daemon.identity("bank-a")).await;
+    assert_eq!(Submission::new(&id, &rfc_code(0)).send(crowd.connection(0)).await, Outcome::Yes);
+    assert_eq!(check(&config).0.code(), Some(0), "it disturbs nobody that runs");
+    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    let crowd = Crowd::open(&served.url, &daemon.identity("bank-a")).await;
+    assert_eq!(Submission::new(&id, &rfc_code(1)).send(crowd.connection(0)).await, Outcome::Yes);
+    drop(crowd);
+    assert_eq!(served.stop().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_says_in_one_line_what_to_mend() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let dir = daemon.dir();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let refused = |config: &Path, mend: &str| {
+        let (status, _, words) = check(config);
+        assert!(!status.success(), "{}", config.display());
+        assert_eq!(words.len(), 1, "one line: {words:?}");
+        assert!(words[0].starts_with("hsm-authd: ") && words[0].contains(mend), "{} not in {words:?}", mend);
+    };
+
+    refused(&dir.join("absent.toml"), "absent.toml");
+    let broken = dir.join("broken.toml");
+    for (text, mend) in [("[server\n", "line 1"), ("surprise = 1\n", "surprise")] {
+        fs::write(&broken, text).unwrap();
+        refused(&broken, "broken.toml");
+        refused(&broken, mend);
+    }
+    let absent_key = configuration(&daemon, "absent-key.toml", |config| {
+        section(config, "server").insert("key".into(), path("nowhere.key").into());
+    });
+    refused(&absent_key, "nowhere.key");
+    let label = configuration(&daemon, "label.toml", |config| {
+        section(config, "hsm").insert("token_label".into(), "another".into());
+    });
+    refused(&label, "no token is labelled another");
+    fs::write(path("wrong-pin"), "0000").unwrap();
+    fs::set_permissions(path("wrong-pin"), fs::Permissions::from_mode(0o600)).unwrap();
+    let pin = configuration(&daemon, "pin.toml", |config| {
+        section(config, "hsm").insert("pin_file".into(), path("wrong-pin").into());
+    });
+    refused(&pin, "wrong-pin");
+    let readable = configuration(&daemon, "readable.toml", |config| {
+        let server = section(config, "server");
+        fs::copy(server["key"].as_str().unwrap(), path("readable.key")).unwrap();
+        fs::set_permissions(path("readable.key"), fs::Permissions::from_mode(0o644)).unwrap();
+        server.insert("key".into(), path("readable.key").into());
+    });
+    refused(&readable, "readable.key");
+}
