@@ -106,7 +106,8 @@ impl Answer {
     }
 }
 
-/// Why there is no answer. Nothing was charged and nothing changed.
+/// Why there is no answer. Nothing was charged and nothing changed, unless the store itself does not
+/// know whether it committed: then a caller that asks again finds out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Not there, for this caller.

@@ -128,7 +128,7 @@ impl Problem {
                 "unavailable",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Unavailable",
-                "No answer is possible now; nothing was decided. Come back later.",
+                "No answer is possible now. Come back later.",
             ),
         }
     }
