@@ -36,12 +36,7 @@ const PROBLEMS: [(&str, &[u16], &str, &str); 13] = [
     ("unsupported-media-type", &[415], "Unsupported media type", "The body must be application/json."),
     ("method-not-allowed", &[405], "Method not allowed", "The resource does not know this method."),
     ("rate-limited", &[429], "Rate limited", "Too many requests."),
-    (
-        "unavailable",
-        &[503],
-        "Unavailable",
-        "No answer is possible now; nothing was decided. Come back later.",
-    ),
+    ("unavailable", &[503], "Unavailable", "No answer is possible now. Come back later."),
 ];
 
 /// The document of an answer that is this problem, held against everything a problem promises.

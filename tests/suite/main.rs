@@ -30,6 +30,7 @@ mod overload;
 mod permissions;
 mod pki;
 mod processes;
+mod pruning;
 mod refusals;
 mod resync;
 mod scratch;

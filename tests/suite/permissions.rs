@@ -75,6 +75,18 @@ fn every_route_of_the_code_is_in_the_table() {
     assert!(ROUTES.iter().all(|(.., permission)| PERMISSIONS.contains(permission)));
 }
 
+#[test]
+fn the_documented_table_is_this_one() {
+    let document = include_str!("../../docs/api.md");
+    let row = |line: &str| {
+        let cells: Vec<_> = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect();
+        (cells[1].clone(), cells[2].clone(), cells[3].clone())
+    };
+    let documented: BTreeSet<_> = document.lines().filter(|line| line.contains("| `/v1/")).map(row).collect();
+    let table = ROUTES.map(|(method, path, permission)| (method.into(), path.into(), permission.into()));
+    assert_eq!(documented, BTreeSet::from(table));
+}
+
 /// Asks a route about a credential, as a well-behaved client would.
 async fn ask(connection: &Connection, method: &str, route: &str, id: &str) -> Response {
     let path = route.replace("{id}", id);

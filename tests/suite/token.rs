@@ -15,6 +15,8 @@ use hsm_authd::hsm::messages::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::daemon::Daemon;
+
 pub const BINARY: &str = env!("CARGO_BIN_EXE_hsm-authd");
 pub const LABEL: &str = "hsm-authd test";
 pub const PIN: &str = "user-pin-5501";
@@ -34,6 +36,18 @@ pub struct TestToken {
 }
 
 impl TestToken {
+    /// The token of a daemon that has ended, and leaves its folder to the test.
+    pub fn of(daemon: &Daemon) -> Self {
+        let folder = daemon.dir();
+        let boot = Boot {
+            module: MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
+            token_label: "hsm-authd-dev".to_owned(),
+            pin_file: folder.join("pin"),
+            secrets_cached_max: 100,
+        };
+        Self { folder, boot }
+    }
+
     /// A folder without a token.
     pub fn bare() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -113,7 +127,11 @@ impl TestToken {
         match custodian.receive::<Hello>() {
             Some(hello) => {
                 assert_eq!(hello.build_id, BUILD_ID);
-                assert!(hello.token.contains(LABEL) && hello.token.contains("SoftHSM"), "{}", hello.token);
+                assert!(
+                    hello.token.contains(&self.boot.token_label) && hello.token.contains("SoftHSM"),
+                    "{}",
+                    hello.token
+                );
                 custodian
             }
             None => panic!("{:?}", custodian.end()),

@@ -1,0 +1,90 @@
+//! What is past its time goes, and the sum over all rows goes with it.
+
+use std::time::{Duration, Instant};
+
+use hsm_authd::domain::row::{Row, RowSum, Sealed};
+use hsm_authd::hsm::messages::{Request, Response};
+use hsm_authd::store::Store;
+use serde_json::json;
+
+use crate::bank::act;
+use crate::client::Connection;
+use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
+use crate::token::{Custodian, TestToken};
+
+const NOW: u64 = 2_000_000_000;
+const DAY: u64 = 86_400;
+
+/// Every row of a daemon that has ended, and the sum that it kept.
+async fn rows(daemon: &Daemon) -> (Vec<Sealed<Row>>, RowSum) {
+    let store = Store::open(&daemon.database()).unwrap();
+    (store.rows_after(None, 1_000).await.unwrap(), store.row_sum().await.unwrap())
+}
+
+/// The sum over these rows, as a custodian computes it.
+fn sum(custodian: &mut Custodian, rows: &[Sealed<Row>]) -> RowSum {
+    match custodian.call(Request::Sum(rows.iter().map(Sealed::to_bytes).collect())) {
+        Ok(Response::Sum(sum)) => sum,
+        Ok(_) => panic!("another answer"),
+        Err(fault) => panic!("{fault}"),
+    }
+}
+
+/// A bit of everything that writes rows.
+async fn bustle(bank: &Connection, account: &str) -> String {
+    let id = enrol_hotp(bank, account).await;
+    for counter in [0, 0, 9_000, 1, 9_001] {
+        verify(bank, &id, &rfc_code(counter)).await;
+    }
+    let path = format!("/v1/credentials/{id}/verify");
+    let headers = [("content-type", "application/json"), ("idempotency-key", account)];
+    bank.request("POST", &path, &headers, json!({ "otp": rfc_code(2) }).to_string()).await.unwrap();
+    for action in ["suspend", "resume", "unlock"] {
+        act(bank, &id, action).await;
+    }
+    id
+}
+
+// The clients have to answer while a stop is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn tombstones_go_after_their_days_and_the_sum_is_that_of_the_rows_that_stay() {
+    let mut daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let (first, second) = (bustle(&bank, "acct-1").await, bustle(&bank, "acct-2").await);
+    for id in [&first, &second] {
+        let deleted = bank.request("DELETE", &format!("/v1/credentials/{id}"), &[], "").await.unwrap();
+        assert_eq!(deleted.status, 200);
+        daemon.set_clock(NOW + DAY / 2);
+    }
+    let kept = bustle(&bank, "acct-3").await;
+    assert!(daemon.stop().success());
+    let (before, kept_sum) = rows(&daemon).await;
+    // Three credentials with their states and accounts, and three answers.
+    assert_eq!(before.len(), 12);
+
+    // 90 days after the first deletion, not yet after the second: one tombstone and all answers go.
+    daemon.set_clock(NOW + 90 * DAY + 1);
+    daemon.resume();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !daemon.log().contains(r#""message":"pruned""#) {
+        assert!(Instant::now() < deadline, "not pruned: {}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(daemon.stop().success());
+    let (after, pruned_sum) = rows(&daemon).await;
+    let is_of = |row: &Row, id: &str| match row {
+        Row::Credential(row) => row.id.to_string() == id,
+        Row::State(row) => row.id.to_string() == id,
+        Row::Account(_) | Row::Idempotency(_) => false,
+    };
+    let count = |id: &str| after.iter().filter(|sealed| is_of(&sealed.row, id)).count();
+    assert_eq!((count(&first), count(&second), count(&kept)), (0, 2, 2));
+    let accounts = after.iter().filter(|sealed| matches!(sealed.row, Row::Account(_))).count();
+    assert_eq!((accounts, after.len()), (3, 7), "an account outlives its credentials");
+
+    let token = TestToken::of(&daemon);
+    let mut custodian = token.custodian();
+    assert_eq!(sum(&mut custodian, &before), kept_sum);
+    assert_eq!(sum(&mut custodian, &after), pruned_sum);
+    assert_ne!(kept_sum, pruned_sum);
+}
