@@ -1,6 +1,6 @@
 //! The HTTP API: routes, and what every request passes through.
 //!
-//! A request is admitted ([`admit`]: client known, room for it), answered by its handler, and logged
+//! A request is admitted (`admit`: client known, room for it), answered by its handler, and logged
 //! in one line. Handlers sit beside the JSON they take; each asks for its permission first.
 
 use std::sync::Arc;

@@ -4,9 +4,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::hsm::messages::{self, BUILD_ID, Hello};
 use crate::{init, server, supervisor};
@@ -15,20 +15,10 @@ use crate::{init, server, supervisor};
 const HSM_MAX: Duration = Duration::from_secs(30);
 
 /// Runs `check` for a configuration file: a line for what is right, and one for the first that is not.
-pub fn run(path: &Path) -> ExitCode {
-    match check(path) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            if let Some(reason) = reason {
-                let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
-            }
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// One line for the operator; [`None`] where the custodian has said it.
-fn check(path: &Path) -> Result<(), Option<String>> {
+///
+/// # Errors
+/// See [`Ending`].
+pub fn run(path: &Path) -> Ending {
     let config = Config::load(path).map_err(|e| e.to_string())?;
     say(format_args!("configuration: well-formed; clients: {}", config.clients.len()));
     private(&config.server.key)?;

@@ -55,7 +55,7 @@ pub struct Limits {
     pub requests_max: usize,
     /// Time for a TLS handshake.
     pub handshake_timeout_ms: u64,
-    /// Time for a request's header, from the first moment a connection could send it.
+    /// HTTP/1.1: time for a request's header, from the first moment a connection could send it.
     pub header_timeout_ms: u64,
     /// Time for a request's body.
     pub body_timeout_ms: u64,

@@ -11,6 +11,7 @@ mod pkcs11;
 mod secrets;
 pub mod token;
 
+use std::ffi::CStr;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -26,7 +27,7 @@ use crate::hsm::messages::{BUILD_ID, Boot, Call, Fault, Hello, Reply, decode, en
 use keys::{KeyError, Keys};
 use operations::Operations;
 use pin::Pin;
-use pkcs11::{HsmError, Module, Session, Token};
+use pkcs11::{Module, Pkcs11Error, Session, Token};
 
 /// The token refused the PIN. Final: each further attempt could be the one that locks the token.
 pub const EXIT_PIN_REFUSED: u8 = 10;
@@ -54,7 +55,7 @@ impl StartFailure {
     }
 
     /// A failed login; `whose` PIN, and where it came from.
-    fn login(label: &str, whose: &str, pin_file: &Path, error: &HsmError) -> Self {
+    fn login(label: &str, whose: &str, pin_file: &Path, error: &Pkcs11Error) -> Self {
         let pin_file = pin_file.display();
         if error.is_pin_refusal() {
             let line = format!(
@@ -85,11 +86,8 @@ impl StartFailure {
 ///
 /// Returns success at the end of its input, else one of the `EXIT_` codes of this module.
 pub fn run(supervisor_pid: i32) -> ExitCode {
-    // No core file and no debugger of the same user: this memory holds derived keys and codes.
-    let shut_in = control::bind_to_supervisor(supervisor_pid, c"hsm-custodian")
-        .and_then(|()| Ok(prctl::set_dumpable(false)?));
-    if let Err(error) = shut_in {
-        return StartFailure::new(format!("the custodian cannot be shut in: {error}")).report();
+    if let Err(failure) = shut_in(supervisor_pid, c"hsm-custodian") {
+        return failure.report();
     }
     let mut peer = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(fd) => UnixStream::from(fd),
@@ -117,6 +115,13 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
             ExitCode::from(EXIT_PROTOCOL_BROKEN)
         }
     }
+}
+
+/// No core file and no debugger of the same user: this memory holds PINs, derived keys and codes.
+fn shut_in(supervisor_pid: i32, name: &CStr) -> Result<(), StartFailure> {
+    control::bind_to_supervisor(supervisor_pid, name)
+        .and_then(|()| Ok(prctl::set_dumpable(false)?))
+        .map_err(|error| StartFailure::new(format!("the process cannot be shut in: {error}")))
 }
 
 /// Everything from the module to the keys.

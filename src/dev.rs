@@ -3,25 +3,26 @@
 //! `DIR/` holds a SoftHSM token with its PINs, a PKI, a configuration and the database; `dev.json`
 //! says how to reach what runs. What is there is kept.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::Ending;
 use crate::config::Config;
 use crate::control::Start;
 use crate::init;
-use crate::supervisor::{self, Service};
+use crate::supervisor::{self, Plan};
 
 pub mod pki;
 
 /// Where Debian, Fedora, Alpine and others put SoftHSM's module.
-const SOFTHSM_MODULES: [&str; 5] = [
+pub const SOFTHSM_MODULES: [&str; 5] = [
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
     "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
@@ -61,28 +62,22 @@ pub struct Options {
 }
 
 /// Runs `dev`.
-pub fn run(options: Options) -> ExitCode {
-    match prepare(&options) {
-        Ok((service, dev_json)) => {
-            let path = options.dir.join("dev.json");
-            let listen = dev_json.get("url").and_then(Value::as_str).unwrap_or_default().to_owned();
-            supervisor::run(service, || {
-                let text = serde_json::to_vec_pretty(&dev_json).map_err(|e| e.to_string())?;
-                write_whole(&path, &text, 0o600)?;
-                let _ = writeln!(std::io::stdout(), "ready on {listen}; {} says how to ask", path.display());
-                Ok(())
-            })
-        }
-        Err(reason) => {
-            if let Some(reason) = reason {
-                let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+///
+/// # Errors
+/// See [`Ending`].
+pub fn run(options: Options) -> Ending {
+    let (plan, dev_json) = prepare(&options)?;
+    let path = options.dir.join("dev.json");
+    supervisor::run(plan, || {
+        let text = serde_json::to_vec_pretty(&dev_json).map_err(|e| e.to_string())?;
+        write_whole(&path, &text, 0o600)?;
+        let url = dev_json.get("url").and_then(Value::as_str).unwrap_or_default();
+        let _ = writeln!(std::io::stdout(), "ready on {url}; {} says how to ask", path.display());
+        Ok(())
+    })
 }
 
-fn prepare(options: &Options) -> Result<(Service, Value), Option<String>> {
+fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
     let dir = std::path::absolute(&options.dir).map_err(|e| at(&options.dir, &e))?;
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| at(&dir, &e))?;
     let store = dir.join("hsm-authd.db");
@@ -157,7 +152,7 @@ fn prepare(options: &Options) -> Result<(Service, Value), Option<String>> {
             .transpose()
             .map_err(|e| at(&dir, &e))?,
     };
-    Ok((Service { config, start, api, ops, lock }, dev_json))
+    Ok((Plan { config, start, api, ops, lock }, dev_json))
 }
 
 fn module(options: &Options) -> Result<PathBuf, Option<String>> {
@@ -170,7 +165,7 @@ fn module(options: &Options) -> Result<PathBuf, Option<String>> {
 }
 
 /// Makes the token beside its place and moves it there whole: a crash leaves no half-made one.
-fn make_token(dir: &Path, config: &Config) -> Result<(), Option<String>> {
+fn make_token(dir: &Path, config: &Config) -> Ending {
     let (token, unfinished) = (dir.join("token"), dir.join("token.unfinished"));
     let conf = |folder: &Path, name: &str| {
         let text = format!(
@@ -207,17 +202,8 @@ fn random_pin() -> Result<zeroize::Zeroizing<String>, Option<String>> {
     Ok(zeroize::Zeroizing::new(bytes.iter().map(|byte| char::from(b'0' + byte % 10)).collect()))
 }
 
-/// The file appears whole or not at all.
 fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
-    let temporary = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        let _ = fs::remove_file(&temporary);
-        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|error| format!("{}: {error}", path.display()))
+    pki::replace(path, content, mode).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, Option<String>> {

@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,26 +27,18 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// How often the wall clock is held against the time since boot.
 const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Draining: how long requests may take that outlived their connection.
-const IDLE_MAX: Duration = Duration::from_secs(10);
+const IDLE_MAX: Duration = Duration::from_secs(1);
 /// How long callers are answered once the store has failed.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// How long what is left may take to close.
-const CLOSE_MAX: Duration = Duration::from_secs(2);
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// The main of the hidden subcommand `front`. Its standard input is the control channel.
-pub fn run(supervisor_pid: i32) -> ExitCode {
-    match start(supervisor_pid) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start(supervisor_pid: i32) -> Result<(), String> {
+///
+/// # Errors
+/// One line for the operator.
+pub fn run(supervisor_pid: i32) -> Result<(), String> {
     control::bind_to_supervisor(supervisor_pid, c"hsm-authd-front").map_err(|e| e.to_string())?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
     let runtime =

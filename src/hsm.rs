@@ -18,10 +18,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
-use crate::domain::row::{RowSum, SealedBytes};
+use crate::domain::row::SealedBytes;
 use crate::secret::SecretBytes;
 use connection::{Job, Lost};
-use messages::{Call, CheckOtp, Fault, Request, Response, SealRows, SealedRows};
+use messages::{Call, CheckOtp, Fault, Outcome, Request, Response, SealRows, SealedRows};
 
 mod connection;
 pub mod messages;
@@ -67,8 +67,8 @@ pub enum HsmError {
 }
 
 /// What a request is routed by.
-#[derive(Clone, Copy, Debug)]
-pub enum Route {
+#[derive(Clone, Copy)]
+enum Route {
     /// The custodian that this credential belongs to.
     Credential(CredentialId),
     /// Any of them.
@@ -162,17 +162,6 @@ impl Hsm {
         self.inner.slots.iter().any(|slot| slot.load().is_some())
     }
 
-    /// Resolves when a custodian is there.
-    pub async fn up(&self) {
-        loop {
-            let came_up = self.inner.came_up.notified();
-            if self.is_up() {
-                return;
-            }
-            came_up.await;
-        }
-    }
-
     fn next_id(&self) -> u64 {
         self.inner.next_call.fetch_add(1, Ordering::Relaxed)
     }
@@ -215,14 +204,14 @@ impl Hsm {
                     continue;
                 }
             }
-            let lost = match timeout_at(deadline, answer).await {
-                Err(_) => return Err(unavailable("no answer in time")),
-                Ok(Ok(Ok(Ok(response)))) => return Ok(response),
-                Ok(Ok(Ok(Err(Fault::Seal(row))))) => return Err(HsmError::Tampered(row)),
-                Ok(Ok(Ok(Err(fault @ Fault::Request(_))))) => return Err(unavailable(&fault.to_string())),
-                Ok(Ok(Ok(Err(fault @ Fault::Hsm(_))))) => Lost { suspect: true, reason: fault.to_string() },
-                Ok(Ok(Err(lost))) => lost,
-                Ok(Err(_)) => Lost { suspect: false, reason: "its custodian ended".to_owned() },
+            let reply = timeout_at(deadline, answer).await.map_err(|_| unavailable("no answer in time"))?;
+            let ended = |_| Err(Lost { suspect: false, reason: "its custodian ended".to_owned() });
+            let lost = match reply.unwrap_or_else(ended) {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(Fault::Seal(row))) => return Err(HsmError::Tampered(row)),
+                Ok(Err(fault @ Fault::Request(_))) => return Err(unavailable(&fault.to_string())),
+                Ok(Err(fault @ Fault::Hsm(_))) => Lost { suspect: true, reason: fault.to_string() },
+                Err(lost) => lost,
             };
             if lost.suspect && std::mem::replace(&mut repeated, true) {
                 return Err(HsmError::Unavailable(lost.reason));
@@ -294,15 +283,12 @@ impl Hsm {
         }
     }
 
-    /// The sum over rows whose seals are right.
+    /// Checks the seals of rows that are only read.
     ///
     /// # Errors
     /// [`HsmError`].
-    pub async fn sum(&self, rows: Vec<SealedBytes>) -> Result<RowSum, HsmError> {
-        match self.call(Route::Any, Request::Sum(rows)).await? {
-            Response::Sum(sum) => Ok(sum),
-            _ => Err(wrong_kind()),
-        }
+    pub async fn check(&self, standing: Vec<SealedBytes>) -> Result<(), HsmError> {
+        self.seal(SealRows { standing, outcome: Outcome::default() }).await.map(drop)
     }
 }
 

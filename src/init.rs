@@ -2,38 +2,28 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
+use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::custodian::token::Setup;
 use crate::hsm::messages::{self, Boot};
 
 /// Runs `init` for a configuration file: says what it did, one line a step.
-pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> ExitCode {
-    let outcome = Config::load(config)
-        .map_err(|error| Some(error.to_string()))
-        .and_then(|config| set_up_token(&config.hsm, so_pin_file, Stdio::inherit()));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            if let Some(reason) = reason {
-                let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+///
+/// # Errors
+/// See [`Ending`].
+pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> Ending {
+    let config = Config::load(config).map_err(|error| error.to_string())?;
+    set_up_token(&config.hsm, so_pin_file, Stdio::inherit())
 }
 
 /// Makes the token and its system keys where they are missing, in a process of its own: the module is
 /// loaded with the configured environment, and gone afterwards.
 ///
 /// # Errors
-/// What to mend; [`None`] if the process has said it already.
-pub fn set_up_token(
-    hsm: &HsmConfig,
-    so_pin_file: Option<PathBuf>,
-    output: Stdio,
-) -> Result<(), Option<String>> {
+/// See [`Ending`].
+pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio) -> Ending {
     let setup = Setup { boot: boot(hsm), so_pin_file };
     let frame = messages::encode(&setup).map_err(|e| Some(e.to_string()))?;
     let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));

@@ -10,13 +10,13 @@
 //!
 //! ```text
 //! domain  <-  clock, hsm, store  <-  service  <-  api  <-  server  <-  front
-//! custodian knows only `domain`, `hsm::messages` and `control`
-//! supervisor knows no more of the others than how to start them
+//! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
+//! supervisor knows no more of the others than how to start them and what their ends mean
+//! init, check, dev: commands over the above
 //! ```
 //!
 //! A module may use what stands left of it, never what stands right of it. `domain` is pure: no
 //! async, no SQL, no PKCS#11, no HTTP, no system clock. `tests/suite/layers.rs` holds the code to that.
-#![forbid(unsafe_code)]
 
 pub mod api;
 pub mod check;
@@ -35,3 +35,7 @@ pub mod service;
 pub mod store;
 pub mod supervisor;
 pub mod tls;
+
+/// How a command ends: well, or with one line that says what to mend; `None`: the process that failed
+/// has said it already.
+pub type Ending = Result<(), Option<String>>;

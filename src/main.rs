@@ -1,5 +1,6 @@
 //! `hsm-authd`: subcommands, and nothing else.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -65,13 +66,19 @@ enum Command {
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).init();
-    match Cli::parse().command {
+    let ending = match Cli::parse().command {
         Command::Dev(options) => dev::run(options),
         Command::Serve { config, accept_clock } => supervisor::serve(&config, accept_clock),
         Command::Check { config } => check::run(&config),
         Command::Init { config, so_pin_file } => init::run(&config, so_pin_file),
-        Command::Front { supervisor } => front::run(supervisor),
-        Command::Custodian { supervisor } => custodian::run(supervisor),
-        Command::TokenSetup { supervisor } => custodian::token::run_setup(supervisor),
+        Command::Front { supervisor } => front::run(supervisor).map_err(Some),
+        Command::Custodian { supervisor } => return custodian::run(supervisor),
+        Command::TokenSetup { supervisor } => return custodian::token::run_setup(supervisor),
+    };
+    let Err(reason) = ending else { return ExitCode::SUCCESS };
+    if let Some(reason) = reason {
+        // There is nobody left to tell if standard error is gone.
+        let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
     }
+    ExitCode::FAILURE
 }

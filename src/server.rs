@@ -24,8 +24,8 @@ use crate::api::Peer;
 use crate::config::{Config, Limits};
 use crate::tls::{self, Clients, TlsError};
 
-/// How long draining waits for what is being answered.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long draining waits for connections to end; with what the front waits for after that, 10 s.
+const DRAIN_MAX: Duration = Duration::from_secs(9);
 /// The pause after the kernel had no descriptor for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
@@ -64,7 +64,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Accepts connections until `drain` resolves; then answers what is there, for 10 s at most.
+    /// Accepts connections until `drain` resolves; then answers what is there, for 9 s at most.
     ///
     /// # Errors
     /// If the listener cannot be used at all.

@@ -97,7 +97,7 @@ pub struct CredentialRows {
 pub struct Page {
     /// The last item of the page before.
     pub after: Option<crate::domain::id::CredentialId>,
-    /// At most so many items (1..=100).
+    /// At most so many items.
     pub limit: u16,
 }
 

@@ -11,13 +11,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::custodian::EXIT_PIN_REFUSED;
@@ -29,13 +30,13 @@ const CUSTODIAN_START_MAX: Duration = Duration::from_secs(30);
 /// The pause before a custodian that died is replaced, and what it doubles up to.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A custodian that lived this long died of something new: its successor starts at once.
+/// A custodian that lived this long died of something new: its successor waits for the shortest pause.
 const SETTLED: Duration = Duration::from_secs(30);
-/// Draining is over after this time (the front itself stops waiting after 10 s).
+/// Draining is over after this time (the front itself stops waiting after 10 s, and closes).
 const DRAIN_MAX: Duration = Duration::from_secs(12);
 
 /// What the supervisor is given.
-pub struct Service {
+pub struct Plan {
     /// The configuration, already checked.
     pub config: Config,
     /// How the front begins.
@@ -52,33 +53,30 @@ pub struct Service {
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The main of `hsm-authd serve`.
-pub fn serve(path: &Path, accept_clock: bool) -> ExitCode {
-    let service = || -> Result<Service, Option<String>> {
-        let config = Config::load(path).map_err(|e| Some(e.to_string()))?;
-        let lock = lock(&config.store.path)?;
-        let (api, ops) = (bind(config.server.listen)?, bind(config.ops.listen)?);
-        let start = Start {
-            config: std::path::absolute(path).map_err(|e| Some(e.to_string()))?,
-            accept_clock,
-            clock_file: None,
-        };
-        Ok(Service { config, start, api, ops, lock })
+///
+/// # Errors
+/// See [`Ending`].
+pub fn serve(path: &Path, accept_clock: bool) -> Ending {
+    let config = Config::load(path).map_err(|e| e.to_string())?;
+    let lock = lock(&config.store.path)?;
+    let (api, ops) = (bind(config.server.listen)?, bind(config.ops.listen)?);
+    let start = Start {
+        config: std::path::absolute(path).map_err(|e| e.to_string())?,
+        accept_clock,
+        clock_file: None,
     };
-    match service() {
-        Ok(service) => run(service, || {
-            tracing::info!("ready");
-            Ok(())
-        }),
-        Err(reason) => end_with(reason),
-    }
+    run(Plan { config, start, api, ops, lock }, || {
+        tracing::info!("ready");
+        Ok(())
+    })
 }
 
 /// A listener, or what stands in its way.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, Option<String>> {
-    TcpListener::bind(address).map_err(|e| Some(format!("{address} cannot be listened on: {e}")))
+pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).map_err(|e| format!("{address} cannot be listened on: {e}"))
 }
 
 /// Takes the lock beside a database, waiting up to 10 s for an instance that is ending. It is held by
@@ -87,9 +85,9 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, Option<String>> {
 ///
 /// # Errors
 /// One line for the operator.
-pub fn lock(store: &Path) -> Result<OwnedFd, Option<String>> {
+pub fn lock(store: &Path) -> Result<OwnedFd, String> {
     let path = store.with_added_extension("instance");
-    let fail = |e: &dyn std::fmt::Display| Some(format!("{}: {e}", path.display()));
+    let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| fail(&e))?;
     let deadline = Instant::now() + LOCK_WAIT_MAX;
     loop {
@@ -105,27 +103,16 @@ pub fn lock(store: &Path) -> Result<OwnedFd, Option<String>> {
     }
 }
 
-/// Why the service ended, in one line for the operator; [`None`] where a child said it already.
-type Ending = Result<(), Option<String>>;
-
 /// Runs the service until a signal or a failure ends it. `on_ready` is called once, when the front
 /// answers requests.
-pub fn run(service: Service, on_ready: impl FnOnce() -> Result<(), String>) -> ExitCode {
-    match Supervisor::start(service).and_then(|mut supervisor| {
-        let ending = supervisor.watch(on_ready);
-        supervisor.end_children();
-        ending
-    }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => end_with(reason),
-    }
-}
-
-fn end_with(reason: Option<String>) -> ExitCode {
-    if let Some(reason) = reason {
-        let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
-    }
-    ExitCode::FAILURE
+///
+/// # Errors
+/// See [`Ending`].
+pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Ending {
+    let mut supervisor = Supervisor::start(plan)?;
+    let ending = supervisor.watch(on_ready);
+    supervisor.end_children();
+    ending
 }
 
 struct Supervisor {
@@ -156,19 +143,19 @@ struct Running {
 }
 
 impl Supervisor {
-    fn start(service: Service) -> Result<Self, Option<String>> {
+    fn start(plan: Plan) -> Result<Self, Option<String>> {
         let signals = block_signals().map_err(|e| Some(format!("signals cannot be handled: {e}")))?;
         let (channel, theirs) = control::channel().map_err(|e| Some(format!("no control channel: {e}")))?;
         let front = spawn("front", theirs, |_| {}).map_err(Some)?;
-        let descriptors = [service.api.as_fd(), service.ops.as_fd(), service.lock.as_fd()];
-        control::send(&channel, &ToFront::Start(service.start), &descriptors)
+        let descriptors = [plan.api.as_fd(), plan.ops.as_fd(), plan.lock.as_fd()];
+        control::send(&channel, &ToFront::Start(plan.start), &descriptors)
             .map_err(|e| Some(format!("the front does not listen: {e}")))?;
         let now = Instant::now();
-        let slots = (0..service.config.hsm.custodians)
+        let slots = (0..plan.config.hsm.custodians)
             .map(|_| Slot { running: None, generation: 0, pause: PAUSE_MIN, not_before: now })
             .collect();
         Ok(Self {
-            hsm: service.config.hsm,
+            hsm: plan.config.hsm,
             signals,
             front,
             channel,

@@ -65,14 +65,10 @@ impl Call {
     /// The choke point: no caller without its permission, and none without one tenant.
     pub fn allowed(self, permission: Permission) -> Result<AllowedCall, Problem> {
         let TenantScope::One(tenant) = &self.client.scope else { return Err(Problem::Forbidden) };
-        let caller = Caller {
-            client: self.client.name.clone(),
-            tenant: tenant.clone(),
-            permissions: self.client.permissions.clone(),
-        };
-        if !caller.may(permission) {
+        if !self.client.permissions.contains(&permission) {
             return Err(Problem::Forbidden);
         }
+        let caller = Caller { client: self.client.name.clone(), tenant: tenant.clone() };
         Ok(AllowedCall { parts: self.parts, body: self.body, caller, request_id: self.request_id })
     }
 }
@@ -146,7 +142,23 @@ impl AllowedCall {
 }
 
 /// The fields that a caller may be told to mend by name.
-const FIELDS: [&str; 6] = ["type", "account", "seed_hex", "seed_base32", "otp", "otps"];
+const FIELDS: [&str; 13] = [
+    "type",
+    "account",
+    "algorithm",
+    "digits",
+    "counter",
+    "look_ahead",
+    "period",
+    "skew_steps",
+    "seed_hex",
+    "seed_base32",
+    "export",
+    "otp",
+    "otps",
+];
+/// Of each field with a fixed choice of values the first one, as serde lists them.
+const CHOICES: [(&str, &str); 3] = [("hotp", "type"), ("SHA1", "algorithm"), ("otpauth", "export")];
 /// Why a value is refused, as its type says it.
 const REASONS: [(&str, &str); 2] =
     [("digits", crate::domain::otp::DIGITS_RULE), ("account", crate::domain::account::ACCOUNT_RULE)];
@@ -174,7 +186,12 @@ fn misfit(words: &str) -> Problem {
         _ if words.starts_with("missing field") => (field, "must be there"),
         _ if words.starts_with("duplicate field") => (field, "must be there once"),
         _ if words.starts_with("unknown field") => ("", "there is a field that this request does not have"),
-        _ if words.starts_with("unknown variant") => ("", "a value is none of those allowed"),
+        _ if words.starts_with("unknown variant") => {
+            let allowed = words.rsplit_once("expected ").map_or("", |(_, allowed)| allowed);
+            let first = allowed.split('`').nth(1).unwrap_or_default();
+            let choice = CHOICES.into_iter().find(|(value, _)| *value == first);
+            (choice.map_or("", |(_, field)| field), "is none of the values allowed")
+        }
         _ => REASONS
             .into_iter()
             .find(|(_, rule)| words.starts_with(rule))

@@ -1,5 +1,6 @@
 //! `/v1/credentials`: the JSON of each request, and which use case it goes to.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -12,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::domain::account::AccountRef;
 use crate::domain::caller::Permission;
 use crate::domain::id::CredentialId;
-use crate::domain::otp::{Algorithm, COUNTER_END, Digits, Mover, Otp};
+use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor, Otp};
 use crate::secret::SecretBytes;
 use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
@@ -44,7 +45,7 @@ struct HotpBody {
     #[serde(default)]
     counter: u64,
     #[serde(default = "default_look_ahead")]
-    look_ahead: u8,
+    look_ahead: u64,
     #[serde(default, deserialize_with = "not_null")]
     seed_hex: Option<Zeroizing<String>>,
     #[serde(default, deserialize_with = "not_null")]
@@ -62,9 +63,9 @@ struct TotpBody {
     #[serde(default)]
     digits: Digits,
     #[serde(default = "default_period")]
-    period: u16,
+    period: u64,
     #[serde(default = "default_skew_steps")]
-    skew_steps: u8,
+    skew_steps: u64,
     #[serde(default, deserialize_with = "not_null")]
     seed_hex: Option<Zeroizing<String>>,
     #[serde(default, deserialize_with = "not_null")]
@@ -84,15 +85,15 @@ fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> 
     T::deserialize(deserializer).map(Some)
 }
 
-fn default_look_ahead() -> u8 {
+fn default_look_ahead() -> u64 {
     10
 }
 
-fn default_period() -> u16 {
+fn default_period() -> u64 {
     30
 }
 
-fn default_skew_steps() -> u8 {
+fn default_skew_steps() -> u64 {
     1
 }
 
@@ -100,37 +101,33 @@ impl TryFrom<EnrolBody> for Enrolment {
     type Error = Problem;
 
     fn try_from(body: EnrolBody) -> Result<Self, Problem> {
-        let invalid = |field, reason| Err(Problem::Invalid { field, reason });
         match body {
             EnrolBody::Hotp(body) => {
                 if body.counter >= COUNTER_END {
-                    return invalid("counter", "must be below 2^63");
+                    return Err(Problem::Invalid { field: "counter", reason: "must be below 2^63" });
                 }
-                if body.look_ahead > 100 {
-                    return invalid("look_ahead", "must be 0 to 100");
-                }
+                let look_ahead = within(body.look_ahead, 0..=100)
+                    .ok_or(Problem::Invalid { field: "look_ahead", reason: "must be 0 to 100" })?;
                 Ok(Self {
                     account: body.account,
                     algorithm: body.algorithm,
                     digits: body.digits,
-                    mover: Mover::Hotp { look_ahead: body.look_ahead },
+                    moving_factor: MovingFactor::Hotp { look_ahead },
                     counter: body.counter,
                     seed: seed(body.seed_hex, body.seed_base32)?,
                     export: body.export.is_some(),
                 })
             }
             EnrolBody::Totp(body) => {
-                if !(5..=600).contains(&body.period) {
-                    return invalid("period", "must be 5 to 600 seconds");
-                }
-                if body.skew_steps > 2 {
-                    return invalid("skew_steps", "must be 0 to 2");
-                }
+                let period_s = within(body.period, 5..=600)
+                    .ok_or(Problem::Invalid { field: "period", reason: "must be 5 to 600 seconds" })?;
+                let skew_steps = within(body.skew_steps, 0..=2)
+                    .ok_or(Problem::Invalid { field: "skew_steps", reason: "must be 0 to 2" })?;
                 Ok(Self {
                     account: body.account,
                     algorithm: body.algorithm,
                     digits: body.digits,
-                    mover: Mover::Totp { period_s: body.period, skew_steps: body.skew_steps },
+                    moving_factor: MovingFactor::Totp { period_s, skew_steps },
                     counter: 0,
                     seed: seed(body.seed_hex, body.seed_base32)?,
                     export: body.export.is_some(),
@@ -138,6 +135,11 @@ impl TryFrom<EnrolBody> for Enrolment {
             }
         }
     }
+}
+
+/// A number of its own type, if it is one of these.
+fn within<T: TryFrom<u64>>(number: u64, allowed: RangeInclusive<u64>) -> Option<T> {
+    if allowed.contains(&number) { number.try_into().ok() } else { None }
 }
 
 /// The seed, given in one way or in none.

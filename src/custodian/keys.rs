@@ -8,7 +8,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::pkcs11::{HsmError, Material, Object, Session, Shape, Use};
+use super::pkcs11::{Material, Object, Pkcs11Error, Session, Shape, Use};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
@@ -85,7 +85,7 @@ impl KeyName {
 pub enum KeyError {
     /// The HSM failed.
     #[error("the HSM failed: {0}")]
-    Hsm(#[from] HsmError),
+    Hsm(#[from] Pkcs11Error),
     /// A label that names no version.
     #[error("the object labelled {0} names no version of a key: remove it or give it another label")]
     Version(String),
@@ -94,7 +94,7 @@ pub enum KeyError {
     Twice(KeyName),
     /// A key that is not what it must be.
     #[error("key {0} is not usable: {1}; it was not made by `hsm-authd init`, or not wholly")]
-    Wrong(KeyName, HsmError),
+    Wrong(KeyName, Pkcs11Error),
     /// A kind of which there is no version.
     #[error("there is no key hsm-authd/{}/v1: run `hsm-authd init`", .0.name())]
     Missing(Kind),
@@ -144,7 +144,7 @@ impl<T> Versions<T> {
 struct MacKey(Zeroizing<[u8; 64]>);
 
 impl MacKey {
-    fn derive(session: &Session, row: Object, purpose: &str) -> Result<Self, HsmError> {
+    fn derive(session: &Session, row: Object, purpose: &str) -> Result<Self, Pkcs11Error> {
         let mac = session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?;
         let mut key = Zeroizing::new([0; 64]);
         for (place, byte) in key.iter_mut().zip(mac.iter()) {
@@ -168,7 +168,7 @@ struct RowKeys {
 }
 
 impl RowKeys {
-    fn derive(session: &Session, row: Object) -> Result<Self, HsmError> {
+    fn derive(session: &Session, row: Object) -> Result<Self, Pkcs11Error> {
         Ok(Self {
             seal: MacKey::derive(session, row, "hsm-authd/row/seal/v1")?,
             sum: MacKey::derive(session, row, "hsm-authd/row/sum/v1")?,
@@ -193,7 +193,7 @@ struct Pulse {
 impl Pulse {
     const MESSAGE: &[u8] = b"hsm-authd/row/health/v1";
 
-    fn take(session: &Session, key: Object) -> Result<Zeroizing<Vec<u8>>, HsmError> {
+    fn take(session: &Session, key: Object) -> Result<Zeroizing<Vec<u8>>, Pkcs11Error> {
         session.hmac(Algorithm::Sha256, key, Self::MESSAGE)
     }
 }
@@ -277,7 +277,7 @@ impl Keys {
     ///
     /// # Errors
     /// The HSM failed.
-    pub fn check_pulse(&self, session: &Session) -> Result<bool, HsmError> {
+    pub fn check_pulse(&self, session: &Session) -> Result<bool, Pkcs11Error> {
         let answer = Pulse::take(session, self.pulse.key)?;
         Ok(answer.ct_eq(&self.pulse.answer).into())
     }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use zeroize::Zeroizing;
 
 use super::keys::Keys;
-use super::pkcs11::{HsmError, Object, Session};
+use super::pkcs11::{Object, Pkcs11Error, Session};
 use super::secrets::{SEED_BYTES_MAX, Secrets, departing, padded_bytes};
 use crate::domain::credential::{Credential, WrappedSecret};
 use crate::domain::otp::{Algorithm, Digits, Otp, truncate};
@@ -29,8 +29,8 @@ const ROWS_MAX: usize = 256;
 const KNOWN_CODES: [(Algorithm, u64, &str); 3] =
     [(Algorithm::Sha1, 0, "755224"), (Algorithm::Sha256, 1, "46119246"), (Algorithm::Sha512, 1, "90693936")];
 
-impl From<HsmError> for Fault {
-    fn from(error: HsmError) -> Self {
+impl From<Pkcs11Error> for Fault {
+    fn from(error: Pkcs11Error) -> Self {
         Self::Hsm(error.to_string())
     }
 }

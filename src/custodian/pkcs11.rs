@@ -24,7 +24,7 @@ pub const WRAP_OVERHEAD_BYTES: usize = 8;
 /// What the module did not do. Displays as function and return code, such as
 /// `C_Login: CKR_PIN_INCORRECT`; never holds a secret.
 #[derive(Debug)]
-pub struct HsmError(Cause);
+pub struct Pkcs11Error(Cause);
 
 #[derive(Debug)]
 enum Cause {
@@ -36,7 +36,7 @@ enum Cause {
     Length(&'static str),
 }
 
-impl HsmError {
+impl Pkcs11Error {
     /// Whether the PIN itself was refused: another attempt with it would be another failed login,
     /// and a few of those lock a token for good.
     pub fn is_pin_refusal(&self) -> bool {
@@ -58,13 +58,13 @@ impl HsmError {
     }
 }
 
-impl From<Error> for HsmError {
+impl From<Error> for Pkcs11Error {
     fn from(error: Error) -> Self {
         Self(Cause::Returned(error))
     }
 }
 
-impl fmt::Display for HsmError {
+impl fmt::Display for Pkcs11Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Cause::Returned(Error::Pkcs11(code, function)) => {
@@ -77,7 +77,7 @@ impl fmt::Display for HsmError {
     }
 }
 
-impl std::error::Error for HsmError {}
+impl std::error::Error for Pkcs11Error {}
 
 /// The blob in the buffer of a `C_WrapKey`: the binding does not cut it to what the module wrote, which
 /// may be less than the module had guessed. `None`: there is less than a blob of such a key.
@@ -165,7 +165,7 @@ impl Shape {
     }
 
     /// The same with the length.
-    fn all_attributes(&self) -> Result<Vec<Attribute>, HsmError> {
+    fn all_attributes(&self) -> Result<Vec<Attribute>, Pkcs11Error> {
         let mut attributes = self.attributes();
         if let Some(length_bytes) = self.length_bytes {
             attributes.push(Attribute::ValueLen(length_bytes.try_into()?));
@@ -191,7 +191,7 @@ impl Module {
     ///
     /// # Errors
     /// It cannot be loaded, or `C_Initialize` failed.
-    pub fn load(path: &Path) -> Result<Self, HsmError> {
+    pub fn load(path: &Path) -> Result<Self, Pkcs11Error> {
         let context = Pkcs11::new(path)?;
         context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
         Ok(Self(context))
@@ -202,7 +202,7 @@ impl Module {
     ///
     /// # Errors
     /// A slot cannot be read; a slot whose token is just being pulled is passed over.
-    pub fn tokens_labelled(&self, label: &str) -> Result<Vec<Token>, HsmError> {
+    pub fn tokens_labelled(&self, label: &str) -> Result<Vec<Token>, Pkcs11Error> {
         let mut found = Vec::new();
         for slot in self.0.get_slots_with_token()? {
             let info = match self.0.get_token_info(slot) {
@@ -222,7 +222,7 @@ impl Module {
     ///
     /// # Errors
     /// `C_InitToken` failed, or the slots cannot be read.
-    pub fn init_token(&self, label: &str, so_pin: &Pin) -> Result<bool, HsmError> {
+    pub fn init_token(&self, label: &str, so_pin: &Pin) -> Result<bool, Pkcs11Error> {
         for slot in self.0.get_slots_with_token()? {
             if !self.0.get_token_info(slot)?.token_initialized() {
                 self.0.init_token(slot, &AuthPin::from(so_pin.as_str()), label)?;
@@ -235,9 +235,9 @@ impl Module {
     /// Sets the user PIN of a token that has none, as its security officer.
     ///
     /// # Errors
-    /// The SO PIN is refused ([`HsmError::is_pin_refusal`]), or the user PIN is one the token does
+    /// The SO PIN is refused ([`Pkcs11Error::is_pin_refusal`]), or the user PIN is one the token does
     /// not take.
-    pub fn init_user_pin(&self, token: &Token, so_pin: &Pin, pin: &Pin) -> Result<(), HsmError> {
+    pub fn init_user_pin(&self, token: &Token, so_pin: &Pin, pin: &Pin) -> Result<(), Pkcs11Error> {
         let session = self.0.open_rw_session(token.slot)?;
         session.login(UserType::So, Some(&AuthPin::from(so_pin.as_str())))?;
         session.init_pin(&AuthPin::from(pin.as_str()))?;
@@ -247,8 +247,8 @@ impl Module {
     /// Opens a read-write session and logs the user in: exactly one attempt.
     ///
     /// # Errors
-    /// The PIN is refused ([`HsmError::is_pin_refusal`]), or anything else.
-    pub fn login(&self, token: &Token, pin: &Pin) -> Result<Session, HsmError> {
+    /// The PIN is refused ([`Pkcs11Error::is_pin_refusal`]), or anything else.
+    pub fn login(&self, token: &Token, pin: &Pin) -> Result<Session, Pkcs11Error> {
         let session = self.0.open_rw_session(token.slot)?;
         session.login(UserType::User, Some(&AuthPin::from(pin.as_str())))?;
         Ok(Session(session))
@@ -263,7 +263,7 @@ impl Session {
     ///
     /// # Errors
     /// The search failed.
-    pub fn labelled_objects(&self) -> Result<Vec<(Object, String)>, HsmError> {
+    pub fn labelled_objects(&self) -> Result<Vec<(Object, String)>, Pkcs11Error> {
         let mut found = Vec::new();
         // Not by class: an object that a crash left half made may have a label and nothing else.
         for handle in self.0.find_objects(&[Attribute::Token(true)])? {
@@ -281,7 +281,7 @@ impl Session {
     ///
     /// # Errors
     /// Names the first attribute that is missing or not as `shape` says.
-    pub fn check(&self, object: Object, shape: &Shape) -> Result<(), HsmError> {
+    pub fn check(&self, object: Object, shape: &Shape) -> Result<(), Pkcs11Error> {
         let wanted = shape.all_attributes()?;
         let types: Vec<_> = wanted.iter().map(Attribute::attribute_type).collect();
         let found = self.0.get_attributes(object.0, &types)?;
@@ -289,7 +289,7 @@ impl Session {
             None => Ok(()),
             Some(wrong) => {
                 let name = constant("CKA", &format!("{:?}", wrong.attribute_type()));
-                Err(HsmError(Cause::Attribute(name)))
+                Err(Pkcs11Error(Cause::Attribute(name)))
             }
         }
     }
@@ -298,7 +298,7 @@ impl Session {
     ///
     /// # Errors
     /// `C_GenerateKey` failed.
-    pub fn generate(&self, shape: &Shape, label: Option<&str>) -> Result<Object, HsmError> {
+    pub fn generate(&self, shape: &Shape, label: Option<&str>) -> Result<Object, Pkcs11Error> {
         let mechanism = match shape.material {
             Material::Aes => Mechanism::AesKeyGen,
             Material::Generic => Mechanism::GenericSecretKeyGen,
@@ -317,7 +317,7 @@ impl Session {
     ///
     /// # Errors
     /// `C_CreateObject` failed.
-    pub fn create(&self, shape: &Shape, value: &[u8]) -> Result<Object, HsmError> {
+    pub fn create(&self, shape: &Shape, value: &[u8]) -> Result<Object, Pkcs11Error> {
         let mut template = shape.attributes();
         template.push(Attribute::Value(value.to_vec()));
         let created = self.0.create_object(&template);
@@ -333,7 +333,7 @@ impl Session {
     ///
     /// # Errors
     /// `C_CopyObject` failed.
-    pub fn copy_to_session(&self, object: Object) -> Result<Object, HsmError> {
+    pub fn copy_to_session(&self, object: Object) -> Result<Object, Pkcs11Error> {
         Ok(Object(self.0.copy_object(object.0, &[Attribute::Token(false)])?))
     }
 
@@ -341,9 +341,9 @@ impl Session {
     ///
     /// # Errors
     /// `C_WrapKey` failed, or returned fewer bytes.
-    pub fn wrap(&self, kek: Object, key: Object, length_bytes: usize) -> Result<Vec<u8>, HsmError> {
+    pub fn wrap(&self, kek: Object, key: Object, length_bytes: usize) -> Result<Vec<u8>, Pkcs11Error> {
         let buffer = self.0.wrap_key(&Mechanism::AesKeyWrap, kek.0, key.0)?;
-        cut(buffer, length_bytes).ok_or(HsmError(Cause::Length("C_WrapKey")))
+        cut(buffer, length_bytes).ok_or(Pkcs11Error(Cause::Length("C_WrapKey")))
     }
 
     /// The key in `blob` as an object that can do `algorithm`'s HMAC and nothing else.
@@ -356,7 +356,7 @@ impl Session {
         blob: &[u8],
         shape: &Shape,
         algorithm: Algorithm,
-    ) -> Result<Object, HsmError> {
+    ) -> Result<Object, Pkcs11Error> {
         let mut template = shape.attributes();
         template.push(Attribute::AllowedMechanisms(vec![match algorithm {
             Algorithm::Sha1 => MechanismType::SHA1_HMAC,
@@ -375,21 +375,25 @@ impl Session {
         algorithm: Algorithm,
         key: Object,
         message: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
+    ) -> Result<Zeroizing<Vec<u8>>, Pkcs11Error> {
         let mechanism = match algorithm {
             Algorithm::Sha1 => Mechanism::Sha1Hmac,
             Algorithm::Sha256 => Mechanism::Sha256Hmac,
             Algorithm::Sha512 => Mechanism::Sha512Hmac,
         };
         let mac = Zeroizing::new(self.0.sign(&mechanism, key.0, message)?);
-        if mac.len() == algorithm.output_bytes() { Ok(mac) } else { Err(HsmError(Cause::Length("C_Sign"))) }
+        if mac.len() == algorithm.output_bytes() {
+            Ok(mac)
+        } else {
+            Err(Pkcs11Error(Cause::Length("C_Sign")))
+        }
     }
 
     /// Destroys the object.
     ///
     /// # Errors
     /// `C_DestroyObject` failed: the object may still be there.
-    pub fn destroy(&self, object: Object) -> Result<(), HsmError> {
+    pub fn destroy(&self, object: Object) -> Result<(), Pkcs11Error> {
         Ok(self.0.destroy_object(object.0)?)
     }
 
@@ -397,7 +401,7 @@ impl Session {
     ///
     /// # Errors
     /// `C_GenerateRandom` failed.
-    pub fn random(&self, bytes: &mut [u8]) -> Result<(), HsmError> {
+    pub fn random(&self, bytes: &mut [u8]) -> Result<(), Pkcs11Error> {
         Ok(self.0.generate_random_slice(bytes)?)
     }
 
@@ -440,7 +444,7 @@ mod tests {
             (RvError::DeviceRemoved, "C_Login: CKR_DEVICE_REMOVED", false),
             (RvError::UserPinNotInitialized, "C_Login: CKR_USER_PIN_NOT_INITIALIZED", false),
         ] {
-            let error = HsmError::from(Error::Pkcs11(code, Function::Login));
+            let error = Pkcs11Error::from(Error::Pkcs11(code, Function::Login));
             assert_eq!(error.to_string(), text);
             assert_eq!(error.is_pin_refusal(), is_pin_refusal, "{text}");
         }

@@ -11,9 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::{KeyName, Kind, survey};
 use super::pin::Pin;
-use super::pkcs11::{HsmError, Module, Session, Token};
-use super::{StartFailure, find_token, load_module, login, read_frame, read_pin};
-use crate::control;
+use super::pkcs11::{Module, Pkcs11Error, Session, Token};
+use super::{StartFailure, find_token, load_module, login, read_frame, read_pin, shut_in};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -33,8 +32,8 @@ pub struct Setup {
 /// [`EXIT_START_FAILED`](super::EXIT_START_FAILED) with one line on standard error.
 pub fn run_setup(supervisor_pid: i32) -> ExitCode {
     // One that outlived its starter would make a second token beside that of the next start.
-    if let Err(error) = control::bind_to_supervisor(supervisor_pid, c"hsm-token-setup") {
-        return StartFailure::new(format!("the token's setup cannot be shut in: {error}")).report();
+    if let Err(failure) = shut_in(supervisor_pid, c"hsm-token-setup") {
+        return failure.report();
     }
     let setup = match read_frame::<Setup>(&mut io::stdin().lock()) {
         Ok(Some(setup)) => setup,
@@ -114,7 +113,7 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
 }
 
 /// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
-fn make_key(session: &Session, name: KeyName) -> Result<(), HsmError> {
+fn make_key(session: &Session, name: KeyName) -> Result<(), Pkcs11Error> {
     let shape = name.kind.shape();
     let object = session.generate(&shape, Some(&name.to_string()))?;
     session.check(object, &shape).inspect_err(|_| {

@@ -211,23 +211,23 @@ fn write(files: &Files, identity: &Identity) -> Result<(), PkiError> {
     let failed = |source| PkiError::Issue { path: files.certificate.clone(), source };
     let (certificate, key) =
         (identity.certificate_pem().map_err(failed)?, identity.key_pem().map_err(failed)?);
-    replace(&files.key, &key, 0o600)?;
-    replace(&files.certificate, &certificate, 0o644)
+    let write = |path: &Path, text: &str, mode| {
+        replace(path, text.as_bytes(), mode).map_err(|source| PkiError::Io { path: path.to_owned(), source })
+    };
+    write(&files.key, &key, 0o600)?;
+    write(&files.certificate, &certificate, 0o644)
 }
 
 /// Puts a file in place whole, durable before it has its name, and never readable by more than `mode` says.
-fn replace(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_added_extension("new");
-    let write = || -> io::Result<()> {
-        // A crash may have left one.
-        match fs::remove_file(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| PkiError::Io { path: path.to_owned(), source })
+    // A crash may have left one.
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
 }

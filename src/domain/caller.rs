@@ -75,22 +75,13 @@ pub enum Permission {
     Admin,
 }
 
-/// An authenticated client, acting for one tenant.
+/// An authenticated client that has the permission, acting for one tenant.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The configured client.
     pub client: ClientName,
     /// The tenant whose data it sees; nothing of another tenant exists for it.
     pub tenant: Tenant,
-    /// What it may do.
-    pub permissions: Vec<Permission>,
-}
-
-impl Caller {
-    /// Whether the client has been given `permission`.
-    pub fn may(&self, permission: Permission) -> bool {
-        self.permissions.contains(&permission)
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::account::AccountRef;
 use super::caller::Tenant;
 use super::id::CredentialId;
 use super::lockout::Attempts;
-use super::otp::{Algorithm, Digits, Mover};
+use super::otp::{Algorithm, Digits, MovingFactor};
 
 /// An AES key-wrap blob (RFC 3394) of the zero-padded seed, under one version of the HSM's `kek`.
 /// Worth nothing without the HSM. It does not say whose it is: the row's seal does.
@@ -36,7 +36,7 @@ pub struct Credential {
     /// The length of its codes.
     pub digits: Digits,
     /// Counter or time.
-    pub mover: Mover,
+    pub moving_factor: MovingFactor,
     /// Its seed; `None` in a tombstone.
     pub secret: Option<WrappedSecret>,
     /// When it was deleted, milliseconds since 1970.
@@ -60,7 +60,7 @@ pub enum Status {
 pub struct CredentialState {
     /// The credential.
     pub id: CredentialId,
-    /// The tenant it belongs to.
+    /// The tenant it belongs to: sealed with the rest, so that the row says whose it is.
     pub tenant: Tenant,
     /// 1 when made, one more with each change.
     pub version: u64,

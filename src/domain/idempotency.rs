@@ -24,7 +24,7 @@ impl IdempotencyKey {
     }
 }
 
-/// Method, path and body of a request as one HMAC-SHA-256 under a system key: a plain hash of a
+/// Tenant, method, path with query, and body of a request as one HMAC-SHA-256 under a system key: a plain hash of a
 /// body would let its reader try a million codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub [u8; 32]);

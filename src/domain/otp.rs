@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// The first counter that does not exist (contract: counters are below 2^63).
+/// The first counter that does not exist (it has to fit a signed 64-bit column, too).
 pub const COUNTER_END: u64 = 1 << 63;
 
 /// The hash under the HMAC (RFC 6238, section 1.2).
@@ -114,7 +114,7 @@ pub fn truncate(mac: &[u8], digits: Digits) -> Option<Otp> {
 /// What moves from code to code (RFC 4226's counter; RFC 6238's time step), and how far apart the
 /// token and the appliance may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mover {
+pub enum MovingFactor {
     /// A counter that each code consumes.
     Hotp {
         /// How many codes beyond the expected one are tried (0..=100).

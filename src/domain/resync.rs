@@ -1,7 +1,7 @@
 //! Finding a token again that ran away: two consecutive codes over a wide window.
 
 use super::credential::CredentialState;
-use super::otp::{COUNTER_END, Mover, time_step};
+use super::otp::{COUNTER_END, MovingFactor, time_step};
 use super::time::Now;
 use super::verification::{Candidate, Plan, Refusal, Subject, Verdict, accepted, admit, around, plan};
 
@@ -12,7 +12,8 @@ pub const TOTP_WINDOW: u64 = 120;
 
 /// Plans a resync: each candidate is the factor of the FIRST of two consecutive codes.
 ///
-/// Both codes are used up by a success, and a failure is charged like any wrong guess.
+/// Both codes are used up by a success, and a failure is charged like any wrong guess; the
+/// two codes used last are refused and not charged.
 ///
 /// # Errors
 /// A [`Refusal`] if the credential may not be tried.
@@ -22,12 +23,12 @@ pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Plan, Refusal> {
     // The same two codes again: a double click.
     let pair = subject.state.last_accepted.and_then(|last| last.checked_sub(1));
     let repeated = pair.map(|factor| Candidate { factor, verdict: Verdict::Repeated });
-    let fresh: Vec<Candidate> = match subject.credential.mover {
-        Mover::Hotp { .. } => {
+    let fresh: Vec<Candidate> = match subject.credential.moving_factor {
+        MovingFactor::Hotp { .. } => {
             let end = next.saturating_add(HOTP_WINDOW).min(COUNTER_END - 1);
             (next..end).map(|factor| candidate(subject, factor, 0)).collect()
         }
-        Mover::Totp { period_s, .. } => {
+        MovingFactor::Totp { period_s, .. } => {
             let present = time_step(now.unix_ms, period_s);
             around(present, TOTP_WINDOW)
                 .filter(|step| *step >= next)
@@ -54,7 +55,7 @@ mod tests {
 
     #[test]
     fn hotp_is_searched_far_ahead_and_both_codes_are_used_up() {
-        let rows = Rows::new(Mover::Hotp { look_ahead: 3 }, 7);
+        let rows = Rows::new(MovingFactor::Hotp { look_ahead: 3 }, 7);
         let plan = begin(rows.subject(), &at(0)).unwrap();
         assert_eq!(plan.candidates.len(), 1_000);
         let last = plan.candidates.last().unwrap();
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_same_two_codes_again_cost_nothing() {
-        let mut rows = Rows::new(Mover::Hotp { look_ahead: 3 }, 7);
+        let mut rows = Rows::new(MovingFactor::Hotp { look_ahead: 3 }, 7);
         let Verdict::Accepted(state) = begin(rows.subject(), &at(0)).unwrap().candidates[5].verdict.clone()
         else {
             panic!("not accepted")
@@ -77,12 +78,12 @@ mod tests {
 
     #[test]
     fn hotp_stops_before_its_last_counter() {
-        let rows = Rows::new(Mover::Hotp { look_ahead: 3 }, COUNTER_END - 3);
+        let rows = Rows::new(MovingFactor::Hotp { look_ahead: 3 }, COUNTER_END - 3);
         let factors: Vec<u64> =
             begin(rows.subject(), &at(0)).unwrap().candidates.iter().map(|c| c.factor).collect();
         assert_eq!(factors, [COUNTER_END - 3, COUNTER_END - 2]);
         assert!(
-            begin(Rows::new(Mover::Hotp { look_ahead: 3 }, COUNTER_END).subject(), &at(0))
+            begin(Rows::new(MovingFactor::Hotp { look_ahead: 3 }, COUNTER_END).subject(), &at(0))
                 .unwrap()
                 .candidates
                 .is_empty()
@@ -91,7 +92,7 @@ mod tests {
 
     #[test]
     fn totp_is_searched_on_both_sides_and_the_drift_kept() {
-        let rows = Rows::new(Mover::Totp { period_s: 30, skew_steps: 1 }, 60);
+        let rows = Rows::new(MovingFactor::Totp { period_s: 30, skew_steps: 1 }, 60);
         let plan = begin(rows.subject(), &at(3_000)).unwrap();
         assert!(plan.candidates.iter().all(|c| (60..=220).contains(&c.factor)));
         assert_eq!(plan.candidates.iter().map(|c| c.factor).take(3).collect::<Vec<_>>(), [100, 99, 101]);

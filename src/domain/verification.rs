@@ -3,7 +3,7 @@
 use super::account::Account;
 use super::credential::{Credential, CredentialState, Status};
 use super::lockout::Locked;
-use super::otp::{COUNTER_END, Mover, time_step};
+use super::otp::{COUNTER_END, MovingFactor, time_step};
 use super::time::Now;
 
 /// The rows a verdict stands on.
@@ -80,7 +80,7 @@ pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
         (Some(a), Some(b)) => Some(a.longer(b)),
         (a, b) => a.or(b),
     };
-    let by_time = matches!(subject.credential.mover, Mover::Totp { .. });
+    let by_time = matches!(subject.credential.moving_factor, MovingFactor::Totp { .. });
     let has_lock = own.lock.is_some() || account.lock.is_some();
     match locked {
         Some(locked) if now.trusted || locked.retry_after_s.is_none() => Err(Refusal::Locked(locked)),
@@ -122,11 +122,11 @@ pub(super) fn plan(subject: Subject<'_>, now: &Now, candidates: Vec<Candidate>) 
 /// The factors that could be right now, nearest first, none of them used or skipped before.
 fn factors(subject: Subject<'_>, now: &Now) -> Vec<u64> {
     let next = subject.state.next_factor;
-    match subject.credential.mover {
-        Mover::Hotp { look_ahead } => {
+    match subject.credential.moving_factor {
+        MovingFactor::Hotp { look_ahead } => {
             (next..COUNTER_END.min(next.saturating_add(u64::from(look_ahead) + 1))).collect()
         }
-        Mover::Totp { period_s, skew_steps } => {
+        MovingFactor::Totp { period_s, skew_steps } => {
             let present =
                 time_step(now.unix_ms, period_s).saturating_add_signed(i64::from(subject.state.drift_steps));
             around(present, u64::from(skew_steps)).filter(|step| *step >= next).collect()
@@ -201,7 +201,7 @@ pub(super) mod tests {
     pub struct Rows(pub Credential, pub CredentialState, pub Account);
 
     impl Rows {
-        pub fn new(mover: Mover, next_factor: u64) -> Self {
+        pub fn new(moving_factor: MovingFactor, next_factor: u64) -> Self {
             let tenant = Tenant::try_from("bank-a".to_owned()).unwrap();
             let account = Account::new(tenant.clone(), "acct-1".to_owned().try_into().unwrap());
             let id = CredentialId::from_random([1; 16]);
@@ -213,7 +213,7 @@ pub(super) mod tests {
                 created_unix_ms: 0,
                 algorithm: Algorithm::Sha1,
                 digits: Digits::default(),
-                mover,
+                moving_factor,
                 secret: None,
                 deleted_unix_ms: None,
             };
@@ -246,8 +246,8 @@ pub(super) mod tests {
         }
     }
 
-    const HOTP: Mover = Mover::Hotp { look_ahead: 3 };
-    const TOTP: Mover = Mover::Totp { period_s: 30, skew_steps: 1 };
+    const HOTP: MovingFactor = MovingFactor::Hotp { look_ahead: 3 };
+    const TOTP: MovingFactor = MovingFactor::Totp { period_s: 30, skew_steps: 1 };
 
     #[test]
     fn hotp_looks_ahead_and_never_back() {

@@ -50,21 +50,23 @@ pub(super) struct End {
     pub stuck: bool,
     /// It left something unread, at least what it was sent last.
     unread: bool,
+    /// It answered what it ended over.
+    answered: bool,
 }
 
 impl End {
     fn gone(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), stuck: false, unread: false }
+        Self { reason: reason.into(), stuck: false, unread: false, answered: false }
     }
 
     fn stuck(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), stuck: true, unread: false }
+        Self { reason: reason.into(), stuck: true, unread: false, answered: false }
     }
 
     /// Of a custodian that dies, Linux says to its peer whether something was left in its socket.
     fn broken(error: &std::io::Error) -> Self {
         let unread = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-        Self { reason: error.to_string(), stuck: false, unread }
+        Self { reason: error.to_string(), stuck: false, unread, answered: false }
     }
 }
 
@@ -144,9 +146,8 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                 let reason = reply.result.as_ref().err().map(ToString::to_string);
                 let _ = job.answer.send(Ok(reply.result));
                 if failed {
-                    // It ends by itself now; nothing behind this one is its fault.
-                    drop_suspicion(&mut waiting);
-                    break End::gone(reason.unwrap_or_default());
+                    // It ends by itself now; what waits behind this one is not to blame.
+                    break End { answered: true, ..End::gone(reason.unwrap_or_default()) };
                 }
                 head_due = Instant::now() + REQUEST_MAX;
             }
@@ -159,7 +160,7 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
     withdraw();
     jobs.close();
     // One that stood alone and was never read is innocent too.
-    let mut suspect = !(end.unread && waiting.len() == 1);
+    let mut suspect = !(end.answered || end.unread && waiting.len() == 1);
     for job in waiting {
         let _ =
             job.answer.send(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
@@ -168,13 +169,6 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
         let _ = job.answer.send(Err(Lost { suspect: false, reason: end.reason.clone() }));
     }
     end
-}
-
-/// Returns all that wait as innocent.
-fn drop_suspicion(waiting: &mut VecDeque<Job>) {
-    for job in waiting.drain(..) {
-        let _ = job.answer.send(Err(Lost { suspect: false, reason: "its custodian ended".to_owned() }));
-    }
 }
 
 /// Replies out of a stream of bytes. [`Replies::next`] may be dropped and called again.

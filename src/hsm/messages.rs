@@ -20,7 +20,7 @@ use crate::secret::SecretBytes;
 /// The largest frame, in bytes, without its length.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// Identifies the build: processes of two builds never talk to each other.
+/// Identifies release and wire format: processes of two releases never talk to each other.
 pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.1");
 
 /// What a custodian needs to know, and a front need not.

@@ -6,6 +6,7 @@ use messages::{BUILD_ID, Hello, Reply, decode, encode, frame_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::domain::row::RowSum;
 
 /// What a custodian of the tests does with a call.
 #[derive(Clone, Copy)]
@@ -43,9 +44,13 @@ impl Fixture {
         read
     }
 
-    async fn ask(&self) -> Result<RowSum, HsmError> {
-        self.hsm.sum(Vec::new()).await
+    async fn ask(&self) -> Result<(), HsmError> {
+        self.hsm.check(Vec::new()).await
     }
+}
+
+fn sealed() -> Response {
+    Response::Sealed(SealedRows { seals: Vec::new(), sum_change: RowSum::default() })
 }
 
 async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc<AtomicUsize>) {
@@ -60,11 +65,11 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, .. } = decode(&body).unwrap();
         let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
-            Act::Answer => Reply { id, result: Ok(Response::Sum(RowSum::default())) },
+            Act::Answer => Reply { id, result: Ok(sealed()) },
             Act::Die => return,
             Act::Hang => std::future::pending().await,
             Act::FailHsm => Reply { id, result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())) },
-            Act::WrongNumber => Reply { id: id + 1, result: Ok(Response::Sum(RowSum::default())) },
+            Act::WrongNumber => Reply { id: id + 1, result: Ok(sealed()) },
         };
         if stream.write_all(&encode(&reply).unwrap()).await.is_err() {
             return;
@@ -77,8 +82,8 @@ async fn a_request_whose_custodian_dies_is_repeated_on_another() {
     let mut fixture = Fixture::new(2);
     let first = fixture.custodian(0, 1, |_| Act::Die).await;
     let second = fixture.custodian(1, 1, |_| Act::Answer).await;
-    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
-    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!(fixture.ask().await, Ok(()));
+    assert_eq!(fixture.ask().await, Ok(()));
     assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 2));
 }
 
@@ -115,7 +120,7 @@ async fn a_custodian_that_never_read_it_does_not_speak_against_a_request() {
         assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Up { slot, generation: 1 }));
     }
     fixture.custodian(3, 1, |_| Act::Answer).await;
-    assert_eq!(fixture.ask().await, Ok(RowSum::default()), "one was lost over it, and two before it");
+    assert_eq!(fixture.ask().await, Ok(()), "one was lost over it, and two before it");
 }
 
 #[tokio::test]
@@ -125,7 +130,7 @@ async fn those_behind_it_are_innocent_and_outlive_two_losses() {
     let asks: Vec<_> = (0..8)
         .map(|_| {
             let hsm = fixture.hsm.clone();
-            tokio::spawn(async move { hsm.sum(Vec::new()).await })
+            tokio::spawn(async move { hsm.check(Vec::new()).await })
         })
         .collect();
     // Two more die of whatever is at their head; only a head that died twice is given up.
@@ -145,7 +150,7 @@ async fn a_custodian_that_hangs_is_reported_and_its_request_moves_on() {
     let mut fixture = Fixture::new(2);
     fixture.custodian(0, 7, |_| Act::Hang).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
-    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!(fixture.ask().await, Ok(()));
     assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Stuck { slot: 0, generation: 7 }));
 }
 
@@ -154,7 +159,7 @@ async fn an_answer_out_of_turn_is_nobodys() {
     let mut fixture = Fixture::new(2);
     fixture.custodian(0, 1, |_| Act::WrongNumber).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
-    assert_eq!(fixture.ask().await, Ok(RowSum::default()));
+    assert_eq!(fixture.ask().await, Ok(()));
     assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Stuck { slot: 0, generation: 1 }));
 }
 
@@ -162,9 +167,9 @@ async fn an_answer_out_of_turn_is_nobodys() {
 async fn callers_wait_for_a_replacement() {
     let mut fixture = Fixture::new(1);
     let hsm = fixture.hsm.clone();
-    let waiting = tokio::spawn(async move { hsm.sum(Vec::new()).await });
+    let waiting = tokio::spawn(async move { hsm.check(Vec::new()).await });
     fixture.custodian(0, 1, |_| Act::Answer).await;
-    assert_eq!(waiting.await.unwrap(), Ok(RowSum::default()));
+    assert_eq!(waiting.await.unwrap(), Ok(()));
 }
 
 #[tokio::test]
@@ -175,7 +180,7 @@ async fn a_full_queue_turns_away_at_once() {
     for _ in 0..=QUEUE_MAX + 16 {
         let (hsm, told) = (fixture.hsm.clone(), told.clone());
         tokio::spawn(async move {
-            if hsm.sum(Vec::new()).await == Err(HsmError::Busy) {
+            if hsm.check(Vec::new()).await == Err(HsmError::Busy) {
                 told.send(()).unwrap();
             }
         });

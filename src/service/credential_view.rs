@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::domain::credential::{Credential, CredentialState, Status};
-use crate::domain::otp::{Algorithm, Digits, Mover};
+use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 
 /// The JSON of a credential, in answers and in idempotency records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,11 +58,11 @@ pub enum CredentialType {
 impl CredentialView {
     /// What its bank sees of these rows.
     pub fn new(credential: &Credential, state: &CredentialState) -> Self {
-        let (kind, counter, look_ahead, period, skew_steps, drift_steps) = match credential.mover {
-            Mover::Hotp { look_ahead } => {
+        let (kind, counter, look_ahead, period, skew_steps, drift_steps) = match credential.moving_factor {
+            MovingFactor::Hotp { look_ahead } => {
                 (CredentialType::Hotp, Some(state.next_factor), Some(look_ahead), None, None, None)
             }
-            Mover::Totp { period_s, skew_steps } => {
+            MovingFactor::Totp { period_s, skew_steps } => {
                 (CredentialType::Totp, None, None, Some(period_s), Some(skew_steps), Some(state.drift_steps))
             }
         };

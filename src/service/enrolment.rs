@@ -8,7 +8,7 @@ use crate::domain::audit::Event;
 use crate::domain::caller::Tenant;
 use crate::domain::credential::{Credential, CredentialState, WrappedSecret};
 use crate::domain::id::CredentialId;
-use crate::domain::otp::{Algorithm, Digits, Mover};
+use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Row, Sealed};
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::secret::SecretBytes;
@@ -27,7 +27,7 @@ pub struct Enrolment {
     /// The length of its codes.
     pub digits: Digits,
     /// Counter or time.
-    pub mover: Mover,
+    pub moving_factor: MovingFactor,
     /// hotp: the first counter expected.
     pub counter: u64,
     /// 16 to 64 bytes; `None`: the HSM generates one.
@@ -79,7 +79,7 @@ impl Service {
                 created_unix_ms: now.unix_ms,
                 algorithm: wanted.algorithm,
                 digits: wanted.digits,
-                mover: wanted.mover,
+                moving_factor: wanted.moving_factor,
                 secret: Some(secret.clone()),
                 deleted_unix_ms: None,
             };
@@ -130,9 +130,9 @@ impl Service {
 /// The `otpauth` URI that authenticator apps read. It declassifies the seed: it was asked for, and
 /// the configuration allows it.
 fn otpauth(tenant: &Tenant, wanted: &Enrolment, seed: &SecretBytes) -> Zeroizing<String> {
-    let (kind, moves) = match wanted.mover {
-        Mover::Hotp { .. } => ("hotp", format!("counter={}", wanted.counter)),
-        Mover::Totp { period_s, .. } => ("totp", format!("period={period_s}")),
+    let (kind, moves) = match wanted.moving_factor {
+        MovingFactor::Hotp { .. } => ("hotp", format!("counter={}", wanted.counter)),
+        MovingFactor::Totp { period_s, .. } => ("totp", format!("period={period_s}")),
     };
     let secret = Zeroizing::new(BASE32_NOPAD.encode(seed.expose()));
     Zeroizing::new(format!(
@@ -167,7 +167,7 @@ mod tests {
             account: "M\u{fc}ller & Co:1".to_owned().try_into().unwrap(),
             algorithm: Algorithm::Sha256,
             digits: 8.try_into().unwrap(),
-            mover: Mover::Totp { period_s: 60, skew_steps: 1 },
+            moving_factor: MovingFactor::Totp { period_s: 60, skew_steps: 1 },
             counter: 0,
             seed: None,
             export: true,

@@ -149,7 +149,7 @@ impl Service {
         if rows.state.row.status == Status::Deleted {
             return Err(Refused::Absent);
         }
-        self.hsm.sum(all_bytes(&rows).into()).await?;
+        self.hsm.check(all_bytes(&rows).into()).await?;
         Ok(CredentialView::new(&rows.credential.row, &rows.state.row))
     }
 
@@ -171,7 +171,7 @@ impl Service {
         found.truncate(page.limit.into());
         // A message holds the rows of this many credentials with room to spare.
         for rows in found.chunks(25) {
-            self.hsm.sum(rows.iter().flat_map(all_bytes).collect()).await?;
+            self.hsm.check(rows.iter().flat_map(all_bytes).collect()).await?;
         }
         let items: Vec<_> =
             found.iter().map(|rows| CredentialView::new(&rows.credential.row, &rows.state.row)).collect();

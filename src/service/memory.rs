@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use crate::domain::caller::ClientName;
 use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord, REMEMBERED_MS};
 use crate::domain::time::Now;
-use crate::hsm::messages::{Outcome, SealRows};
 
 use super::{Answer, Ask, Refused, Service};
 
@@ -26,26 +25,30 @@ pub(super) enum Recall<'a> {
 pub(super) struct Memory<'a>(Option<Place<'a>>);
 
 struct Place<'a> {
-    in_flight: &'a InFlight,
-    entry: (ClientName, IdempotencyKey),
+    in_flight: Entry<'a>,
     fingerprint: Fingerprint,
 }
 
-impl Drop for Place<'_> {
+/// A key that is being worked on, until it is dropped.
+struct Entry<'a> {
+    set: &'a InFlight,
+    key: (ClientName, IdempotencyKey),
+}
+
+impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.in_flight.set().remove(&self.entry);
+        self.set.keys().remove(&self.key);
     }
 }
 
 impl InFlight {
-    fn set(&self) -> std::sync::MutexGuard<'_, HashSet<(ClientName, IdempotencyKey)>> {
+    fn keys(&self) -> std::sync::MutexGuard<'_, HashSet<(ClientName, IdempotencyKey)>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn begin(&self, entry: (ClientName, IdempotencyKey)) -> Option<Place<'_>> {
-        let new = self.set().insert(entry.clone());
-        // The fingerprint follows; a place that is dropped before is given back.
-        new.then_some(Place { in_flight: self, entry, fingerprint: Fingerprint([0; 32]) })
+    /// `None` while the same key is being worked on.
+    fn begin(&self, key: (ClientName, IdempotencyKey)) -> Option<Entry<'_>> {
+        self.keys().insert(key.clone()).then_some(Entry { set: self, key })
     }
 }
 
@@ -54,8 +57,8 @@ impl Memory<'_> {
     pub fn record(&self, answer: &Answer, now: &Now) -> Result<Option<IdempotencyRecord>, Refused> {
         let Some(place) = &self.0 else { return Ok(None) };
         Ok(Some(IdempotencyRecord {
-            client: place.entry.0.clone(),
-            key: place.entry.1.clone(),
+            client: place.in_flight.key.0.clone(),
+            key: place.in_flight.key.1.clone(),
             version: 1,
             fingerprint: place.fingerprint,
             answer: serde_json::to_vec(answer).map_err(Refused::unavailable)?,
@@ -77,14 +80,14 @@ impl Service {
             return Ok(Recall::New(Memory(None)));
         };
         let entry = (ask.caller.client.clone(), idempotency.key);
-        let mut place = self.in_flight.begin(entry).ok_or(Refused::Conflict)?;
-        place.fingerprint = self.hsm.fingerprint(idempotency.request).await?;
-        let Some(record) = self.store.idempotency(&place.entry.0, &place.entry.1).await? else {
+        let in_flight = self.in_flight.begin(entry).ok_or(Refused::Conflict)?;
+        let place = Place { in_flight, fingerprint: self.hsm.fingerprint(idempotency.request).await? };
+        let (client, key) = &place.in_flight.key;
+        let Some(record) = self.store.idempotency(client, key).await? else {
             return Ok(Recall::New(Memory(Some(place))));
         };
         // A forged record would be a yes that nobody earned.
-        let check = SealRows { standing: vec![record.to_bytes()], outcome: Outcome::default() };
-        self.hsm.seal(check).await?;
+        self.hsm.check(vec![record.to_bytes()]).await?;
         if record.row.fingerprint != place.fingerprint {
             return Err(Refused::IdempotencyMismatch);
         }

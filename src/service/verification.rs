@@ -35,6 +35,14 @@ struct Ending {
     answer: Answer,
 }
 
+impl Ending {
+    /// With the state of the candidate that was accepted ahead of its other rows.
+    fn behind(mut self, state: &CredentialState) -> Self {
+        self.rows.insert(0, Row::State(state.clone()));
+        self
+    }
+}
+
 impl Service {
     /// Whether `otp` is the credential's next code. It is used up by a yes, charged by a no.
     ///
@@ -141,7 +149,7 @@ impl Service {
                 None if !rest.is_empty() => continue,
                 None => endings.missed()?,
                 Some(index) => match chunk.get(usize::from(index)).map(|candidate| &candidate.verdict) {
-                    Some(Verdict::Accepted(state)) => endings.accepted(state)?,
+                    Some(Verdict::Accepted(state)) => endings.accepted()?.behind(state),
                     Some(Verdict::Repeated) => endings.repeated()?,
                     None => return Err(Refused::unavailable("the custodian matched what nobody asked")),
                 },
@@ -167,9 +175,6 @@ impl Endings<'_> {
             replaces: ending.replaces,
             rows: ending.rows.iter().map(Row::encode).collect(),
         };
-        let mut accepted = outcome(self.accepted(&state.row)?);
-        // The candidate's own state takes the place of this one.
-        drop(accepted.rows.remove(0));
         Ok(CheckOtp {
             standing: vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()],
             codes: otps.iter().map(Otp::duplicate).collect(),
@@ -183,13 +188,15 @@ impl Endings<'_> {
                     },
                 })
                 .collect(),
-            accepted,
+            // Behind the candidate's own row.
+            accepted: outcome(self.accepted()?),
             repeated: outcome(self.repeated()?),
             missed: outcome(self.missed()?),
         })
     }
 
-    fn accepted(&self, state: &CredentialState) -> Result<Ending, Refused> {
+    /// What an accepted candidate writes besides its own state.
+    fn accepted(&self) -> Result<Ending, Refused> {
         let credential = &self.rows.credential.row;
         // The same for every candidate: its record is sealed before one of them matches.
         let (id, account) = (credential.id.to_string(), credential.account.to_string());
@@ -197,8 +204,7 @@ impl Endings<'_> {
             Kind::Verify => (Event::Verified, Answer::Verified { id, account }),
             Kind::Resync => (Event::Resynced, Answer::Resynced { id, account }),
         };
-        let mut rows = vec![Row::State(state.clone())];
-        let mut replaces = vec![STATE];
+        let (mut replaces, mut rows) = (vec![STATE], Vec::new());
         if let Some(account) = &self.plan.accepted_account {
             rows.push(Row::Account(account.clone()));
             replaces.push(ACCOUNT);

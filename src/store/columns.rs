@@ -11,7 +11,7 @@ use crate::domain::credential::{Credential, CredentialState, Status, WrappedSecr
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
 use crate::domain::lockout::{Attempts, Lock};
-use crate::domain::otp::{Algorithm, Digits, Mover};
+use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Seal, Sealed};
 
 /// Why a read failed; for the log, and without any value.
@@ -117,19 +117,19 @@ pub(super) fn credential(row: &Row<'_>) -> Result<Sealed<Credential>, Fault> {
             [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.name() == name)
         })?,
         digits: columns.parsed("digits", |digits: u8| Digits::try_from(digits).ok())?,
-        mover: mover(&columns)?,
+        moving_factor: moving_factor(&columns)?,
         secret: secret(&columns)?,
         deleted_unix_ms: columns.optional_u64("deleted_unix_ms")?,
     })
 }
 
-/// A column that the mover does not have must be empty: the seal does not cover it.
-fn mover(columns: &Columns<'_>) -> Result<Mover, Fault> {
-    let kind: String = columns.get("mover")?;
+/// A column that its type does not have must be empty: the seal does not cover it.
+fn moving_factor(columns: &Columns<'_>) -> Result<MovingFactor, Fault> {
+    let kind: String = columns.get("type")?;
     match (kind.as_str(), columns.get("look_ahead")?, columns.get("period_s")?, columns.get("skew_steps")?) {
-        ("hotp", Some(look_ahead), None::<u16>, None::<u8>) => Ok(Mover::Hotp { look_ahead }),
-        ("totp", None, Some(period_s), Some(skew_steps)) => Ok(Mover::Totp { period_s, skew_steps }),
-        _ => Err(columns.invalid("mover")),
+        ("hotp", Some(look_ahead), None::<u16>, None::<u8>) => Ok(MovingFactor::Hotp { look_ahead }),
+        ("totp", None, Some(period_s), Some(skew_steps)) => Ok(MovingFactor::Totp { period_s, skew_steps }),
+        _ => Err(columns.invalid("type")),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState, Status};
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
-use crate::domain::otp::Mover;
+use crate::domain::otp::MovingFactor;
 use crate::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
 
 /// The version of the row at `key`; `None` where there is none.
@@ -74,18 +74,18 @@ pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<()>
 }
 
 fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> Result<()> {
-    let (mover, look_ahead, period_s, skew_steps) = match row.mover {
-        Mover::Hotp { look_ahead } => ("hotp", Some(look_ahead), None, None),
-        Mover::Totp { period_s, skew_steps } => ("totp", None, Some(period_s), Some(skew_steps)),
+    let (moving_factor, look_ahead, period_s, skew_steps) = match row.moving_factor {
+        MovingFactor::Hotp { look_ahead } => ("hotp", Some(look_ahead), None, None),
+        MovingFactor::Totp { period_s, skew_steps } => ("totp", None, Some(period_s), Some(skew_steps)),
     };
     let secret = row.secret.as_ref();
     put(
         connection,
         row.version,
-        "INSERT INTO credential (id, version, tenant, account, created_unix_ms, algorithm, digits, mover,
+        "INSERT INTO credential (id, version, tenant, account, created_unix_ms, algorithm, digits, type,
              look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-        "UPDATE credential SET (version, tenant, account, created_unix_ms, algorithm, digits, mover,
+        "UPDATE credential SET (version, tenant, account, created_unix_ms, algorithm, digits, type,
              look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
          = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
          WHERE id = ?1 AND version = ?17",
@@ -97,7 +97,7 @@ fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> R
             row.created_unix_ms.cast_signed(),
             row.algorithm.name(),
             u8::from(row.digits),
-            mover,
+            moving_factor,
             look_ahead,
             period_s,
             skew_steps,

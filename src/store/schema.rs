@@ -25,7 +25,7 @@ const STEPS: &[&str] = &["
         created_unix_ms  INTEGER NOT NULL,
         algorithm        TEXT NOT NULL,
         digits           INTEGER NOT NULL,
-        mover            TEXT NOT NULL,
+        type             TEXT NOT NULL,
         look_ahead       INTEGER,
         period_s         INTEGER,
         skew_steps       INTEGER,

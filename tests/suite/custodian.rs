@@ -7,7 +7,7 @@ use hsm_authd::domain::account::Account;
 use hsm_authd::domain::caller::Tenant;
 use hsm_authd::domain::credential::{Credential, CredentialState, WrappedSecret};
 use hsm_authd::domain::id::CredentialId;
-use hsm_authd::domain::otp::{Algorithm, Digits, Mover, Otp, time_step, truncate};
+use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor, Otp, time_step, truncate};
 use hsm_authd::domain::row::{Row, RowBytes, RowSum, SealedBytes};
 use hsm_authd::hsm::messages::{
     Candidate, CheckOtp, FRAME_BYTES_MAX, Fault, Hello, Outcome, Request, Response, SealRows, SealedRows,
@@ -35,7 +35,7 @@ fn credential(algorithm: Algorithm, digits: u8, secret: Option<WrappedSecret>) -
         created_unix_ms: 0,
         algorithm,
         digits: Digits::try_from(digits).unwrap(),
-        mover: Mover::Hotp { look_ahead: 9 },
+        moving_factor: MovingFactor::Hotp { look_ahead: 9 },
         secret,
         deleted_unix_ms: None,
     })

@@ -8,7 +8,7 @@ use hsm_authd::domain::audit::{AuditEntry, Event};
 use hsm_authd::domain::credential::{Credential, CredentialState, Status, WrappedSecret};
 use hsm_authd::domain::idempotency::IdempotencyRecord;
 use hsm_authd::domain::lockout::{Attempts, Lock};
-use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, Mover};
+use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, RowKey, Sealed};
 use hsm_authd::domain::time::{BootId, Deadline, Now};
 use hsm_authd::store::{Commit, CommitError, Page, Store};
@@ -320,12 +320,16 @@ async fn extreme_values_survive(open: Open<'_>) {
     let store = open();
     let now = Now { unix_ms: u64::MAX, boot_ms: u64::MAX, boot_id: BootId([0xff; 16]), trusted: true };
     let long = "\u{1f3e6}".repeat(128);
-    let movers =
-        [Mover::Hotp { look_ahead: u8::MAX }, Mover::Totp { period_s: u16::MAX, skew_steps: u8::MAX }];
+    let movers = [
+        MovingFactor::Hotp { look_ahead: u8::MAX },
+        MovingFactor::Totp { period_s: u16::MAX, skew_steps: u8::MAX },
+    ];
     let locks = [None, Some(Lock::UntilUnlocked), Some(Lock::Until(Deadline::after(&now, u64::MAX)))];
     let mut number = 0;
     for value in [0, 1, COUNTER_END - 1, COUNTER_END, u64::MAX] {
-        for (mover, lock) in movers.into_iter().flat_map(|mover| locks.map(|lock| (mover, lock))) {
+        for (moving_factor, lock) in
+            movers.into_iter().flat_map(|moving_factor| locks.map(|lock| (moving_factor, lock)))
+        {
             number += 1;
             let attempts = Attempts { failures: u32::MAX, lock };
             let name = format!("{}{number:03}", "x".repeat(61));
@@ -334,7 +338,7 @@ async fn extreme_values_survive(open: Open<'_>) {
                 created_unix_ms: value,
                 algorithm: Algorithm::Sha512,
                 digits: Digits::try_from(8).unwrap(),
-                mover,
+                moving_factor,
                 secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
                 deleted_unix_ms: Some(value),
                 ..rows.credential.row

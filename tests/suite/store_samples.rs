@@ -6,7 +6,7 @@ use hsm_authd::domain::caller::{ClientName, Tenant};
 use hsm_authd::domain::credential::{Credential, CredentialState, WrappedSecret};
 use hsm_authd::domain::id::CredentialId;
 use hsm_authd::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
-use hsm_authd::domain::otp::{Algorithm, Digits, Mover};
+use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
 use hsm_authd::store::{Commit, CredentialRows, Store};
 use sha2::{Digest, Sha256};
@@ -41,7 +41,7 @@ pub fn credential(number: u128, tenant_name: &str, account_name: &str) -> Creden
         created_unix_ms: 1_000,
         algorithm: Algorithm::Sha1,
         digits: Digits::default(),
-        mover: Mover::Hotp { look_ahead: 10 },
+        moving_factor: MovingFactor::Hotp { look_ahead: 10 },
         secret: Some(WrappedSecret { kek_version: 1, blob: vec![7; 40] }),
         deleted_unix_ms: None,
     }

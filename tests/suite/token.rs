@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hsm_authd::custodian::token::Setup;
+use hsm_authd::dev::SOFTHSM_MODULES;
 use hsm_authd::hsm::messages::{
     BUILD_ID, Boot, Call, Fault, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
@@ -22,13 +23,6 @@ pub const LABEL: &str = "hsm-authd test";
 pub const PIN: &str = "user-pin-5501";
 pub const SO_PIN: &str = "officer-pin-7702";
 
-/// Where distributions put SoftHSM.
-const MODULES: [&str; 3] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-];
-
 /// A folder with a SoftHSM configuration, PIN files and room for tokens; removed on drop.
 pub struct TestToken {
     folder: PathBuf,
@@ -40,7 +34,7 @@ impl TestToken {
     pub fn of(daemon: &Daemon) -> Self {
         let folder = daemon.dir();
         let boot = Boot {
-            module: MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
+            module: SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
             token_label: "hsm-authd-dev".to_owned(),
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
@@ -66,7 +60,7 @@ impl TestToken {
         fs::write(folder.join("pin"), format!("{PIN}\n")).unwrap();
         fs::write(folder.join("so-pin"), SO_PIN).unwrap();
         let boot = Boot {
-            module: MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
+            module: SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
             token_label: LABEL.to_owned(),
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
