@@ -48,7 +48,9 @@ impl InFlight {
 
     /// `None` while the same key is being worked on.
     fn begin(&self, key: (ClientName, IdempotencyKey)) -> Option<Entry<'_>> {
-        self.keys().insert(key.clone()).then_some(Entry { set: self, key })
+        let is_new = self.keys().insert(key.clone());
+        // Made only if it is new: dropping one gives its key back.
+        is_new.then(|| Entry { set: self, key })
     }
 }
 
@@ -93,5 +95,23 @@ impl Service {
         }
         let answer = serde_json::from_slice(&record.row.answer).map_err(Refused::unavailable)?;
         Ok(Recall::Answered(answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_given_back_by_whom_it_was_given_to() {
+        let client = ClientName::try_from("bank-a".to_owned()).unwrap();
+        let key = || (client.clone(), IdempotencyKey::parse("k").unwrap());
+        let in_flight = InFlight::default();
+        let first = in_flight.begin(key());
+        assert!(first.is_some());
+        assert!(in_flight.begin(key()).is_none());
+        assert!(in_flight.begin(key()).is_none(), "one that was turned away gives nothing back");
+        drop(first);
+        assert!(in_flight.begin(key()).is_some());
     }
 }

@@ -97,12 +97,16 @@ impl Daemon {
 
     /// SIGTERM, and how it ended.
     pub fn stop(&mut self) -> ExitStatus {
-        crate::processes::terminate(&mut self.child.take().expect("it is not running"))
+        let status = crate::processes::terminate(self.child.as_mut().expect("it is not running"));
+        self.child = None;
+        status
     }
 
     /// Waits until it ends by itself.
     pub fn ended(&mut self) -> ExitStatus {
-        crate::processes::ended(&mut self.child.take().expect("it is not running"))
+        let status = crate::processes::ended(self.child.as_mut().expect("it is not running"));
+        self.child = None;
+        status
     }
 
     /// Sets the clock of a daemon of [`Daemon::start_at`]: the wall clock, and the time since boot

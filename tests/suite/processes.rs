@@ -180,7 +180,8 @@ async fn signals_to_the_whole_group_are_the_supervisors_business() {
     assert_eq!(ended(&mut child).code(), Some(0));
 }
 
-fn children(pid: i32, role: &str) -> Vec<i32> {
+/// The children of a process that have this role.
+pub fn children(pid: i32, role: &str) -> Vec<i32> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let is_role = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,13 +14,15 @@ use serde_json::Value;
 
 use crate::client::{Connection, Http, Identity};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code};
-use crate::processes::{Started, ended, eventually, terminate};
+use crate::processes::{Started, await_gone, children, ended, eventually, terminate};
 use crate::scratch::Scratch;
 use crate::served::{Served, configuration, ops_get, section};
 use crate::slow_request::SlowRequest;
 use crate::submissions::{Crowd, Dice, Outcome, Submission};
 use crate::token::BINARY;
 
+/// Linux's flag, on every architecture but the oldest.
+const O_NONBLOCK: i32 = 0o4000;
 /// How long a start waits for another instance to end.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
@@ -91,6 +93,12 @@ async fn a_start_while_the_first_is_ending_gets_in() {
     let first = daemon.info["pid"].as_i64().unwrap() as i32;
     kill(Pid::from_raw(first), Signal::SIGTERM).unwrap();
     let mut second = start_dev(&daemon.dir());
+    eventually("the second is at the lock", async || {
+        let files = fs::read_dir(format!("/proc/{}/fd", second.id())).unwrap();
+        let mut names = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        names.any(|name| name.extension().is_some_and(|end| end == "instance")).then_some(())
+    })
+    .await;
 
     assert_eq!(slow.finish().await.0, 200);
     assert_eq!(daemon.ended().code(), Some(0));
@@ -145,17 +153,21 @@ async fn a_wrong_pin_is_tried_once_and_told() {
 
 /// Starts a daemon on a folder that stays the same, and ends each start in the same way at a random
 /// moment, many of them before it is ready; then one is let be.
-async fn interrupt_starts(end: impl Fn(&mut Child)) {
-    let (mut dice, seed) = Dice::new();
-    println!("seed {seed}");
+async fn interrupt_starts(mut dice: Dice, end: impl Fn(&mut Child)) {
     let scratch = Scratch::new();
     let dir = scratch.path().join("dev");
     for _ in 0..12 {
         let mut child = start_dev(&dir);
-        // The moment is the test.
-        tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
+        if dice.below(2) == 0 {
+            // The moment is the test.
+            tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
+        } else {
+            // While it makes the token, if there is none.
+            let (token, unfinished) = (dir.join("token"), dir.join("token.unfinished"));
+            eventually("a token", async || (unfinished.is_dir() || token.is_dir()).then_some(())).await;
+        }
         end(&mut child);
-        if dice.below(3) == 0 {
+        if dice.below(2) == 0 {
             fs::remove_dir_all(dir.join("token")).ok();
             fs::remove_dir_all(dir.join("pki")).ok();
         }
@@ -168,13 +180,15 @@ async fn interrupt_starts(end: impl Fn(&mut Child)) {
     let identity = Identity::new(path(&info["ca"]), path(&files["cert"]), path(&files["key"]));
     let bank = Connection::open(&path(&info["url"]), &identity, Http::Two).await.unwrap();
     let id = enrol_hotp(&bank, "acct-1").await;
-    assert_eq!(Submission::new(&id, &rfc_code(0)).send(&bank).await, Outcome::Yes, "seed {seed}");
+    assert_eq!(Submission::new(&id, &rfc_code(0)).send(&bank).await, Outcome::Yes);
     assert_eq!(terminate(&mut child).code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn starts_that_are_killed_anywhere_leave_nothing_in_the_way() {
-    interrupt_starts(|child| {
+    let (dice, seed) = Dice::new();
+    println!("seed {seed}");
+    interrupt_starts(dice, |child| {
         child.kill().unwrap();
         child.wait().unwrap();
     })
@@ -183,7 +197,9 @@ async fn starts_that_are_killed_anywhere_leave_nothing_in_the_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn starts_that_are_terminated_anywhere_end_in_time() {
-    interrupt_starts(|child| {
+    let (dice, seed) = Dice::new();
+    println!("seed {seed}");
+    interrupt_starts(dice, |child| {
         let begun = Instant::now();
         let status = terminate(child);
         // By the signal itself before there is anything to end in order.
@@ -191,6 +207,26 @@ async fn starts_that_are_terminated_anywhere_end_in_time() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_setup_of_a_token_ends_with_who_began_it() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    // It waits for a PIN that nobody writes; else it would be over before anybody could look.
+    let so_pin = daemon.dir().join("so-pin.fifo");
+    assert!(Command::new("mkfifo").arg(&so_pin).status().unwrap().success());
+    let mut command = Command::new(BINARY);
+    command.args(["init", "--config"]).arg(daemon.dir().join("hsm-authd.toml"));
+    let mut init = Started::by(command.arg("--so-pin-file").arg(&so_pin).stdin(Stdio::null()));
+    // Opened without waiting, a pipe takes a writer only when there is a reader.
+    let mut writer = fs::OpenOptions::new();
+    writer.write(true).custom_flags(O_NONBLOCK);
+    let _writer = eventually("the setup reads", async || writer.open(&so_pin).ok()).await;
+    let setup = children(init.id() as i32, "token-setup")[0];
+    init.kill().unwrap();
+    init.wait().unwrap();
+    await_gone(setup).await;
 }
 
 /// How `check` ended, its standard output and its last words.
