@@ -1,4 +1,5 @@
-//! `hsm-authd check`: tries what `serve` will need, and says what to mend.
+//! `hsm-authd check`: tries the files, certificates and HSM that `serve` will need, and says what to mend. It
+//! opens no database and listens nowhere: a service that runs is not disturbed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;

@@ -67,7 +67,7 @@ impl Default for Limits {
             connections_max: 4_096,
             requests_max: 1_024,
             handshake_timeout_ms: 5_000,
-            header_timeout_ms: 10_000,
+            header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
         }
     }
