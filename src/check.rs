@@ -2,7 +2,6 @@
 //! opens no database and listens nowhere: a service that runs is not disturbed.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -22,8 +21,9 @@ const HSM_MAX: Duration = Duration::from_secs(30);
 pub fn run(path: &Path) -> Ending {
     let config = Config::load(path).map_err(|e| e.to_string())?;
     say(format_args!("configuration: well-formed; clients: {}", config.clients.len()));
-    private(&config.server.key)?;
-    private(&config.hsm.pin_file)?;
+    if let Some(path) = config.exposed_files().first() {
+        return Err(Some(format!("{}: everybody may read it; try chmod o= on it", path.display())));
+    }
     say(format_args!("private files: readable by their owner and group alone"));
     server::Identities::load(&config).map_err(|e| e.to_string())?;
     say(format_args!("certificates: usable"));
@@ -39,16 +39,6 @@ pub fn run(path: &Path) -> Ending {
 
 fn say(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stdout(), "ok  {line}");
-}
-
-/// A key or PIN that everybody may read is nobody's secret. Owner and group are left alone: how
-/// credentials are handed to a service differs between systems.
-fn private(path: &Path) -> Result<(), String> {
-    let mode = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.permissions().mode();
-    if mode & 0o007 != 0 {
-        return Err(format!("{}: everybody may read it; try chmod o= on it", path.display()));
-    }
-    Ok(())
 }
 
 /// Starts one custodian and lets it go again.

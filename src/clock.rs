@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::sync::Notify;
 
 use crate::domain::time::{BootId, Now};
 
@@ -32,15 +33,26 @@ pub trait Clock: Send + Sync {
 /// The machine's own clocks.
 pub struct SystemClock;
 
+/// Between the two clocks at most so much may pass, or they are read again, in milliseconds: a machine
+/// that was frozen just there would seem to have stepped.
+const APART_MS_MAX: u64 = 100;
+const READINGS_MAX: usize = 10;
+
 impl Clock for SystemClock {
     fn read(&self) -> Option<Reading> {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
-        Some(Reading {
-            unix_ms: u64::try_from(wall.as_millis()).ok()?,
-            boot_ms: u64::try_from(std::time::Duration::from(boot).as_millis()).ok()?,
+        (0..READINGS_MAX).find_map(|_| {
+            let before_ms = boot_ms()?;
+            let wall = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+            let boot_ms = boot_ms()?;
+            let unix_ms = u64::try_from(wall.as_millis()).ok()?;
+            (boot_ms.saturating_sub(before_ms) <= APART_MS_MAX).then_some(Reading { unix_ms, boot_ms })
         })
     }
+}
+
+fn boot_ms() -> Option<u64> {
+    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
+    u64::try_from(std::time::Duration::from(boot).as_millis()).ok()
 }
 
 /// Development and tests only: a file with `UNIX_MS BOOT_MS`.
@@ -59,7 +71,11 @@ impl Clock for FileClock {
 pub struct WatchedClock {
     clock: Box<dyn Clock>,
     boot_id: BootId,
+    /// Where the times since boot that are told begin, in milliseconds: 0, or the start of this process.
+    boot_base_ms: u64,
     state: Mutex<State>,
+    /// Woken when the wall clock is first seen to have stepped.
+    stepped: Notify,
 }
 
 struct State {
@@ -79,19 +95,26 @@ impl WatchedClock {
     pub fn new(clock: Box<dyn Clock>, stepped: bool) -> Result<Self, &'static str> {
         let last = clock.read().ok_or("the clock cannot be read")?;
         let state = State { last, offset_ms: offset(last), slewed_to_boot_ms: last.boot_ms, stepped };
-        Ok(Self { clock, boot_id: boot_id(), state: Mutex::new(state) })
+        let (boot_id, boot_base_ms) = match boot_id() {
+            Some(id) => (id, 0),
+            // Then this start counts as a boot, which lengthens locks and never shortens one.
+            None => (BootId(random_id()?), last.boot_ms),
+        };
+        Ok(Self { clock, boot_id, boot_base_ms, state: Mutex::new(state), stepped: Notify::new() })
     }
 
     /// Both clocks now. A clock that cannot be read is one that cannot be trusted.
     pub fn now(&self) -> Now {
         let reading = self.clock.read();
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(reading) = reading {
-            state.observe(reading);
+        if let Some(reading) = reading
+            && state.observe(reading)
+        {
+            self.stepped.notify_one();
         }
         Now {
             unix_ms: state.last.unix_ms,
-            boot_ms: state.last.boot_ms,
+            boot_ms: state.last.boot_ms.saturating_sub(self.boot_base_ms),
             boot_id: self.boot_id,
             trusted: reading.is_some() && !state.stepped,
         }
@@ -102,6 +125,11 @@ impl WatchedClock {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).stepped
     }
 
+    /// Resolves when the wall clock is seen to step.
+    pub async fn steps(&self) {
+        self.stepped.notified().await;
+    }
+
     /// From here on nothing that depends on the time is answered.
     pub fn distrust(&self) {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).stepped = true;
@@ -109,17 +137,19 @@ impl WatchedClock {
 }
 
 impl State {
-    fn observe(&mut self, reading: Reading) {
+    /// Whether this reading is the first to show a step.
+    fn observe(&mut self, reading: Reading) -> bool {
         self.last = reading;
         let away_ms = offset(reading) - self.offset_ms;
-        if away_ms.unsigned_abs() > u128::from(STEP_MS_MAX) {
-            self.stepped = true;
-        }
+        let steps = away_ms.unsigned_abs() > u128::from(STEP_MS_MAX);
+        let is_first = steps && !self.stepped;
+        self.stepped |= steps;
         // Whole seconds only, or what may be slewed would round down to nothing for ever.
         let seconds = reading.boot_ms.saturating_sub(self.slewed_to_boot_ms) / 1_000;
         let slew_ms = i128::from(seconds.saturating_mul(SLEW_MS_PER_S));
         self.offset_ms += away_ms.clamp(-slew_ms, slew_ms);
         self.slewed_to_boot_ms = self.slewed_to_boot_ms.saturating_add(seconds.saturating_mul(1_000));
+        is_first
     }
 }
 
@@ -127,18 +157,17 @@ fn offset(reading: Reading) -> i128 {
     i128::from(reading.unix_ms) - i128::from(reading.boot_ms)
 }
 
-/// The kernel's boot id. Where it cannot be read, a random one: then every start counts as a boot,
-/// which lengthens locks and never shortens them.
-fn boot_id() -> BootId {
+/// The kernel's boot id, where it may be read.
+fn boot_id() -> Option<BootId> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let bytes = data_encoding::HEXLOWER.decode(text.trim().replace('-', "").as_bytes()).ok()?;
+    bytes.try_into().ok().map(BootId)
+}
+
+fn random_id() -> Result<[u8; 16], &'static str> {
     let mut id = [0; 16];
-    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
-    let digits = read.map(|text| text.trim().replace('-', ""));
-    let parsed = digits.and_then(|text| data_encoding::HEXLOWER.decode(text.as_bytes()).ok());
-    match parsed.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()) {
-        Some(bytes) => id = bytes,
-        None => drop(getrandom::fill(&mut id)),
-    }
-    BootId(id)
+    getrandom::fill(&mut id).map_err(|_| "no random bytes for a boot id")?;
+    Ok(id)
 }
 
 #[cfg(test)]

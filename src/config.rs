@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -55,10 +56,13 @@ pub struct Limits {
     pub requests_max: usize,
     /// Time for a TLS handshake.
     pub handshake_timeout_ms: u64,
-    /// HTTP/1.1: time for a request's header, from the first moment a connection could send it.
+    /// Time for a request's header, from the first moment a connection could send it; on HTTP/2, for the
+    /// connection's first bytes.
     pub header_timeout_ms: u64,
     /// Time for a request's body.
     pub body_timeout_ms: u64,
+    /// How long a client may take none of what it is sent.
+    pub write_timeout_ms: u64,
 }
 
 impl Default for Limits {
@@ -69,6 +73,7 @@ impl Default for Limits {
             handshake_timeout_ms: 5_000,
             header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
+            write_timeout_ms: 30_000,
         }
     }
 }
@@ -205,6 +210,15 @@ impl Config {
         Ok(config)
     }
 
+    /// The files that everybody may read although they are secret: the server's key, the PIN. Owner and group
+    /// are left alone: how credentials are handed to a service differs between systems.
+    pub fn exposed_files(&self) -> Vec<&Path> {
+        let is_exposed = |path: &&Path| {
+            std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
+        };
+        [self.server.key.as_path(), self.hsm.pin_file.as_path()].into_iter().filter(is_exposed).collect()
+    }
+
     fn validate(&self) -> Result<(), String> {
         if !self.ops.listen.ip().is_loopback() {
             return Err("ops.listen must be a loopback address: it is plain HTTP".into());
@@ -225,7 +239,13 @@ impl Config {
         if limits.connections_max == 0 || limits.requests_max == 0 {
             return Err("server.limits: connections_max and requests_max must be at least 1".into());
         }
-        if [limits.handshake_timeout_ms, limits.header_timeout_ms, limits.body_timeout_ms].contains(&0) {
+        let timeouts = [
+            limits.handshake_timeout_ms,
+            limits.header_timeout_ms,
+            limits.body_timeout_ms,
+            limits.write_timeout_ms,
+        ];
+        if timeouts.contains(&0) {
             return Err("server.limits: a timeout must be at least 1 ms".into());
         }
         if self.clients.is_empty() {

@@ -65,8 +65,8 @@ pub enum ToSupervisor {
         /// Its generation.
         generation: u64,
     },
-    /// A custodian missed its deadline or talks nonsense: it is to be killed.
-    CustodianStuck {
+    /// A custodian ended, missed its deadline or talks nonsense: what is left of it is to be killed.
+    CustodianLost {
         /// Its slot.
         slot: u16,
         /// Its generation.
@@ -98,7 +98,8 @@ pub fn send<T: Serialize>(channel: impl AsFd, message: &T, descriptors: &[Borrow
     Ok(())
 }
 
-/// Receives one message and its descriptors, never waiting; `None` when the other side is gone.
+/// Receives one message and its descriptors, never waiting; `None` when the other side is gone. A process
+/// that has no room for a descriptor gets the message without it.
 ///
 /// # Errors
 /// What the kernel says, `WouldBlock` included; `InvalidData` for what is no such message.
@@ -118,7 +119,7 @@ pub fn receive<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T,
         return Ok(None);
     }
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no message of the control channel");
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(malformed());
     }
     let body = bytes.get(..received.bytes).unwrap_or_default();
@@ -159,6 +160,8 @@ pub fn bind_to_supervisor(supervisor_pid: i32, name: &CStr) -> io::Result<()> {
     }
     ignored.thread_block()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // No core file and no debugger of the same user: their memory holds codes, derived keys or PINs.
+    prctl::set_dumpable(false)?;
     // It may have died before the line above took effect.
     if nix::unistd::getppid().as_raw() != supervisor_pid {
         return Err(io::Error::other("the supervisor is gone"));

@@ -18,7 +18,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
-use nix::sys::prctl;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
@@ -117,10 +116,8 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
     }
 }
 
-/// No core file and no debugger of the same user: this memory holds PINs, derived keys and codes.
 fn shut_in(supervisor_pid: i32, name: &CStr) -> Result<(), StartFailure> {
     control::bind_to_supervisor(supervisor_pid, name)
-        .and_then(|()| Ok(prctl::set_dumpable(false)?))
         .map_err(|error| StartFailure::new(format!("the process cannot be shut in: {error}")))
 }
 

@@ -187,7 +187,12 @@ async fn listen(
             received = channel.receive() => match received? {
                 None => return Ok(()),
                 Some((ToFront::Custodian { slot, generation }, descriptors)) => {
-                    let Some(socket) = descriptors.into_iter().next() else { continue };
+                    let Some(socket) = descriptors.into_iter().next() else {
+                        // This process had no room for one more descriptor.
+                        tracing::warn!(slot, generation, "a custodian's socket did not arrive");
+                        channel.send(&ToSupervisor::CustodianLost { slot, generation });
+                        continue;
+                    };
                     let socket = StdUnixStream::from(socket);
                     socket.set_nonblocking(true).map_err(|e| e.to_string())?;
                     let socket = UnixStream::from_std(socket).map_err(|e| e.to_string())?;
@@ -207,8 +212,8 @@ async fn listen(
                         channel.send(&ToSupervisor::Ready);
                     }
                 }
-                CustodianEvent::Stuck { slot, generation } => {
-                    channel.send(&ToSupervisor::CustodianStuck { slot, generation });
+                CustodianEvent::Lost { slot, generation } => {
+                    channel.send(&ToSupervisor::CustodianLost { slot, generation });
                 }
             },
         }
@@ -256,7 +261,11 @@ async fn watch_clock(clock: Arc<WatchedClock>, store: Store) {
     let mut pause = tokio::time::interval(CLOCK_WATCH_EVERY);
     let mut recorded = false;
     loop {
-        pause.tick().await;
+        tokio::select! {
+            _ = pause.tick() => {}
+            // At once: a process that is killed now must not have forgotten it.
+            () = clock.steps() => {}
+        }
         let now = clock.now();
         if clock.has_stepped() && !recorded {
             tracing::error!(

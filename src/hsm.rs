@@ -43,8 +43,8 @@ pub enum CustodianEvent {
         /// Its generation.
         generation: u64,
     },
-    /// It is to be killed.
-    Stuck {
+    /// It is no use any more: what is left of it is to be killed.
+    Lost {
         /// Its slot.
         slot: u16,
         /// Its generation.
@@ -121,6 +121,7 @@ impl Hsm {
             Ok(hello) => hello.token,
             Err(reason) => {
                 tracing::warn!(slot, generation, reason, "custodian did not come up");
+                let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
                 return;
             }
         };
@@ -137,9 +138,8 @@ impl Hsm {
         let end = connection::serve(stream, receiver, withdraw).await;
         probe.abort();
         tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
-        if end.stuck {
-            let _ = self.inner.events.send(CustodianEvent::Stuck { slot, generation });
-        }
+        // Also if it said that it ends by itself: a module may hang in the process's last steps.
+        let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
     }
 
     /// Asks one custodian from time to time, so that a loss is noticed before a caller does.

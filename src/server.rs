@@ -1,5 +1,6 @@
 //! Listeners and connections: TLS, identity, HTTP, deadlines, draining.
 
+use std::io::Cursor;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
@@ -31,8 +35,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_MAX: Duration = Duration::from_secs(10);
+/// The client's preface, in bytes.
+const HTTP2_PREFACE_BYTES: usize = 24;
 /// The largest header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Connections at once to the operator's listener, and the time for a request's header there.
+const OPS_CONNECTIONS_MAX: usize = 16;
+const OPS_HEADER_MAX: Duration = Duration::from_secs(5);
 /// Streams at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 
@@ -136,15 +145,19 @@ impl Server {
         );
         let http2 = session.alpn_protocol() == Some(b"h2");
         drop(identities);
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        let write_timeout = Duration::from_millis(self.limits.write_timeout_ms);
+        stream.as_mut().set_write_timeout_pinned(Some(write_timeout));
 
         let service = service_fn(|mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             self.router.clone().oneshot(request.map(Body::new))
         });
+        let header_timeout = Duration::from_millis(self.limits.header_timeout_ms);
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_millis(self.limits.header_timeout_ms))
+            .header_read_timeout(header_timeout)
             .max_buf_size(HEADER_BYTES_MAX);
         http.http2()
             .timer(TokioTimer::new())
@@ -153,7 +166,18 @@ impl Server {
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_MAX);
         // The handshake has settled which of the two it is.
-        let http = if http2 { http.http2_only() } else { http.http1_only() };
+        if !http2 {
+            let http = http.http1_only();
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            return watcher.watch(connection).await.map_err(|e| e.to_string());
+        }
+        // hyper waits for the preface (RFC 9113, section 3.4) without end, and pings only after it.
+        let (mut reader, writer) = tokio::io::split(stream);
+        let mut preface = [0; HTTP2_PREFACE_BYTES];
+        let read = timeout(header_timeout, reader.read_exact(&mut preface)).await;
+        read.map_err(|_| "the HTTP/2 preface took too long".to_owned())?.map_err(|e| e.to_string())?;
+        let stream = tokio::io::join(Cursor::new(preface).chain(reader), writer);
+        let http = http.http2_only();
         let connection = http.serve_connection(TokioIo::new(stream), service);
         watcher.watch(connection).await.map_err(|e| e.to_string())
     }
@@ -169,6 +193,7 @@ pub async fn serve_ops(
     is_ready: impl Fn() -> Result<(), &'static str> + Clone + Send + Sync + 'static,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
     let router = Router::new().route("/livez", get(async || "ok\n")).route(
         "/readyz",
         get(async move || match is_ready() {
@@ -176,5 +201,20 @@ pub async fn serve_ops(
             Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         }),
     );
-    axum::serve(TcpListener::from_std(listener)?, router).await
+    let room = Arc::new(Semaphore::new(OPS_CONNECTIONS_MAX));
+    loop {
+        let room = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(OPS_HEADER_MAX).keep_alive(false);
+            // A prober that hangs up is nobody's loss.
+            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            drop(room);
+        });
+    }
 }

@@ -61,7 +61,7 @@ pub struct Ask {
 pub struct Idempotency {
     /// The client's key.
     pub key: IdempotencyKey,
-    /// Tenant, method, path with query, and body; a body holds codes.
+    /// Tenant, method, path with query, and body, hashed; a body holds codes.
     pub request: SecretBytes,
 }
 

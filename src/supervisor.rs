@@ -15,6 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -49,6 +50,8 @@ pub struct Plan {
     pub lock: OwnedFd,
 }
 
+/// What the front needs besides its connections: database, custodians, runtime, operator's listener.
+const DESCRIPTORS_BESIDES: u64 = 128;
 /// How long a start waits for an instance that is ending.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -58,6 +61,9 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 /// See [`Ending`].
 pub fn serve(path: &Path, accept_clock: bool) -> Ending {
     let config = Config::load(path).map_err(|e| e.to_string())?;
+    for path in config.exposed_files() {
+        tracing::warn!(path = %path.display(), "everybody may read it; try chmod o= on it");
+    }
     let lock = lock(&config.store.path)?;
     let (api, ops) = (bind(config.server.listen)?, bind(config.ops.listen)?);
     let start = Start {
@@ -109,10 +115,26 @@ pub fn lock(store: &Path) -> Result<OwnedFd, String> {
 /// # Errors
 /// See [`Ending`].
 pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Ending {
+    raise_descriptor_limit(&plan.config)?;
     let mut supervisor = Supervisor::start(plan)?;
     let ending = supervisor.watch(on_ready);
     supervisor.end_children();
     ending
+}
+
+/// A connection needs a descriptor, and the limit that a shell sets is lower than the one that is allowed.
+fn raise_descriptor_limit(config: &Config) -> Result<(), String> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| e.to_string())?;
+    let needed = (config.server.limits.connections_max as u64).saturating_add(DESCRIPTORS_BESIDES);
+    if hard < needed {
+        return Err(format!(
+            "server.limits.connections_max needs {needed} descriptors, and {hard} are allowed (ulimit -Hn)"
+        ));
+    }
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 struct Supervisor {
@@ -186,7 +208,7 @@ impl Supervisor {
                         }
                     }
                     ToSupervisor::CustodianUp { slot, generation } => self.custodian_up(slot, generation),
-                    ToSupervisor::CustodianStuck { slot, generation } => self.kill(slot, generation),
+                    ToSupervisor::CustodianLost { slot, generation } => self.kill(slot, generation),
                 }
             }
             if let Ok(Some(status)) = self.front.try_wait() {
@@ -283,21 +305,28 @@ impl Supervisor {
             return Ok(());
         };
         slot.generation += 1;
-        let (mut ours, theirs) = UnixStream::pair().map_err(|e| Some(format!("no socketpair: {e}")))?;
-        let environment = &self.hsm.environment;
-        let child = spawn("custodian", theirs.into(), |command| {
-            command.envs(environment);
-        })
-        .map_err(Some)?;
-        slot.running = Some(Running { child, since: now, up: false });
-        let frame = messages::encode(&init::boot(&self.hsm)).map_err(|e| Some(e.to_string()))?;
-        // If it is dead already, the next look at the children says so.
-        let _ = ours.write_all(&frame);
-        let message = ToFront::Custodian { slot: index as u16, generation: slot.generation };
-        control::send(&self.channel, &message, &[ours.as_fd()]).or_else(|error| match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Ok(()),
-            _ => Err(Some(format!("the front does not listen: {error}"))),
-        })
+        let generation = slot.generation;
+        let started = start_custodian(&self.hsm).and_then(|(child, ours)| {
+            slot.running = Some(Running { child, since: now, up: false });
+            let message = ToFront::Custodian { slot: index as u16, generation };
+            match control::send(&self.channel, &message, &[ours.as_fd()]) {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // the front is ending
+                sent => sent.map_err(|e| format!("the front does not take it: {e}")),
+            }
+        });
+        match started {
+            Ok(()) => Ok(()),
+            Err(reason) if !self.ever_up => Err(Some(reason)),
+            Err(reason) => {
+                // The others go on; this one is tried again.
+                tracing::error!(slot = index, generation, reason, "a custodian cannot be started");
+                match &mut slot.running {
+                    Some(running) => drop(running.child.kill()),
+                    None => slot.rest(now),
+                }
+                Ok(())
+            }
+        }
     }
 
     fn custodian_up(&mut self, slot: u16, generation: u64) {
@@ -309,7 +338,7 @@ impl Supervisor {
 
     fn kill(&mut self, slot: u16, generation: u64) {
         if let Some(running) = self.running(slot, generation) {
-            tracing::warn!(slot, generation, "custodian is stuck; killing it");
+            // Mostly it is dead already, and this does nothing.
             let _ = running.child.kill();
         }
     }
@@ -341,13 +370,11 @@ impl Supervisor {
             if self.draining_since.is_none() {
                 tracing::warn!(slot = index, generation = slot.generation, %status, "custodian ended; replacing it");
             }
-            slot.pause = if running.up && running.since.elapsed() >= SETTLED {
-                PAUSE_MIN
-            } else {
-                (slot.pause * 2).min(PAUSE_MAX)
-            };
-            slot.not_before = now + slot.pause;
+            if running.up && running.since.elapsed() >= SETTLED {
+                slot.pause = PAUSE_MIN;
+            }
             slot.running = None;
+            slot.rest(now);
         }
         Ok(())
     }
@@ -366,6 +393,24 @@ impl Slot {
     fn is_starting(&self) -> bool {
         self.running.as_ref().is_some_and(|running| !running.up)
     }
+
+    /// Waits before the next start, and twice as long before the one after.
+    fn rest(&mut self, now: Instant) {
+        self.not_before = now + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// A custodian that knows what it needs to know, and the front's end of its socket.
+fn start_custodian(hsm: &HsmConfig) -> Result<(Child, UnixStream), String> {
+    let (mut ours, theirs) = UnixStream::pair().map_err(|e| format!("no socketpair: {e}"))?;
+    let frame = messages::encode(&init::boot(hsm)).map_err(|e| e.to_string())?;
+    let child = spawn("custodian", theirs.into(), |command| {
+        command.envs(&hsm.environment);
+    })?;
+    // If it is dead already, the next look at the children says so.
+    let _ = ours.write_all(&frame);
+    Ok((child, ours))
 }
 
 fn block_signals() -> nix::Result<SignalFd> {

@@ -9,6 +9,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
+use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use crate::config::TenantScope;
@@ -74,11 +75,11 @@ impl Call {
 }
 
 impl AllowedCall {
-    /// The credential that the path names. A malformed id is one that does not exist, and is to be
-    /// found missing when that one would be: after the body.
-    pub async fn credential_id(&mut self) -> Result<CredentialId, Problem> {
-        let Path(text) = self.parts.extract::<Path<String>>().await.map_err(|_| Problem::NotFound)?;
-        CredentialId::parse(&text).ok_or(Problem::NotFound)
+    /// The credential that the path names. A malformed id is one that does not exist, and is to be found
+    /// missing only when that one would be: after the body, and after the answers that are remembered.
+    pub async fn credential_id(&mut self) -> Option<CredentialId> {
+        let Path(text) = self.parts.extract::<Path<String>>().await.ok()?;
+        CredentialId::parse(&text)
     }
 
     /// The query, strictly.
@@ -214,14 +215,15 @@ fn idempotency_key(parts: &Parts) -> Result<Option<IdempotencyKey>, Problem> {
     })
 }
 
-/// Tenant, method, path and body, each with its length before it: no two requests look the same.
+/// Tenant, method, path and body, each with its length before it, so that no two requests look the same; as
+/// one SHA-256, so that a body of any size fits a message. It is kept only as an HMAC under a system key.
 fn identity(caller: &Caller, parts: &Parts, body: &[u8]) -> SecretBytes {
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     let pieces = [caller.tenant.as_str().as_bytes(), parts.method.as_str().as_bytes(), path.as_bytes(), body];
-    let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.len() + 4).sum());
+    let mut hash = Sha256::new();
     for piece in pieces {
-        bytes.extend_from_slice(&(piece.len() as u32).to_be_bytes());
-        bytes.extend_from_slice(piece);
+        hash.update((piece.len() as u64).to_be_bytes());
+        hash.update(piece);
     }
-    SecretBytes::new(bytes)
+    SecretBytes::new(hash.finalize().to_vec())
 }

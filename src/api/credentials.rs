@@ -192,7 +192,7 @@ pub(super) async fn verify(State(api): State<Arc<Api>>, call: Call) -> Result<An
     let id = call.credential_id().await;
     let (ask, body) = call.json::<VerifyBody>(&api).await?;
     let otp = Otp::parse(body.otp).ok_or(Problem::Invalid { field: "otp", reason: OTP_FORM })?;
-    Ok(api.service.verify(ask, id?, otp).await?)
+    Ok(api.service.verify(ask, id, otp).await?)
 }
 
 pub(super) async fn resync(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
@@ -203,7 +203,7 @@ pub(super) async fn resync(State(api): State<Arc<Api>>, call: Call) -> Result<An
     let (Some(first), Some(second)) = (first, second) else {
         return Err(Problem::Invalid { field: "otps", reason: OTP_FORM });
     };
-    Ok(api.service.resync(ask, id?, [first, second]).await?)
+    Ok(api.service.resync(ask, id, [first, second]).await?)
 }
 
 pub(super) async fn suspend(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
@@ -226,12 +226,12 @@ async fn change(api: Arc<Api>, call: Call, action: Action) -> Result<Answer, Pro
     let mut call = call.allowed(action.permission())?;
     let id = call.credential_id().await;
     let ask = call.no_json(&api).await?;
-    Ok(api.service.change(ask, id?, action).await?)
+    Ok(api.service.change(ask, id, action).await?)
 }
 
 pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Enroll)?;
-    let id = call.credential_id().await?;
+    let id = call.credential_id().await.ok_or(Problem::NotFound)?;
     let view = api.service.get(&call.caller, id).await?;
     Ok(json_response(StatusCode::OK, "found", &view))
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use zeroize::Zeroizing;
 
 use super::Answer;
@@ -46,8 +46,6 @@ pub(super) struct Lost {
 /// How a connection ended.
 pub(super) struct End {
     pub reason: String,
-    /// The process is still there and has to be killed.
-    pub stuck: bool,
     /// It left something unread, at least what it was sent last.
     unread: bool,
     /// It answered what it ended over.
@@ -55,18 +53,14 @@ pub(super) struct End {
 }
 
 impl End {
-    fn gone(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), stuck: false, unread: false, answered: false }
-    }
-
-    fn stuck(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), stuck: true, unread: false, answered: false }
+    fn because(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), unread: false, answered: false }
     }
 
     /// Of a custodian that dies, Linux says to its peer whether something was left in its socket.
     fn broken(error: &std::io::Error) -> Self {
         let unread = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-        Self { reason: error.to_string(), stuck: false, unread, answered: false }
+        Self { reason: error.to_string(), unread, answered: false }
     }
 }
 
@@ -111,11 +105,13 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
         Replies { stream: read_half, buffer: Zeroizing::new(Vec::with_capacity(2 * FRAME_BYTES_MAX)) };
     let mut waiting: VecDeque<Job> = VecDeque::with_capacity(WINDOW);
     let mut head_due = Instant::now();
+    // Written beside reading: while a large message waits for room, answers go on to arrive.
+    let mut outgoing: Option<Outgoing> = None;
 
     let end = loop {
         tokio::select! {
-            job = jobs.recv(), if waiting.len() < WINDOW && !waiting.back().is_some_and(|job| job.suspect) => {
-                let Some(job) = job else { break End::gone("nobody asks any more") };
+            job = jobs.recv(), if outgoing.is_none() && may_follow(&waiting) => {
+                let Some(job) = job else { break End::because("nobody asks any more") };
                 if job.answer.is_closed() {
                     continue; // the caller has gone, and no request changes anything by itself
                 }
@@ -124,10 +120,12 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                 }
                 let frame = job.frame.clone();
                 waiting.push_back(job);
-                match timeout_at(head_due, write_half.write_all(&frame)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => break End::broken(&error),
-                    Err(_) => break End::stuck("it does not read"),
+                outgoing = Some(Outgoing { frame, sent: 0 });
+            }
+            sent = write_half.write(outgoing.as_ref().map_or(&[], Outgoing::rest)), if outgoing.is_some() => {
+                match sent {
+                    Ok(count) => outgoing = outgoing.and_then(|outgoing| outgoing.advance(count)),
+                    Err(error) => break End::broken(&error),
                 }
             }
             reply = replies.next() => {
@@ -136,23 +134,23 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                     Err(end) => break end,
                 };
                 let Some(job) = waiting.pop_front() else {
-                    break End::stuck("it answered what nobody asked");
+                    break End::because("it answered what nobody asked");
                 };
                 if job.id != reply.id {
                     waiting.push_front(job);
-                    break End::stuck("it answered out of turn");
+                    break End::because("it answered out of turn");
                 }
                 let failed = matches!(reply.result, Err(Fault::Hsm(_)));
                 let reason = reply.result.as_ref().err().map(ToString::to_string);
                 let _ = job.answer.send(Ok(reply.result));
                 if failed {
                     // It ends by itself now; what waits behind this one is not to blame.
-                    break End { answered: true, ..End::gone(reason.unwrap_or_default()) };
+                    break End { answered: true, ..End::because(reason.unwrap_or_default()) };
                 }
                 head_due = Instant::now() + REQUEST_MAX;
             }
             () = sleep_until(head_due), if !waiting.is_empty() => {
-                break End::stuck("it missed its deadline");
+                break End::because("it missed its deadline");
             }
         }
     };
@@ -171,6 +169,29 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
     end
 }
 
+/// Whether one more may be handed over: not behind a suspect, and not too many.
+fn may_follow(waiting: &VecDeque<Job>) -> bool {
+    waiting.len() < WINDOW && !waiting.back().is_some_and(|job| job.suspect)
+}
+
+/// A frame that is being written.
+struct Outgoing {
+    frame: Arc<Zeroizing<Vec<u8>>>,
+    sent: usize,
+}
+
+impl Outgoing {
+    fn rest(&self) -> &[u8] {
+        self.frame.get(self.sent..).unwrap_or_default()
+    }
+
+    /// `None`: all of it was sent.
+    fn advance(self, count: usize) -> Option<Self> {
+        let sent = self.sent.saturating_add(count);
+        (sent < self.frame.len()).then_some(Self { sent, ..self })
+    }
+}
+
 /// Replies out of a stream of bytes. [`Replies::next`] may be dropped and called again.
 struct Replies {
     stream: OwnedReadHalf,
@@ -179,7 +200,7 @@ struct Replies {
 
 impl Replies {
     async fn next(&mut self) -> Result<Reply, End> {
-        let nonsense = |error: FrameError| End::stuck(error.to_string());
+        let nonsense = |error: FrameError| End::because(error.to_string());
         loop {
             if let Some((header, rest)) = self.buffer.split_first_chunk::<4>() {
                 let length = frame_length(*header).map_err(nonsense)?;
@@ -194,7 +215,7 @@ impl Replies {
                 }
             }
             match self.stream.read_buf(&mut *self.buffer).await {
-                Ok(0) => return Err(End::gone("it ended")),
+                Ok(0) => return Err(End::because("it ended")),
                 Ok(_) => {}
                 Err(error) => return Err(End::broken(&error)),
             }

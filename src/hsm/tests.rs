@@ -40,7 +40,8 @@ impl Fixture {
         let read = Arc::new(AtomicUsize::new(0));
         tokio::spawn(custodian(theirs, act, read.clone()));
         tokio::spawn(self.hsm.clone().adopt(slot, generation, ours));
-        assert_eq!(self.events.recv().await, Some(CustodianEvent::Up { slot, generation }));
+        // Earlier ones may have been lost meanwhile.
+        while self.events.recv().await.unwrap() != (CustodianEvent::Up { slot, generation }) {}
         read
     }
 
@@ -151,7 +152,7 @@ async fn a_custodian_that_hangs_is_reported_and_its_request_moves_on() {
     fixture.custodian(0, 7, |_| Act::Hang).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
     assert_eq!(fixture.ask().await, Ok(()));
-    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Stuck { slot: 0, generation: 7 }));
+    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Lost { slot: 0, generation: 7 }));
 }
 
 #[tokio::test]
@@ -160,7 +161,7 @@ async fn an_answer_out_of_turn_is_nobodys() {
     fixture.custodian(0, 1, |_| Act::WrongNumber).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
     assert_eq!(fixture.ask().await, Ok(()));
-    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Stuck { slot: 0, generation: 1 }));
+    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Lost { slot: 0, generation: 1 }));
 }
 
 #[tokio::test]
@@ -196,4 +197,50 @@ async fn a_custodian_of_another_build_is_not_asked() {
     theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
     fixture.hsm.clone().adopt(0, 1, ours).await;
     assert!(!fixture.hsm.is_up());
+}
+
+#[tokio::test]
+async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
+    let mut fixture = Fixture::new(1);
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    tokio::spawn(async move {
+        let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+        theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
+        // Each well within its time, all together well beyond the time of one.
+        let mut work = tokio::time::interval(Duration::from_millis(300));
+        loop {
+            let mut header = [0; 4];
+            if theirs.read_exact(&mut header).await.is_err() {
+                return;
+            }
+            let mut body = vec![0; frame_length(header).unwrap()];
+            theirs.read_exact(&mut body).await.unwrap();
+            work.tick().await;
+            let Call { id, .. } = decode(&body).unwrap();
+            theirs.write_all(&encode(&Reply { id, result: Ok(sealed()) }).unwrap()).await.unwrap();
+        }
+    });
+    tokio::spawn(fixture.hsm.clone().adopt(0, 1, ours));
+    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Up { slot: 0, generation: 1 }));
+    // More than the socket takes at once.
+    let asks: Vec<_> = (0..12)
+        .map(|_| {
+            let hsm = fixture.hsm.clone();
+            let large = SecretBytes::new(vec![0; 60_000]);
+            tokio::spawn(async move { hsm.call(Route::Any, Request::Fingerprint(large)).await.is_ok() })
+        })
+        .collect();
+    for ask in asks {
+        assert!(ask.await.unwrap());
+    }
+    assert!(fixture.events.try_recv().is_err(), "nobody was lost");
+}
+
+#[tokio::test]
+async fn one_that_said_the_hsm_failed_is_ended_whether_it_ends_or_not() {
+    let mut fixture = Fixture::new(2);
+    fixture.custodian(0, 1, |_| Act::FailHsm).await;
+    fixture.custodian(1, 1, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(()));
+    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Lost { slot: 0, generation: 1 }));
 }

@@ -94,11 +94,17 @@ impl Service {
     ///
     /// # Errors
     /// [`Refused`]; then nothing changed.
-    pub async fn change(&self, mut ask: Ask, id: CredentialId, action: Action) -> Result<Answer, Refused> {
+    pub async fn change(
+        &self,
+        mut ask: Ask,
+        id: Option<CredentialId>,
+        action: Action,
+    ) -> Result<Answer, Refused> {
         let memory = match self.recall(&mut ask).await? {
             Recall::Answered(answer) => return Ok(answer),
             Recall::New(memory) => memory,
         };
+        let id = id.ok_or(Refused::Absent)?;
         let tenant = ask.caller.tenant.clone();
         let mut rows = self.load(&tenant, id).await?;
         let _guard = self.locks.lock(&tenant, &rows.credential.row.account).await?;

@@ -44,11 +44,12 @@ impl Ending {
 }
 
 impl Service {
-    /// Whether `otp` is the credential's next code. It is used up by a yes, charged by a no.
+    /// Whether `otp` is the credential's next code. It is used up by a yes, charged by a no. An `id` of `None` is
+    /// one that nobody has.
     ///
     /// # Errors
     /// [`Refused`]; then nothing is charged, and whether the code is right stays unknown.
-    pub async fn verify(&self, ask: Ask, id: CredentialId, otp: Otp) -> Result<Answer, Refused> {
+    pub async fn verify(&self, ask: Ask, id: Option<CredentialId>, otp: Otp) -> Result<Answer, Refused> {
         self.check(ask, id, Kind::Verify, vec![otp]).await
     }
 
@@ -56,14 +57,19 @@ impl Service {
     ///
     /// # Errors
     /// As for [`Service::verify`].
-    pub async fn resync(&self, ask: Ask, id: CredentialId, otps: [Otp; 2]) -> Result<Answer, Refused> {
+    pub async fn resync(
+        &self,
+        ask: Ask,
+        id: Option<CredentialId>,
+        otps: [Otp; 2],
+    ) -> Result<Answer, Refused> {
         self.check(ask, id, Kind::Resync, otps.into()).await
     }
 
     async fn check(
         &self,
         mut ask: Ask,
-        id: CredentialId,
+        id: Option<CredentialId>,
         kind: Kind,
         otps: Vec<Otp>,
     ) -> Result<Answer, Refused> {
@@ -71,6 +77,7 @@ impl Service {
             Recall::Answered(answer) => return Ok(answer),
             Recall::New(memory) => memory,
         };
+        let id = id.ok_or(Refused::Absent)?;
         let tenant = ask.caller.tenant.clone();
         let load = || async { self.store.credential(&tenant, id).await?.ok_or(Refused::Absent) };
         let mut rows = load().await?;

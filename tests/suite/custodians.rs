@@ -93,7 +93,9 @@ async fn a_custodian_that_hangs_is_given_up_and_killed() {
     signal(stuck, Signal::SIGSTOP);
     await_up(&daemon, 3).await;
     assert!(begun.elapsed() >= Duration::from_secs(2), "it had its time");
-    assert_eq!(logged(&daemon, "custodian is stuck; killing it").len(), 1);
+    let lost = logged(&daemon, "custodian is lost");
+    assert_eq!(lost.len(), 1);
+    assert_eq!(lost[0]["reason"], "it missed its deadline");
     await_gone(stuck).await;
     load.progress().await;
     let report = load.end().await;

@@ -252,3 +252,20 @@ async fn a_day_later_the_key_is_free_again() {
     assert_eq!(other["verified"], true);
     refused(&keyed_verify(&bank, "late", &id, &rfc_code(2)).await, 422, "idempotency-mismatch");
 }
+
+#[tokio::test]
+async fn a_key_does_not_tell_a_malformed_id_from_an_absent_one_and_goes_with_a_body_of_any_size() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let body = json!({ "otp": rfc_code(0) }).to_string();
+    let padded = format!("{body}{}", " ".repeat(64 * 1024 - body.len()));
+    let first = keyed(&bank, "k", &path(&id, "verify"), &padded).await;
+    done(&first);
+    same(&first, &keyed(&bank, "k", &path(&id, "verify"), &padded).await);
+    for other in ["cred_00000000000000000000000000", "xyz"] {
+        refused(&keyed(&bank, "k", &path(other, "verify"), &body).await, 422, "idempotency-mismatch");
+        refused(&keyed(&bank, "k", &path(other, "unlock"), "").await, 422, "idempotency-mismatch");
+        refused(&keyed(&bank, "new", &path(other, "verify"), &body).await, 404, "not-found");
+    }
+}

@@ -27,6 +27,7 @@ mod lockout;
 mod logs;
 mod once_only;
 mod overload;
+mod patience;
 mod permissions;
 mod pki;
 mod processes;

@@ -12,7 +12,7 @@ use crate::slow_request::SlowRequest;
 use crate::submissions::{Crowd, Submission, Tally};
 
 /// A folder to serve from, and what is served with these limits.
-fn start(limits: &[(&str, i64)]) -> (Daemon, Served) {
+pub fn start(limits: &[(&str, i64)]) -> (Daemon, Served) {
     let mut daemon = Daemon::start_with(&["--custodians", "1"], &[]);
     daemon.stop();
     let limits: Table = limits.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect();

@@ -109,7 +109,10 @@ fn the_sample_configuration_is_ready_but_for_its_certificates() {
     machine.made();
     let without = machine.check();
     let said = lines(&without.stderr);
-    assert!(!without.status.success() && said.len() == 1 && said[0].contains("server.key"), "{said:?}");
+    assert!(
+        !without.status.success() && said.len() == 1 && said[0].contains("client-ca.pem: no such file"),
+        "{said:?}"
+    );
 
     let listen = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let made = pki::ensure(&machine.0.path().join("pki"), &["bank-a"], listen, SystemTime::now()).unwrap();
@@ -156,4 +159,23 @@ fn a_configuration_that_names_another_token_is_left_alone() {
     assert!(!refused.status.success() && said[0].contains("SOFTHSM2_CONF"), "{said:?}");
     assert_eq!(fs::read(machine.etc("hsm-authd.toml")).unwrap(), b"# somebody's own\n");
     assert_eq!(fs::read_dir(machine.var("tokens")).unwrap().count(), 0, "no token was made");
+}
+
+#[test]
+fn root_writes_into_no_folder_that_others_can_rearrange() {
+    if lines(&Command::new("id").arg("-u").output().unwrap().stdout) != ["0"] {
+        // An ordinary user writes what is his, and can be led nowhere else.
+        return;
+    }
+    for (owner, mode) in [("nobody", 0o750), ("root", 0o770), ("root", 0o757)] {
+        let machine = Machine::new();
+        let etc = machine.0.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        fs::set_permissions(&etc, fs::Permissions::from_mode(mode)).unwrap();
+        assert!(Command::new("chown").arg(owner).arg(&etc).status().unwrap().success());
+        let output = machine.make_token();
+        let said = lines(&output.stderr);
+        assert!(!output.status.success() && said.len() == 1 && said[0].contains("root"), "{said:?}");
+        assert_eq!(fs::read_dir(&etc).unwrap().count(), 0, "{owner} {mode:o}");
+    }
 }
