@@ -55,7 +55,7 @@ fn a_service_starts_with_the_descriptors_it_needs_or_says_so() {
         let limits = [("connections_max".to_owned(), 300.into())].into_iter().collect::<toml::Table>();
         section(config, "server").insert("limits".into(), limits.into());
     });
-    let script = format!("ulimit -n 300 && exec {BINARY} serve --config {}", config.display());
+    let script = format!("ulimit -n 300 && exec timeout 20 {BINARY} serve --config {}", config.display());
     let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
