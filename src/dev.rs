@@ -29,6 +29,7 @@ pub const SOFTHSM_MODULES: [&str; 5] = [
     "/usr/lib64/softhsm/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 ];
+const CONNECTIONS_MAX: usize = 800;
 const TOKEN_LABEL: &str = "hsm-authd-dev";
 /// Two banks, a gateway that delivers codes for one of them, and an auditor of both.
 const CLIENTS: [(&str, &str, &[&str]); 4] = [
@@ -107,6 +108,8 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
             "certificate": pki.server.certificate,
             "key": pki.server.key,
             "client_ca": pki.ca,
+            // For a machine whose limits nobody has looked at.
+            "limits": { "connections_max": CONNECTIONS_MAX },
         },
         "ops": { "listen": ops_address.to_string() },
         "store": { "path": store },
