@@ -1,27 +1,34 @@
 //! Bytes that no HTTP client would send: too many, too few, too slow. The server stays well.
 
-use std::fs;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::client::TlsStream;
 
 use crate::bank::{credential, credentials, done, path, refused};
-use crate::client::{Connection, Http, Response, tls_stream};
+use crate::client::{Connection, Http, Identity, Response, tls_stream};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, text, verify};
+use crate::overload;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 async fn stream(daemon: &Daemon) -> TlsStream<tokio::net::TcpStream> {
-    tls_stream(&daemon.url(), &daemon.identity("bank-a"), &["http/1.1"]).await.unwrap()
+    stream_to(&daemon.url(), &daemon.identity("bank-a")).await
+}
+
+async fn stream_to(url: &str, identity: &Identity) -> TlsStream<tokio::net::TcpStream> {
+    tls_stream(url, identity, &["http/1.1"]).await.unwrap()
 }
 
 /// Sends these bytes and reads until the server closes; what arrived, if it is an answer.
 async fn exchange(daemon: &Daemon, sent: &[u8]) -> Option<Response> {
-    let mut stream = stream(daemon).await;
+    exchange_with(&daemon.url(), &daemon.identity("bank-a"), sent).await
+}
+
+async fn exchange_with(url: &str, identity: &Identity, sent: &[u8]) -> Option<Response> {
+    let mut stream = stream_to(url, identity).await;
     // A server that has answered may close before it has read everything.
     let _ = stream.write_all(sent).await;
     let _ = stream.flush().await;
@@ -179,52 +186,13 @@ async fn a_length_and_chunks_at_once_smuggle_nothing() {
     assert_eq!(credential(&bank, &id).await["state"], "active");
 }
 
-/// `hsm-authd serve` on the folder of a daemon that was stopped, killed on drop.
-struct Served(Child);
-
-impl Served {
-    /// With the lines put before the configuration's table of clients.
-    fn start(daemon: &mut Daemon, section: &str) -> Self {
-        assert!(daemon.stop().success());
-        let path = daemon.dir().join("hsm-authd.toml");
-        let text = fs::read_to_string(&path).unwrap() + "\n" + section;
-        let config = daemon.dir().join("serve.toml");
-        fs::write(&config, text).unwrap();
-        let log = daemon.dir().join("serve.log");
-        let child = Command::new(env!("CARGO_BIN_EXE_hsm-authd"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let mut served = Self(child);
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !fs::read_to_string(&log).unwrap().contains("\"message\":\"ready\"") {
-            let said = || fs::read_to_string(&log).unwrap();
-            assert!(served.0.try_wait().unwrap().is_none(), "it ended: {}", said());
-            assert!(Instant::now() < deadline, "not ready: {}", said());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        served
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-// Stopping waits for the client's end of its connection, which needs a thread of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_is_not_waited_for() {
-    let mut daemon = Daemon::start();
-    let id = enrol_hotp(&daemon.connect("bank-a").await, "acct-1").await;
-    let limits =
-        "[server.limits]\nbody_timeout_ms = 200\nheader_timeout_ms = 200\nhandshake_timeout_ms = 200\n";
-    let _served = Served::start(&mut daemon, limits);
+    let limits = ["body_timeout_ms", "header_timeout_ms", "handshake_timeout_ms"].map(|name| (name, 200));
+    let (daemon, served) = overload::start(&limits);
+    let identity = daemon.identity("bank-a");
+    let open = || Connection::open(&served.url, &identity, Http::One);
+    let id = enrol_hotp(&open().await.unwrap(), "acct-1").await;
     let body = json!({ "otp": rfc_code(0) }).to_string();
     let length = format!("Content-Length: {}\r\n", body.len());
     for (what, sent) in [
@@ -236,19 +204,19 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
             head(&id, "Transfer-Encoding: chunked\r\n") + chunked(&body).trim_end_matches("0\r\n\r\n"),
         ),
     ] {
-        let answer = exchange(&daemon, sent.as_bytes()).await.unwrap_or_else(|| panic!("{what}: no answer"));
-        let document = refused(&answer, 400, "invalid");
+        let answer = exchange_with(&served.url, &identity, sent.as_bytes()).await;
+        let document = refused(&answer.unwrap_or_else(|| panic!("{what}: no answer")), 400, "invalid");
         assert_eq!(document["reason"], "the body did not arrive in time", "{what}");
     }
     for silent in ["", "GET /v1/cred"] {
-        let answer = exchange(&daemon, silent.as_bytes()).await;
+        let answer = exchange_with(&served.url, &identity, silent.as_bytes()).await;
         assert!(answer.is_none_or(|answer| answer.status.is_client_error()), "{silent:?}");
     }
-    let address = daemon.url().trim_start_matches("https://").to_owned();
+    let address = served.url.trim_start_matches("https://");
     let mut no_tls = tokio::net::TcpStream::connect(address).await.unwrap();
     rest(&mut no_tls).await;
 
-    let bank = Connection::open(&daemon.url(), &daemon.identity("bank-a"), Http::One).await.unwrap();
+    let bank = open().await.unwrap();
     assert_eq!(credential(&bank, &id).await["failures"], 0);
     done(&verify(&bank, &id, &rfc_code(0)).await);
 }
