@@ -41,8 +41,14 @@ impl Fixture {
         tokio::spawn(custodian(theirs, act, read.clone()));
         tokio::spawn(self.hsm.clone().adopt(slot, generation, ours));
         // Earlier ones may have been lost meanwhile.
-        while self.events.recv().await.unwrap() != (CustodianEvent::Up { slot, generation }) {}
+        while self.event().await != (CustodianEvent::Up { slot, generation }) {}
         read
+    }
+
+    /// The next event; one that does not come fails the test.
+    async fn event(&mut self) -> CustodianEvent {
+        let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
+        event.expect("nothing happened").unwrap()
     }
 
     async fn ask(&self) -> Result<(), HsmError> {
@@ -118,7 +124,7 @@ async fn a_custodian_that_never_read_it_does_not_speak_against_a_request() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(deaf(theirs));
         tokio::spawn(fixture.hsm.clone().adopt(slot, 1, ours));
-        assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Up { slot, generation: 1 }));
+        assert_eq!(fixture.event().await, (CustodianEvent::Up { slot, generation: 1 }));
     }
     fixture.custodian(3, 1, |_| Act::Answer).await;
     assert_eq!(fixture.ask().await, Ok(()), "one was lost over it, and two before it");
@@ -152,7 +158,7 @@ async fn a_custodian_that_hangs_is_reported_and_its_request_moves_on() {
     fixture.custodian(0, 7, |_| Act::Hang).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
     assert_eq!(fixture.ask().await, Ok(()));
-    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Lost { slot: 0, generation: 7 }));
+    assert_eq!(fixture.event().await, (CustodianEvent::Lost { slot: 0, generation: 7 }));
 }
 
 #[tokio::test]
@@ -161,7 +167,7 @@ async fn an_answer_out_of_turn_is_nobodys() {
     fixture.custodian(0, 1, |_| Act::WrongNumber).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
     assert_eq!(fixture.ask().await, Ok(()));
-    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Lost { slot: 0, generation: 1 }));
+    assert_eq!(fixture.event().await, (CustodianEvent::Lost { slot: 0, generation: 1 }));
 }
 
 #[tokio::test]
@@ -186,7 +192,10 @@ async fn a_full_queue_turns_away_at_once() {
             }
         });
     }
-    busy.recv().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), busy.recv())
+        .await
+        .expect("nobody was turned away")
+        .unwrap();
 }
 
 #[tokio::test]
@@ -221,7 +230,7 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
         }
     });
     tokio::spawn(fixture.hsm.clone().adopt(0, 1, ours));
-    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Up { slot: 0, generation: 1 }));
+    assert_eq!(fixture.event().await, (CustodianEvent::Up { slot: 0, generation: 1 }));
     // More than the socket takes at once.
     let asks: Vec<_> = (0..12)
         .map(|_| {
@@ -242,5 +251,5 @@ async fn one_that_said_the_hsm_failed_is_ended_whether_it_ends_or_not() {
     fixture.custodian(0, 1, |_| Act::FailHsm).await;
     fixture.custodian(1, 1, |_| Act::Answer).await;
     assert_eq!(fixture.ask().await, Ok(()));
-    assert_eq!(fixture.events.recv().await, Some(CustodianEvent::Lost { slot: 0, generation: 1 }));
+    assert_eq!(fixture.event().await, (CustodianEvent::Lost { slot: 0, generation: 1 }));
 }

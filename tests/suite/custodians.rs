@@ -1,6 +1,7 @@
 //! What callers notice of custodians that die, hang, or lose their HSM: nothing, or a 503.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -182,4 +183,46 @@ async fn a_pin_that_turned_wrong_ends_the_service_when_a_custodian_is_replaced()
     let crowd = Crowd::of(&daemon, "bank-a").await;
     assert_eq!(token.submission(0).send(crowd.connection(1)).await, Outcome::No);
     assert_eq!(token.submission(1).send(crowd.connection(1)).await, Outcome::Yes);
+}
+
+/// Allows a process so many descriptors from here on; those it has stay open.
+fn allow_descriptors(pid: i32, count: &str) {
+    let done = Command::new("prlimit")
+        .arg(format!("--pid={pid}"))
+        .arg(format!("--nofile={count}"))
+        .status()
+        .unwrap();
+    assert!(done.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_that_cannot_be_made_is_made_later_and_the_others_go_on() {
+    // The front is closed to its own user: only root takes descriptors away from it.
+    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    for (role, told) in
+        [("supervisor", "a custodian cannot be started"), ("front", "a custodian's socket did not arrive")]
+    {
+        if role == "front" && !is_root {
+            continue;
+        }
+        let daemon = Daemon::start();
+        let crowd = Crowd::of(&daemon, "bank-a").await;
+        let token = Token::enrol(crowd.connection(1), "hotp", None).await;
+        await_up(&daemon, 2).await;
+        let pid = match role {
+            "front" => daemon.pids("front")[0],
+            _ => daemon.info["pid"].as_i64().unwrap() as i32,
+        };
+        allow_descriptors(pid, "4:");
+        signal(daemon.pids("custodian")[0], Signal::SIGKILL);
+        let seen = || logged(&daemon, told);
+        eventually(told, async || Some(seen()).filter(|lines| !lines.is_empty())).await;
+        let answer = token.submission(0).send(crowd.connection(1)).await;
+        assert_eq!(answer, Outcome::Yes, "{role}: the other one goes on");
+
+        allow_descriptors(pid, "1024:");
+        let up = await_up(&daemon, 3).await;
+        assert_eq!(up.len(), 3, "{role}");
+        assert_eq!(token.submission(1).send(crowd.connection(1)).await, Outcome::Yes, "{role}");
+    }
 }

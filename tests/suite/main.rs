@@ -15,6 +15,7 @@ mod clock;
 mod commit_errors;
 mod credentials;
 mod custodian;
+mod custodian_process;
 mod custodians;
 mod daemon;
 mod failing_disk;
