@@ -231,16 +231,17 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
     });
     tokio::spawn(fixture.hsm.clone().adopt(0, 1, ours));
     assert_eq!(fixture.event().await, (CustodianEvent::Up { slot: 0, generation: 1 }));
-    // More than the socket takes at once.
-    let asks: Vec<_> = (0..6)
-        .map(|_| {
-            let hsm = fixture.hsm.clone();
-            let large = SecretBytes::new(vec![0; 60_000]);
-            tokio::spawn(async move { hsm.call(Route::Any, Request::Fingerprint(large)).await.is_ok() })
-        })
-        .collect();
-    for ask in asks {
-        assert!(ask.await.unwrap());
+    // More than the socket takes at once: some wait to be written for longer than one may take.
+    let (told, mut answers) = mpsc::unbounded_channel();
+    for _ in 0..12 {
+        let (hsm, told) = (fixture.hsm.clone(), told.clone());
+        let large = SecretBytes::new(vec![0; 40_000]);
+        tokio::spawn(
+            async move { told.send(hsm.call(Route::Any, Request::Fingerprint(large)).await.is_ok()) },
+        );
+    }
+    for _ in 0..6 {
+        assert_eq!(answers.recv().await, Some(true));
     }
     assert!(fixture.events.try_recv().is_err(), "nobody was lost");
 }
