@@ -17,6 +17,7 @@ use data_encoding::BASE32HEX_NOPAD;
 use tokio::sync::Semaphore;
 
 use crate::config::Limits;
+use crate::metrics::{Method, RequestMetrics, Route, Status, Verdict};
 use crate::service::Service;
 use crate::tls::Client;
 
@@ -34,6 +35,7 @@ pub struct Api {
     room: Arc<Semaphore>,
     requests_max: usize,
     body_timeout: Duration,
+    metrics: RequestMetrics,
 }
 
 /// Set on every request by its connection: the client that its certificate names, if it names one.
@@ -44,10 +46,6 @@ pub struct Peer(pub Option<Arc<Client>>);
 #[derive(Clone)]
 struct RequestId(String);
 
-/// What the log line of a request says besides: set by a handler's answer.
-#[derive(Clone)]
-struct Verdict(&'static str);
-
 impl Api {
     /// The API over these use cases.
     pub fn new(service: Arc<Service>, limits: &Limits) -> Arc<Self> {
@@ -56,6 +54,7 @@ impl Api {
             room: Arc::new(Semaphore::new(limits.requests_max)),
             requests_max: limits.requests_max,
             body_timeout: Duration::from_millis(limits.body_timeout_ms),
+            metrics: RequestMetrics::new(ROUTES),
         })
     }
 
@@ -64,7 +63,28 @@ impl Api {
         let all = u32::try_from(self.requests_max).unwrap_or(u32::MAX);
         let _ = self.room.acquire_many(all).await;
     }
+
+    /// How many requests are being worked on.
+    pub fn in_flight(&self) -> usize {
+        self.requests_max.saturating_sub(self.room.available_permits())
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &RequestMetrics {
+        &self.metrics
+    }
 }
+
+/// The routes by which requests are counted; a test holds them against the table.
+const ROUTES: [&str; 7] = [
+    "/v1/credentials",
+    "/v1/credentials/{id}",
+    "/v1/credentials/{id}/verify",
+    "/v1/credentials/{id}/resync",
+    "/v1/credentials/{id}/suspend",
+    "/v1/credentials/{id}/resume",
+    "/v1/credentials/{id}/unlock",
+];
 
 /// All routes. `docs/api.md` has them as a table, and a test compares the two.
 pub fn router(api: &Arc<Api>) -> Router {
@@ -108,9 +128,15 @@ async fn admit(State(api): State<Arc<Api>>, Peer(peer): Peer, mut request: Reque
 
     let problem = response.extensions_mut().remove::<Problem>();
     let verdict = match &problem {
-        Some(problem) => problem.name(),
-        None => response.extensions().get::<Verdict>().map_or("ok", |verdict| verdict.0),
+        Some(problem) => problem.verdict(),
+        None => response.extensions().get().copied().unwrap_or(Verdict::Ok),
     };
+    let status = problem.as_ref().map_or(response.status(), |problem| problem.status()).as_u16();
+    let latency = begun.elapsed();
+    let label = Route::of(&api.metrics.routes, route.as_deref());
+    api.metrics.requests.count((label, (Method::of(method.as_str()), Status::of(status))));
+    api.metrics.seconds.observe(label, latency);
+    api.metrics.verdicts.count(verdict);
     let cause = problem.as_ref().and_then(Problem::cause);
     tracing::info!(
         request_id,
@@ -118,10 +144,10 @@ async fn admit(State(api): State<Arc<Api>>, Peer(peer): Peer, mut request: Reque
         tenant = peer.as_ref().map(|client| client.tenant_name()),
         %method,
         route = route.as_deref().unwrap_or("none"),
-        status = problem.as_ref().map_or(response.status(), |problem| problem.status()).as_u16(),
-        verdict,
+        status,
+        verdict = verdict.name(),
         cause,
-        latency_us = begun.elapsed().as_micros() as u64,
+        latency_us = latency.as_micros() as u64,
         "request"
     );
     if let Some(problem) = problem {

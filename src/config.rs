@@ -107,7 +107,7 @@ pub struct HsmConfig {
     /// How many custodian processes; by default one a core, at most 4.
     #[serde(default = "default_custodians")]
     pub custodians: u16,
-    /// How many unwrapped secrets each custodian keeps as session objects.
+    /// How many unwrapped secrets each custodian keeps as session objects, and as many public keys.
     #[serde(default = "default_secrets_cached_max")]
     pub secrets_cached_max: usize,
     /// Set for custodians only, such as `SOFTHSM2_CONF`.

@@ -4,9 +4,12 @@
 //! it ([`crate::hsm::messages`]); every answer is a function of the question, so that a custodian
 //! that crashes, hangs or is replaced costs nobody anything.
 
+mod checks;
+mod codes;
 mod keys;
 mod operations;
 mod pin;
+mod pin_hash;
 mod pkcs11;
 mod secrets;
 pub mod token;
@@ -17,6 +20,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -175,7 +179,9 @@ fn serve(peer: &mut UnixStream, mut operations: Operations, hello: &Hello) -> io
         return Ok(ExitCode::SUCCESS);
     }
     while let Some(Call { id, request }) = read_frame(peer)? {
+        let begun = Instant::now();
         let result = operations.answer(request);
+        let busy_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let hsm_failed = match &result {
             Err(Fault::Hsm(failure)) => {
                 tracing::error!(failure, "custodian: the HSM failed, leaving");
@@ -187,7 +193,7 @@ fn serve(peer: &mut UnixStream, mut operations: Operations, hello: &Hello) -> io
             }
             Ok(_) => false,
         };
-        let heard = write_frame(peer, &Reply { id, result })?;
+        let heard = write_frame(peer, &Reply { id, busy_ns, result })?;
         if hsm_failed {
             return Ok(ExitCode::from(EXIT_HSM_FAILED));
         }
@@ -261,3 +267,6 @@ mod tests {
         assert!(read_frame::<Call>(&mut &[0, 0, 0, 1, 0xff][..]).is_err());
     }
 }
+
+#[cfg(test)]
+mod test_token;

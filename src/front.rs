@@ -18,7 +18,9 @@ use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::row::RowSum;
 use crate::hsm::{CustodianEvent, Hsm};
-use crate::server::{self, Identities, Server};
+use crate::metrics::ConnectionMetrics;
+use crate::ops::Ops;
+use crate::server::{Identities, Server};
 use crate::service::Service;
 use crate::store::{Commit, Store};
 
@@ -115,6 +117,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         identities: ArcSwap::from_pointee(identities),
         router: api::router(&api),
         limits: config.server.limits,
+        metrics: ConnectionMetrics::default(),
     });
 
     let (drain, draining) = watch::channel(false);
@@ -128,18 +131,9 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     ));
     tokio::spawn(watch_clock(clock.clone(), store.clone()));
     tokio::spawn(prune(service));
-    let (ready_hsm, ready_store, ready_clock) = (hsm.clone(), store.clone(), clock);
-    let ops = server::serve_ops(TcpListener::from(ops_socket), move || {
-        if !ready_hsm.is_up() {
-            return Err("no custodian can use the HSM");
-        }
-        if ready_store.has_failed() {
-            return Err("the store does not know what it wrote");
-        }
-        if ready_clock.now().trusted { Ok(()) } else { Err("the wall clock stepped") }
-    });
+    let ops = Ops::new(hsm, store.clone(), clock, api.clone(), server.clone());
     tokio::spawn(async move {
-        if let Err(error) = ops.await {
+        if let Err(error) = ops.serve(TcpListener::from(ops_socket)).await {
             tracing::error!(%error, "the operator's listener ended");
         }
     });

@@ -11,17 +11,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::SealedBytes;
+use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd};
 use crate::secret::SecretBytes;
 use connection::{Job, Lost};
-use messages::{Call, CheckOtp, Fault, Outcome, Request, Response, SealRows, SealedRows};
+use messages::{Call, CheckOtp, CheckSignature, Fault, Outcome, Request, Response, SealRows, SealedRows};
 
 mod connection;
 pub mod messages;
@@ -78,7 +81,7 @@ enum Route {
 /// A new secret, sealed, and in the clear where that was asked for.
 pub struct NewSecret {
     /// Under the `kek`.
-    pub wrapped: crate::domain::credential::WrappedSecret,
+    pub wrapped: WrappedSecret,
     /// For the one answer that shows it.
     pub exported: Option<SecretBytes>,
 }
@@ -90,12 +93,26 @@ pub struct Hsm {
 }
 
 struct Inner {
-    slots: Vec<ArcSwapOption<mpsc::Sender<Job>>>,
+    slots: Vec<ArcSwapOption<Custodian>>,
     /// Woken when a custodian comes up.
     came_up: Notify,
     next_call: AtomicU64,
     next_slot: AtomicU64,
     events: mpsc::UnboundedSender<CustodianEvent>,
+    metrics: HsmMetrics,
+}
+
+/// One that is up.
+struct Custodian {
+    jobs: mpsc::Sender<Job>,
+    /// How many wait for it or are being worked on.
+    queue_depth: Gauge,
+}
+
+impl Custodian {
+    fn try_send(&self, job: Job) -> Result<(), mpsc::error::TrySendError<Job>> {
+        self.jobs.try_send(job.queued(&self.queue_depth))
+    }
 }
 
 impl Hsm {
@@ -109,6 +126,7 @@ impl Hsm {
                 next_call: AtomicU64::new(0),
                 next_slot: AtomicU64::new(0),
                 events,
+                metrics: HsmMetrics::new(custodians),
             }),
         }
     }
@@ -121,52 +139,80 @@ impl Hsm {
             Ok(hello) => hello.token,
             Err(reason) => {
                 tracing::warn!(slot, generation, reason, "custodian did not come up");
+                self.inner.metrics.losses.count(Loss::NoHello);
                 let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
                 return;
             }
         };
         tracing::info!(slot, generation, token, "custodian is up");
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let sender = Arc::new(sender);
-        place.store(Some(sender.clone()));
+        let (metrics, label) = (&self.inner.metrics, metrics::Custodian(slot));
+        let queue_depth = metrics.queue_depth.gauge(label);
+        let custodian = Arc::new(Custodian { jobs: sender, queue_depth });
+        metrics.starts.count(label);
+        place.store(Some(custodian.clone()));
         self.inner.came_up.notify_waiters();
         let _ = self.inner.events.send(CustodianEvent::Up { slot, generation });
-        let probe = tokio::spawn(self.clone().probe(sender.clone()));
+        let probe = tokio::spawn(self.clone().probe(custodian.clone()));
 
         // A successor may have taken the place already.
-        let withdraw = || drop(place.compare_and_swap(&Some(sender), None));
-        let end = connection::serve(stream, receiver, withdraw).await;
+        let withdraw = || drop(place.compare_and_swap(&Some(custodian), None));
+        let end = connection::serve(stream, receiver, (metrics, label), withdraw).await;
         probe.abort();
+        metrics.losses.count(end.loss);
         tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
         // Also if it said that it ends by itself: a module may hang in the process's last steps.
         let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
     }
 
     /// Asks one custodian from time to time, so that a loss is noticed before a caller does.
-    async fn probe(self, custodian: Arc<mpsc::Sender<Job>>) {
+    async fn probe(self, custodian: Arc<Custodian>) {
         let mut pause = tokio::time::interval(PROBE_EVERY);
         pause.tick().await;
         loop {
             pause.tick().await;
             let call = Call { id: self.next_id(), request: Request::Health };
             let Ok((job, answer)) = Job::new(&call) else { return };
+            let begun = Instant::now();
             // A full queue is proof enough that somebody else is asking.
             if custodian.try_send(job).is_ok() {
-                let _ = answer.await;
+                let end = match answer.await {
+                    Ok(Ok(Ok(_))) => OperationEnd::Answered,
+                    _ => OperationEnd::Unavailable,
+                };
+                self.count(Operation::Health, end, begun);
             }
         }
     }
 
     /// Whether any custodian is there.
     pub fn is_up(&self) -> bool {
-        self.inner.slots.iter().any(|slot| slot.load().is_some())
+        self.up() > 0
+    }
+
+    /// How many custodians are there.
+    pub fn up(&self) -> usize {
+        self.inner.slots.iter().filter(|slot| slot.load().is_some()).count()
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &HsmMetrics {
+        &self.inner.metrics
+    }
+
+    fn count(&self, operation: Operation, end: OperationEnd, begun: Instant) {
+        self.inner.metrics.operations.count((operation, end));
+        // One that was turned away took no time, and would make the others look fast.
+        if end != OperationEnd::Busy {
+            self.inner.metrics.seconds.observe(operation, begun.elapsed());
+        }
     }
 
     fn next_id(&self) -> u64 {
         self.inner.next_call.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn pick(&self, route: Route) -> Option<Arc<mpsc::Sender<Job>>> {
+    fn pick(&self, route: Route) -> Option<Arc<Custodian>> {
         let first = match route {
             Route::Credential(id) => {
                 id.to_bytes().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte))
@@ -179,6 +225,19 @@ impl Hsm {
     }
 
     async fn call(&self, route: Route, request: Request) -> Result<Response, HsmError> {
+        let (operation, begun) = (operation(&request), Instant::now());
+        let result = self.ask(route, request).await;
+        let end = match &result {
+            Ok(_) => OperationEnd::Answered,
+            Err(HsmError::Busy) => OperationEnd::Busy,
+            Err(HsmError::Unavailable(_)) => OperationEnd::Unavailable,
+            Err(HsmError::Tampered(_)) => OperationEnd::Tampered,
+        };
+        self.count(operation, end, begun);
+        result
+    }
+
+    async fn ask(&self, route: Route, request: Request) -> Result<Response, HsmError> {
         let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
         let deadline = Instant::now() + CALL_MAX;
         let call = Call { id: self.next_id(), request };
@@ -246,6 +305,37 @@ impl Hsm {
         }
     }
 
+    /// Hashes an OCRA token's PIN and encrypts the hash, for this credential alone.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn encrypt_pin_hash(
+        &self,
+        id: CredentialId,
+        hash: Algorithm,
+        pin: SecretBytes,
+    ) -> Result<EncryptedPinHash, HsmError> {
+        match self.call(Route::Any, Request::EncryptPinHash { id, hash, pin }).await? {
+            Response::PinHash(encrypted) => Ok(encrypted),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Whether a signature is right, and the seals of what that writes.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn check_signature(
+        &self,
+        credential: CredentialId,
+        check: CheckSignature,
+    ) -> Result<(bool, SealedRows), HsmError> {
+        match self.call(Route::Credential(credential), Request::CheckSignature(check)).await? {
+            Response::SignatureChecked { valid, sealed } => Ok((valid, sealed)),
+            _ => Err(wrong_kind()),
+        }
+    }
+
     /// Which candidate matched, if any, and the seals of what that writes.
     ///
     /// # Errors
@@ -289,6 +379,20 @@ impl Hsm {
     /// [`HsmError`].
     pub async fn check(&self, standing: Vec<SealedBytes>) -> Result<(), HsmError> {
         self.seal(SealRows { standing, outcome: Outcome::default() }).await.map(drop)
+    }
+}
+
+fn operation(request: &Request) -> Operation {
+    match request {
+        Request::Health => Operation::Health,
+        Request::Generate { .. } => Operation::Generate,
+        Request::Import { .. } => Operation::Import,
+        Request::EncryptPinHash { .. } => Operation::EncryptPinHash,
+        Request::CheckOtp(_) => Operation::CheckOtp,
+        Request::CheckSignature(_) => Operation::CheckSignature,
+        Request::Seal(_) => Operation::Seal,
+        Request::Fingerprint(_) => Operation::Fingerprint,
+        Request::Sum(_) => Operation::Sum,
     }
 }
 

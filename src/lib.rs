@@ -9,7 +9,7 @@
 //! # The map
 //!
 //! ```text
-//! domain  <-  clock, hsm, store  <-  service  <-  api  <-  server  <-  front
+//! domain  <-  clock, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops  <-  front
 //! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean
 //! init, check, dev: commands over the above
@@ -29,6 +29,8 @@ pub mod domain;
 pub mod front;
 pub mod hsm;
 pub mod init;
+pub mod metrics;
+pub mod ops;
 pub mod secret;
 pub mod server;
 pub mod service;

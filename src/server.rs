@@ -8,14 +8,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
-use axum::http::StatusCode;
-use axum::routing::get;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,12 +23,13 @@ use tower::ServiceExt;
 
 use crate::api::Peer;
 use crate::config::{Config, Limits};
+use crate::metrics::{ConnectionMetrics, Handshake, Held};
 use crate::tls::{self, Clients, TlsError};
 
 /// How long draining waits for connections to end; with what the front waits for after that, 10 s.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
 /// The pause after the kernel had no descriptor for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_MAX: Duration = Duration::from_secs(10);
@@ -39,9 +37,6 @@ const PING_MAX: Duration = Duration::from_secs(10);
 const HTTP2_PREFACE_BYTES: usize = 24;
 /// The largest header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Connections at once to the operator's listener, and the time for a request's header there.
-const OPS_CONNECTIONS_MAX: usize = 16;
-const OPS_HEADER_MAX: Duration = Duration::from_secs(5);
 /// Streams at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 
@@ -49,6 +44,10 @@ const STREAMS_MAX: u32 = 256;
 pub struct Identities {
     acceptor: TlsAcceptor,
     clients: Clients,
+    /// When the first certificate of the server's chain expires, seconds since 1970; `None`: not readable.
+    pub certificate_ends_unix_s: Option<u64>,
+    /// The same of the client authorities.
+    pub client_ca_ends_unix_s: Option<u64>,
 }
 
 impl Identities {
@@ -57,8 +56,13 @@ impl Identities {
     /// # Errors
     /// [`TlsError`], in words an operator can act on.
     pub fn load(config: &Config) -> Result<Self, TlsError> {
-        let acceptor = TlsAcceptor::from(tls::server_config(&config.server)?);
-        Ok(Self { acceptor, clients: Clients::new(&config.clients) })
+        let listener = tls::listener(&config.server)?;
+        Ok(Self {
+            acceptor: TlsAcceptor::from(listener.config),
+            clients: Clients::new(&config.clients),
+            certificate_ends_unix_s: listener.certificate_ends_unix_s,
+            client_ca_ends_unix_s: listener.client_ca_ends_unix_s,
+        })
     }
 }
 
@@ -70,6 +74,8 @@ pub struct Server {
     pub router: Router,
     /// Deadlines and bounds.
     pub limits: Limits,
+    /// What it counts.
+    pub metrics: ConnectionMetrics,
 }
 
 impl Server {
@@ -125,17 +131,20 @@ impl Server {
         room: OwnedSemaphorePermit,
         watcher: hyper_util::server::graceful::Watcher,
     ) -> Result<(), String> {
-        let _room = room;
+        let (_room, _open) = (room, Held::new(&self.metrics.open));
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let identities = self.identities.load_full();
         let handshake = timeout(
             Duration::from_millis(self.limits.handshake_timeout_ms),
             identities.acceptor.accept(stream),
         );
-        let stream = handshake
-            .await
-            .map_err(|_| "the handshake took too long".to_owned())?
-            .map_err(|e| e.to_string())?;
+        let (outcome, stream) = match handshake.await {
+            Ok(Ok(stream)) => (Handshake::Done, Ok(stream)),
+            Ok(Err(error)) => (Handshake::Refused, Err(error.to_string())),
+            Err(_) => (Handshake::TimedOut, Err("the handshake took too long".to_owned())),
+        };
+        self.metrics.handshakes.count(outcome);
+        let stream = stream?;
         let (_, session) = stream.get_ref();
         let peer = Peer(
             session
@@ -180,41 +189,5 @@ impl Server {
         let http = http.http2_only();
         let connection = http.serve_connection(TokioIo::new(stream), service);
         watcher.watch(connection).await.map_err(|e| e.to_string())
-    }
-}
-
-/// The operator's listener: `GET /livez` says that the process answers, `GET /readyz` that it can
-/// decide. Plain HTTP on loopback; it shows nothing of tenants.
-///
-/// # Errors
-/// If the listener cannot be used.
-pub async fn serve_ops(
-    listener: StdListener,
-    is_ready: impl Fn() -> Result<(), &'static str> + Clone + Send + Sync + 'static,
-) -> std::io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = TcpListener::from_std(listener)?;
-    let router = Router::new().route("/livez", get(async || "ok\n")).route(
-        "/readyz",
-        get(async move || match is_ready() {
-            Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-        }),
-    );
-    let room = Arc::new(Semaphore::new(OPS_CONNECTIONS_MAX));
-    loop {
-        let room = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let service = TowerToHyperService::new(router.clone());
-        tokio::spawn(async move {
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(OPS_HEADER_MAX).keep_alive(false);
-            // A prober that hangs up is nobody's loss.
-            let _ = http.serve_connection(TokioIo::new(stream), service).await;
-            drop(room);
-        });
     }
 }

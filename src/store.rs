@@ -26,6 +26,7 @@ use crate::domain::account::Account;
 use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState};
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+use crate::metrics::StoreError;
 
 mod checkpoint;
 mod columns;
@@ -105,3 +106,11 @@ pub struct Page {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct OpenError(pub String);
+
+/// What an error counts as: by its place, except where the disk is full.
+fn error_kind(error: &rusqlite::Error, place: StoreError) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => StoreError::DiskFull,
+        _ => place,
+    }
+}

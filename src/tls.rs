@@ -15,6 +15,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
 
 use crate::config::Server;
 
@@ -44,12 +46,33 @@ pub enum TlsError {
 /// [`TlsError::File`] if a file cannot be read, holds no certificate or key, or if the key is not the
 /// certificate's.
 pub fn server_config(server: &Server) -> Result<Arc<ServerConfig>, TlsError> {
+    listener(server).map(|listener| listener.config)
+}
+
+/// The listener's settings, and how long what they rest on lasts.
+pub struct Listener {
+    /// The settings.
+    pub config: Arc<ServerConfig>,
+    /// When the first certificate of the server's chain expires, seconds since 1970; `None`: not readable.
+    pub certificate_ends_unix_s: Option<u64>,
+    /// The same of the client authorities.
+    pub client_ca_ends_unix_s: Option<u64>,
+}
+
+/// As [`server_config`], with the ends of the certificates that were read.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn listener(server: &Server) -> Result<Listener, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let authorities = authorities(&server.client_ca)?;
+    let client_ca = certificates(&server.client_ca)?;
+    let client_ca_ends_unix_s = first_end(&client_ca);
+    let authorities = authorities(&server.client_ca, client_ca)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone())
         .build()
         .map_err(|e| file_error(&server.client_ca, e.to_string()))?;
     let chain = certificates(&server.certificate)?;
+    let certificate_ends_unix_s = first_end(&chain);
     let key = private_key(&server.key)?;
     let mut config = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
         .with_protocol_versions(&[&TLS13])?
@@ -61,12 +84,21 @@ pub fn server_config(server: &Server) -> Result<Arc<ServerConfig>, TlsError> {
     // Early data can be replayed by whoever recorded it (RFC 8446 section 8).
     config.max_early_data_size = 0;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Listener { config: Arc::new(config), certificate_ends_unix_s, client_ca_ends_unix_s })
 }
 
-fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+/// When the first of these certificates expires, seconds since 1970; `None` if one cannot be read.
+fn first_end(certificates: &[CertificateDer<'_>]) -> Option<u64> {
+    let end = |der: &CertificateDer<'_>| {
+        let certificate = Certificate::from_der(der).ok()?;
+        Some(certificate.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
+    };
+    certificates.iter().map(end).collect::<Option<Vec<u64>>>()?.into_iter().min()
+}
+
+fn authorities(path: &Path, certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates {
         roots.add(certificate).map_err(|e| file_error(path, format!("no usable authority: {e}")))?;
     }
     Ok(roots)

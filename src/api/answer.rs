@@ -6,29 +6,29 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::metrics::Verdict;
 use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
 use crate::service::enrolment::Enrolled;
 
-use super::Verdict;
 use super::problem::Problem;
 
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
         match self {
             Self::Enrolled(view) => enrolled(&view, None),
-            Self::Changed(view) => json_response(StatusCode::OK, "changed", &view),
+            Self::Changed(view) => json_response(StatusCode::OK, Verdict::Changed, &view),
             Self::Deleted { id } => {
-                json_response(StatusCode::OK, "deleted", &json!({ "id": id, "state": "deleted" }))
+                json_response(StatusCode::OK, Verdict::Deleted, &json!({ "id": id, "state": "deleted" }))
             }
             Self::Verified { id, account } => json_response(
                 StatusCode::OK,
-                "verified",
+                Verdict::Verified,
                 &json!({ "verified": true, "id": id, "account": account }),
             ),
             Self::Resynced { id, account } => json_response(
                 StatusCode::OK,
-                "resynced",
+                Verdict::Resynced,
                 &json!({ "resynced": true, "id": id, "account": account }),
             ),
             Self::VerificationFailed { attempts_remaining } => {
@@ -55,7 +55,7 @@ fn enrolled(view: &CredentialView, otpauth: Option<&str>) -> Response {
         #[serde(skip_serializing_if = "Option::is_none")]
         otpauth: Option<&'a str>,
     }
-    let mut response = json_response(StatusCode::CREATED, "enrolled", &Body { view, otpauth });
+    let mut response = json_response(StatusCode::CREATED, Verdict::Enrolled, &Body { view, otpauth });
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/credentials/{}", view.id)) {
         response.headers_mut().insert(LOCATION, location);
     }
@@ -63,12 +63,12 @@ fn enrolled(view: &CredentialView, otpauth: Option<&str>) -> Response {
 }
 
 /// A 2xx with its JSON, and the word for the log.
-pub(super) fn json_response(status: StatusCode, verdict: &'static str, body: &impl Serialize) -> Response {
+pub(super) fn json_response(status: StatusCode, verdict: Verdict, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(body) => {
             let mut response = (status, body).into_response();
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response.extensions_mut().insert(Verdict(verdict));
+            response.extensions_mut().insert(verdict);
             response
         }
         Err(error) => Problem::unavailable(error, 1).into_response(),

@@ -143,7 +143,7 @@ impl AllowedCall {
 }
 
 /// The fields that a caller may be told to mend by name.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 23] = [
     "type",
     "account",
     "algorithm",
@@ -157,12 +157,32 @@ const FIELDS: [&str; 13] = [
     "export",
     "otp",
     "otps",
+    "suite",
+    "use",
+    "pin",
+    "public_key_pem",
+    "jwk",
+    "challenge",
+    "session",
+    "payload_base64",
+    "signature_base64",
+    "format",
 ];
 /// Of each field with a fixed choice of values the first one, as serde lists them.
-const CHOICES: [(&str, &str); 3] = [("hotp", "type"), ("SHA1", "algorithm"), ("otpauth", "export")];
+const CHOICES: [(&str, &str); 6] = [
+    ("hotp", "type"),
+    ("SHA1", "algorithm"),
+    ("ES256", "algorithm"),
+    ("otpauth", "export"),
+    ("transaction", "use"),
+    ("der", "format"),
+];
 /// Why a value is refused, as its type says it.
-const REASONS: [(&str, &str); 2] =
-    [("digits", crate::domain::otp::DIGITS_RULE), ("account", crate::domain::account::ACCOUNT_RULE)];
+const REASONS: [(&str, &str); 3] = [
+    ("digits", crate::domain::otp::HOTP_DIGITS_RULE),
+    ("account", crate::domain::account::ACCOUNT_RULE),
+    ("suite", crate::domain::ocra::SUITE_RULE),
+];
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]

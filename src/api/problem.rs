@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::metrics::Verdict;
 use crate::service::Refused;
 
 /// Everything that is not a yes. The caller learns what to mend; the cause goes to the log.
@@ -61,71 +62,79 @@ impl Problem {
     }
 
     /// Name, status, title and detail.
-    fn words(&self) -> (&'static str, StatusCode, &'static str, &'static str) {
+    fn words(&self) -> (Verdict, StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed(_) => (
-                "invalid",
+                Verdict::Invalid,
                 StatusCode::BAD_REQUEST,
                 "Invalid request",
                 "The request does not have the form this route asks for.",
             ),
             Self::Invalid { .. } => (
-                "invalid",
+                Verdict::Invalid,
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "Invalid request",
                 "The request does not have the form this route asks for.",
             ),
             Self::Unauthenticated => (
-                "unauthenticated",
+                Verdict::Unauthenticated,
                 StatusCode::UNAUTHORIZED,
                 "Unauthenticated",
                 "The client certificate does not name exactly one configured client.",
             ),
-            Self::Forbidden => {
-                ("forbidden", StatusCode::FORBIDDEN, "Forbidden", "The client does not have the permission.")
+            Self::Forbidden => (
+                Verdict::Forbidden,
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "The client does not have the permission.",
+            ),
+            Self::NotFound => {
+                (Verdict::NotFound, StatusCode::NOT_FOUND, "Not found", "There is no such resource.")
             }
-            Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "Not found", "There is no such resource."),
             Self::StateConflict => (
-                "state-conflict",
+                Verdict::StateConflict,
                 StatusCode::CONFLICT,
                 "State conflict",
                 "The resource is not in a state that allows this, or the same request is being worked on.",
             ),
             Self::IdempotencyMismatch => (
-                "idempotency-mismatch",
+                Verdict::IdempotencyMismatch,
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "Idempotency key reused",
                 "The idempotency key was used for another request.",
             ),
             Self::VerificationFailed { .. } => (
-                "verification-failed",
+                Verdict::VerificationFailed,
                 StatusCode::FORBIDDEN,
                 "Verification failed",
                 "What was presented does not verify.",
             ),
             Self::Locked { .. } => (
-                "locked",
+                Verdict::Locked,
                 StatusCode::LOCKED,
                 "Locked",
                 "Too many failures: no attempt is made until the lock ends or is lifted.",
             ),
-            Self::TooLarge => {
-                ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "Too large", "The body is larger than 64 KiB.")
-            }
+            Self::TooLarge => (
+                Verdict::TooLarge,
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "Too large",
+                "The body is larger than 64 KiB.",
+            ),
             Self::UnsupportedMediaType => (
-                "unsupported-media-type",
+                Verdict::UnsupportedMediaType,
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "Unsupported media type",
                 "The body must be application/json.",
             ),
             Self::MethodNotAllowed => (
-                "method-not-allowed",
+                Verdict::MethodNotAllowed,
                 StatusCode::METHOD_NOT_ALLOWED,
                 "Method not allowed",
                 "The resource does not know this method.",
             ),
             Self::Unavailable { .. } => (
-                "unavailable",
+                Verdict::Unavailable,
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Unavailable",
                 "No answer is possible now. Come back later.",
@@ -133,7 +142,7 @@ impl Problem {
         }
     }
 
-    pub fn name(&self) -> &'static str {
+    pub fn verdict(&self) -> Verdict {
         self.words().0
     }
 
@@ -152,7 +161,7 @@ impl Problem {
 
     /// The document, with the header that says when to come back.
     pub fn render(&self, request_id: &str) -> Response {
-        let (name, status, title, detail) = self.words();
+        let (verdict, status, title, detail) = self.words();
         let (field, reason) = match self {
             Self::Invalid { field, reason } => {
                 (Some(*field).filter(|field| !field.is_empty()), Some(*reason))
@@ -170,7 +179,7 @@ impl Problem {
             _ => None,
         };
         let document = Document {
-            r#type: format!("urn:hsm-authd:problem:{name}"),
+            r#type: format!("urn:hsm-authd:problem:{}", verdict.name()),
             title,
             status: status.as_u16(),
             detail,

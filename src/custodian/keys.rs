@@ -181,6 +181,7 @@ impl RowKeys {
 pub struct Keys {
     kek: Versions<Object>,
     row: Versions<RowKeys>,
+    data: Versions<Object>,
     pulse: Pulse,
 }
 
@@ -210,8 +211,7 @@ impl Keys {
         }
         let mut take = |kind| found.remove(&kind).ok_or(KeyError::Missing(kind));
         let (tokens_kek, tokens_row) = (take(Kind::Kek)?, take(Kind::Row)?);
-        // Checked like the others, so that it is right when something comes to need it.
-        take(Kind::Data)?;
+        let tokens_data = take(Kind::Data)?;
 
         let mut kek = BTreeMap::new();
         for (version, object) in tokens_kek {
@@ -231,6 +231,7 @@ impl Keys {
         Ok(Self {
             kek: Versions::new(kek).ok_or(KeyError::Missing(Kind::Kek))?,
             row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
+            data: Versions::new(tokens_data).ok_or(KeyError::Missing(Kind::Data))?,
             pulse: Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? },
         })
     }
@@ -243,6 +244,16 @@ impl Keys {
     /// The `kek` of that version.
     pub fn kek(&self, version: u16) -> Option<Object> {
         self.kek.get(version).copied()
+    }
+
+    /// The `data` for what is encrypted now, with its version.
+    pub fn newest_data(&self) -> (u16, Object) {
+        self.data.newest
+    }
+
+    /// The `data` of that version.
+    pub fn data(&self, version: u16) -> Option<Object> {
+        self.data.get(version).copied()
     }
 
     /// A seal for a row that is to be stored, under the newest version of `row`.

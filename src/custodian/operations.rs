@@ -8,18 +8,16 @@ use zeroize::Zeroizing;
 
 use super::keys::Keys;
 use super::pkcs11::{Object, Pkcs11Error, Session};
-use super::secrets::{SEED_BYTES_MAX, Secrets, departing, padded_bytes};
-use crate::domain::credential::{Credential, WrappedSecret};
-use crate::domain::otp::{Algorithm, Digits, Otp, truncate};
-use crate::domain::row::{Row, RowBytes, RowSum, SealedBytes};
-use crate::hsm::messages::{Candidate, CheckOtp, Fault, Request, Response, SealRows, SealedRows};
+use super::secrets::{PublicKeys, SEED_BYTES_MAX, Secrets, departing, padded_bytes};
+use super::{codes, pin_hash};
+use crate::domain::credential::WrappedSecret;
+use crate::domain::otp::{Algorithm, Digits, Otp};
+use crate::domain::row::{RowBytes, RowSum, SealedBytes};
+use crate::hsm::messages::{Fault, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
 
 /// The shortest seed that may come in, in bytes (RFC 4226, section 4, R6: 128 bits).
 const SEED_BYTES_MIN: usize = 16;
-
-/// The most candidates of one check: what a resync may search, with room.
-const CANDIDATES_MAX: usize = 1_024;
 
 /// The most rows of one message: a [`Fault::Seal`] names them by one byte.
 const ROWS_MAX: usize = 256;
@@ -37,15 +35,21 @@ impl From<Pkcs11Error> for Fault {
 
 /// A logged-in session with its keys, ready to answer.
 pub struct Operations {
-    session: Session,
-    keys: Keys,
-    secrets: Secrets,
+    pub(super) session: Session,
+    pub(super) keys: Keys,
+    pub(super) secrets: Secrets,
+    pub(super) public_keys: PublicKeys,
 }
 
 impl Operations {
-    /// Takes the session over; keeps at most `secrets_cached_max` unwrapped secrets.
+    /// Takes the session over; keeps at most `secrets_cached_max` unwrapped secrets, and as many public keys.
     pub fn new(session: Session, keys: Keys, secrets_cached_max: usize) -> Self {
-        Self { session, keys, secrets: Secrets::new(secrets_cached_max) }
+        Self {
+            session,
+            keys,
+            secrets: Secrets::new(secrets_cached_max),
+            public_keys: PublicKeys::new(secrets_cached_max),
+        }
     }
 
     /// Asks the HSM for known answers by the way of every verification: import, unwrap, HMAC.
@@ -59,7 +63,8 @@ impl Operations {
             let key = self.secrets.open(&self.session, &self.keys, wrapped, algorithm)?;
             let digits = u8::try_from(code.len()).ok().and_then(|count| Digits::try_from(count).ok());
             let right = Otp::parse(code.to_owned()).zip(digits).map(|(known, digits)| {
-                self.expected(key, algorithm, digits, factor).map(|code| code.matches(&known))
+                let expected = codes::expected(&self.session, key, algorithm, digits, &factor.to_be_bytes());
+                expected.map(|code| code.matches(&known))
             });
             if right.transpose()? != Some(true) {
                 return Err(Fault::Hsm(format!(
@@ -83,7 +88,11 @@ impl Operations {
                 let wrapped = self.import(algorithm, &seed)?;
                 Ok(Response::Secret { wrapped, exported: None })
             }
+            Request::EncryptPinHash { id, hash, pin } => {
+                Ok(Response::PinHash(pin_hash::encrypt(&self.session, &self.keys, id, hash, &pin)?))
+            }
             Request::CheckOtp(check) => self.check_otp(&check),
+            Request::CheckSignature(check) => self.check_signature(&check),
             Request::Seal(rows) => self.seal(&rows),
             // Exposed to be hashed under a key.
             Request::Fingerprint(request) => {
@@ -138,60 +147,6 @@ impl Operations {
         Ok(WrappedSecret { kek_version, blob: blob? })
     }
 
-    fn check_otp(&mut self, check: &CheckOtp) -> Result<Response, Fault> {
-        // Everything that can be wrong with the message, whatever the codes turn out to be.
-        self.verify_seals(&check.standing)?;
-        let (credential, secret) = credential_of(&check.standing)?;
-        let codes = Codes::new(&check.codes, credential.digits)?;
-        if check.candidates.len() > CANDIDATES_MAX {
-            return Err(Fault::Request(format!("more than {CANDIDATES_MAX} candidates")));
-        }
-        for outcome in [&check.accepted, &check.repeated, &check.missed] {
-            replaced(&check.standing, &outcome.replaces)?;
-        }
-
-        let key = self.secrets.open(&self.session, &self.keys, secret, credential.algorithm)?;
-        let matched = self.first_match(key, &credential, &codes, &check.candidates)?;
-        let (outcome, row) = match matched {
-            None => (&check.missed, None),
-            Some((_, Candidate { row: None, .. })) => (&check.repeated, None),
-            Some((_, Candidate { row, .. })) => (&check.accepted, row.as_ref()),
-        };
-        let rows = row.into_iter().chain(&outcome.rows);
-        let sealed = self.seal_outcome(&check.standing, &outcome.replaces, rows)?;
-        Ok(Response::Checked { matched: matched.map(|(position, _)| position), sealed })
-    }
-
-    fn first_match<'a>(
-        &self,
-        key: Object,
-        credential: &Credential,
-        codes: &Codes<'_>,
-        candidates: &'a [Candidate],
-    ) -> Result<Option<(u16, &'a Candidate)>, Fault> {
-        let expected = |factor| self.expected(key, credential.algorithm, credential.digits, factor);
-        for (position, candidate) in (0u16..).zip(candidates) {
-            if !expected(candidate.factor)?.matches(codes.first) {
-                continue;
-            }
-            let both = match (codes.second, candidate.factor.checked_add(1)) {
-                (None, _) => true,
-                (Some(_), None) => false,
-                (Some(second), Some(next)) => expected(next)?.matches(second),
-            };
-            if both {
-                return Ok(Some((position, candidate)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The right code of a factor: the one thing that exists nowhere else.
-    fn expected(&self, key: Object, algorithm: Algorithm, digits: Digits, factor: u64) -> Result<Otp, Fault> {
-        let mac = self.session.hmac(algorithm, key, &factor.to_be_bytes())?;
-        truncate(&mac, digits).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))
-    }
-
     fn seal(&self, rows: &SealRows) -> Result<Response, Fault> {
         self.verify_seals(&rows.standing)?;
         let outcome = &rows.outcome;
@@ -199,7 +154,7 @@ impl Operations {
     }
 
     /// Seals an outcome's rows; `standing` must have been verified.
-    fn seal_outcome<'a>(
+    pub(super) fn seal_outcome<'a>(
         &self,
         standing: &[SealedBytes],
         replaces: &[u8],
@@ -234,7 +189,7 @@ impl Operations {
     }
 
     /// All of them, before anything is made of any.
-    fn verify_seals(&self, rows: &[SealedBytes]) -> Result<(), Fault> {
+    pub(super) fn verify_seals(&self, rows: &[SealedBytes]) -> Result<(), Fault> {
         if rows.len() > ROWS_MAX {
             return Err(Fault::Request(format!("more than {ROWS_MAX} rows")));
         }
@@ -245,36 +200,11 @@ impl Operations {
     }
 }
 
-/// The submitted codes: one, or two consecutive ones.
-struct Codes<'a> {
-    first: &'a Otp,
-    second: Option<&'a Otp>,
-}
-
-impl<'a> Codes<'a> {
-    fn new(codes: &'a [Otp], digits: Digits) -> Result<Self, Fault> {
-        if !codes.iter().all(|code| code.has(digits)) {
-            return Err(Fault::Request("a code of another length than the credential's".into()));
-        }
-        match codes {
-            [first] => Ok(Self { first, second: None }),
-            [first, second] => Ok(Self { first, second: Some(second) }),
-            _ => Err(Fault::Request("a check takes one code or two".into())),
-        }
-    }
-}
-
-/// The credential, which comes first, and its secret.
-fn credential_of(standing: &[SealedBytes]) -> Result<(Credential, WrappedSecret), Fault> {
-    let Some(Row::Credential(mut credential)) = standing.first().and_then(|row| row.bytes.decode()) else {
-        return Err(Fault::Request("the first row is no credential".into()));
-    };
-    let secret = credential.secret.take();
-    Ok((credential, secret.ok_or_else(|| Fault::Request("the credential has no secret".into()))?))
-}
-
 /// The standing rows at these positions, each at most once.
-fn replaced<'a>(standing: &'a [SealedBytes], positions: &[u8]) -> Result<Vec<&'a SealedBytes>, Fault> {
+pub(super) fn replaced<'a>(
+    standing: &'a [SealedBytes],
+    positions: &[u8],
+) -> Result<Vec<&'a SealedBytes>, Fault> {
     let mut seen = HashSet::new();
     let row = |position: &u8| match standing.get(usize::from(*position)) {
         Some(row) if seen.insert(*position) => Ok(row),

@@ -1,25 +1,28 @@
-//! The PKCS#11 module behind types of our own: the only file that names `cryptoki`.
+//! The PKCS#11 module behind types of our own: with `pkcs11/`, the only code that names `cryptoki`.
 //!
 //! Nothing here decides anything; it says in our words what is asked of the module, and checks what
 //! the module made of it, because a module may ignore parts of a template without a word.
+
+mod cipher;
+mod public_key;
+mod session;
+mod shape;
 
 use std::fmt;
 use std::path::Path;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::UserType;
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use zeroize::{Zeroize, Zeroizing};
 
 use super::pin::Pin;
-use crate::domain::otp::Algorithm;
 
-/// RFC 3394 adds one block of 8 bytes to what it wraps.
-pub const WRAP_OVERHEAD_BYTES: usize = 8;
+pub use cipher::GCM_NONCE_BYTES;
+pub use public_key::VerifyingKey;
+pub use session::{Object, Session, WRAP_OVERHEAD_BYTES};
+pub use shape::{Material, Shape, Use};
 
 /// What the module did not do. Displays as function and return code, such as
 /// `C_Login: CKR_PIN_INCORRECT`; never holds a secret.
@@ -79,14 +82,6 @@ impl fmt::Display for Pkcs11Error {
 
 impl std::error::Error for Pkcs11Error {}
 
-/// The blob in the buffer of a `C_WrapKey`: the binding does not cut it to what the module wrote, which
-/// may be less than the module had guessed. `None`: there is less than a blob of such a key.
-fn cut(mut buffer: Vec<u8>, key_bytes: usize) -> Option<Vec<u8>> {
-    let length = key_bytes.checked_add(WRAP_OVERHEAD_BYTES)?;
-    buffer.truncate(length);
-    (buffer.len() == length).then_some(buffer)
-}
-
 /// The name of a PKCS#11 constant from the binding's: `PinIncorrect` becomes `CKR_PIN_INCORRECT`.
 fn constant(prefix: &str, name: &str) -> String {
     let mut text = prefix.to_owned();
@@ -97,81 +92,6 @@ fn constant(prefix: &str, name: &str) -> String {
         text.push(character.to_ascii_uppercase());
     }
     text
-}
-
-/// An object's handle; it means something to the session that found or made it.
-#[derive(Clone, Copy, Debug)]
-pub struct Object(ObjectHandle);
-
-/// What a secret key is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Material {
-    /// `CKK_AES`.
-    Aes,
-    /// `CKK_GENERIC_SECRET`, for HMAC.
-    Generic,
-}
-
-/// What a key may be used for. Nothing of ours verifies or derives inside the HSM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// `CKA_ENCRYPT` and `CKA_DECRYPT`.
-    Cipher,
-    /// `CKA_SIGN`.
-    Sign,
-    /// `CKA_WRAP` and `CKA_UNWRAP`.
-    Wrap,
-}
-
-/// Everything that is asked of a secret key, and read back. All are private and sensitive.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// Its type.
-    pub material: Material,
-    /// Its length in bytes; `None`: that of the blob it is unwrapped from, which PKCS#11 does not
-    /// take in a template, and some modules do not tell afterwards.
-    pub length_bytes: Option<usize>,
-    /// Whether it stays in the token, or ends with the session.
-    pub token: bool,
-    /// Whether it may leave under another key.
-    pub extractable: bool,
-    /// What it is for; `None`: for nothing but to be wrapped.
-    pub purpose: Option<Use>,
-}
-
-impl Shape {
-    /// The attributes that a template gives and that are read back, without the length.
-    fn attributes(&self) -> Vec<Attribute> {
-        let key_type = match self.material {
-            Material::Aes => KeyType::AES,
-            Material::Generic => KeyType::GENERIC_SECRET,
-        };
-        let is_for = |purpose| self.purpose == Some(purpose);
-        vec![
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(key_type),
-            Attribute::Token(self.token),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(self.extractable),
-            Attribute::Encrypt(is_for(Use::Cipher)),
-            Attribute::Decrypt(is_for(Use::Cipher)),
-            Attribute::Sign(is_for(Use::Sign)),
-            Attribute::Verify(false),
-            Attribute::Wrap(is_for(Use::Wrap)),
-            Attribute::Unwrap(is_for(Use::Wrap)),
-            Attribute::Derive(false),
-        ]
-    }
-
-    /// The same with the length.
-    fn all_attributes(&self) -> Result<Vec<Attribute>, Pkcs11Error> {
-        let mut attributes = self.attributes();
-        if let Some(length_bytes) = self.length_bytes {
-            attributes.push(Attribute::ValueLen(length_bytes.try_into()?));
-        }
-        Ok(attributes)
-    }
 }
 
 /// A loaded and initialised module.
@@ -251,173 +171,7 @@ impl Module {
     pub fn login(&self, token: &Token, pin: &Pin) -> Result<Session, Pkcs11Error> {
         let session = self.0.open_rw_session(token.slot)?;
         session.login(UserType::User, Some(&AuthPin::from(pin.as_str())))?;
-        Ok(Session(session))
-    }
-}
-
-/// A read-write session of the logged-in user. Its session objects end with it.
-pub struct Session(cryptoki::session::Session);
-
-impl Session {
-    /// Every token object that has a label, with it. Labels that are no UTF-8 are nobody's of ours.
-    ///
-    /// # Errors
-    /// The search failed.
-    pub fn labelled_objects(&self) -> Result<Vec<(Object, String)>, Pkcs11Error> {
-        let mut found = Vec::new();
-        // Not by class: an object that a crash left half made may have a label and nothing else.
-        for handle in self.0.find_objects(&[Attribute::Token(true)])? {
-            let attributes = self.0.get_attributes(handle, &[AttributeType::Label])?;
-            if let [Attribute::Label(label)] = attributes.as_slice()
-                && let Ok(label) = std::str::from_utf8(label)
-            {
-                found.push((Object(handle), label.to_owned()));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Reads the key's attributes back.
-    ///
-    /// # Errors
-    /// Names the first attribute that is missing or not as `shape` says.
-    pub fn check(&self, object: Object, shape: &Shape) -> Result<(), Pkcs11Error> {
-        let wanted = shape.all_attributes()?;
-        let types: Vec<_> = wanted.iter().map(Attribute::attribute_type).collect();
-        let found = self.0.get_attributes(object.0, &types)?;
-        match wanted.iter().find(|attribute| !found.contains(attribute)) {
-            None => Ok(()),
-            Some(wrong) => {
-                let name = constant("CKA", &format!("{:?}", wrong.attribute_type()));
-                Err(Pkcs11Error(Cause::Attribute(name)))
-            }
-        }
-    }
-
-    /// Generates a key. One with a label is made unmodifiable, unless it wraps.
-    ///
-    /// # Errors
-    /// `C_GenerateKey` failed.
-    pub fn generate(&self, shape: &Shape, label: Option<&str>) -> Result<Object, Pkcs11Error> {
-        let mechanism = match shape.material {
-            Material::Aes => Mechanism::AesKeyGen,
-            Material::Generic => Mechanism::GenericSecretKeyGen,
-        };
-        let mut template = shape.all_attributes()?;
-        if let Some(label) = label {
-            template.push(Attribute::Label(label.as_bytes().to_vec()));
-            // A key that is to be copied to a session object must allow it: the copy's CKA_TOKEN is
-            // a modification. No module lets go of CKA_SENSITIVE or non-extractability for that.
-            template.push(Attribute::Modifiable(shape.purpose == Some(Use::Wrap)));
-        }
-        Ok(Object(self.0.generate_key(&mechanism, &template)?))
-    }
-
-    /// Makes a key of `value`.
-    ///
-    /// # Errors
-    /// `C_CreateObject` failed.
-    pub fn create(&self, shape: &Shape, value: &[u8]) -> Result<Object, Pkcs11Error> {
-        let mut template = shape.attributes();
-        template.push(Attribute::Value(value.to_vec()));
-        let created = self.0.create_object(&template);
-        for attribute in &mut template {
-            if let Attribute::Value(copy) = attribute {
-                copy.zeroize();
-            }
-        }
-        Ok(Object(created?))
-    }
-
-    /// A session object that is otherwise the same key.
-    ///
-    /// # Errors
-    /// `C_CopyObject` failed.
-    pub fn copy_to_session(&self, object: Object) -> Result<Object, Pkcs11Error> {
-        Ok(Object(self.0.copy_object(object.0, &[Attribute::Token(false)])?))
-    }
-
-    /// The key of `length_bytes` under `kek` (AES key wrap, RFC 3394): `length_bytes` + 8 bytes.
-    ///
-    /// # Errors
-    /// `C_WrapKey` failed, or returned fewer bytes.
-    pub fn wrap(&self, kek: Object, key: Object, length_bytes: usize) -> Result<Vec<u8>, Pkcs11Error> {
-        let buffer = self.0.wrap_key(&Mechanism::AesKeyWrap, kek.0, key.0)?;
-        cut(buffer, length_bytes).ok_or(Pkcs11Error(Cause::Length("C_WrapKey")))
-    }
-
-    /// The key in `blob` as an object that can do `algorithm`'s HMAC and nothing else.
-    ///
-    /// # Errors
-    /// `C_UnwrapKey` failed: also if the blob is not what this `kek` wrapped.
-    pub fn unwrap_hmac_key(
-        &self,
-        kek: Object,
-        blob: &[u8],
-        shape: &Shape,
-        algorithm: Algorithm,
-    ) -> Result<Object, Pkcs11Error> {
-        let mut template = shape.attributes();
-        template.push(Attribute::AllowedMechanisms(vec![match algorithm {
-            Algorithm::Sha1 => MechanismType::SHA1_HMAC,
-            Algorithm::Sha256 => MechanismType::SHA256_HMAC,
-            Algorithm::Sha512 => MechanismType::SHA512_HMAC,
-        }]));
-        Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &template)?))
-    }
-
-    /// The HMAC of `message`: [`Algorithm::output_bytes`] of it, zeroized on drop.
-    ///
-    /// # Errors
-    /// `C_SignInit` or `C_Sign` failed, or the result has another length.
-    pub fn hmac(
-        &self,
-        algorithm: Algorithm,
-        key: Object,
-        message: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Pkcs11Error> {
-        let mechanism = match algorithm {
-            Algorithm::Sha1 => Mechanism::Sha1Hmac,
-            Algorithm::Sha256 => Mechanism::Sha256Hmac,
-            Algorithm::Sha512 => Mechanism::Sha512Hmac,
-        };
-        let mac = Zeroizing::new(self.0.sign(&mechanism, key.0, message)?);
-        if mac.len() == algorithm.output_bytes() {
-            Ok(mac)
-        } else {
-            Err(Pkcs11Error(Cause::Length("C_Sign")))
-        }
-    }
-
-    /// Destroys the object.
-    ///
-    /// # Errors
-    /// `C_DestroyObject` failed: the object may still be there.
-    pub fn destroy(&self, object: Object) -> Result<(), Pkcs11Error> {
-        Ok(self.0.destroy_object(object.0)?)
-    }
-
-    /// Fills `bytes` from the HSM's random generator.
-    ///
-    /// # Errors
-    /// `C_GenerateRandom` failed.
-    pub fn random(&self, bytes: &mut [u8]) -> Result<(), Pkcs11Error> {
-        Ok(self.0.generate_random_slice(bytes)?)
-    }
-
-    /// The bytes of a key, if the module gives them out.
-    #[cfg(test)]
-    pub fn value(&self, object: Object) -> Option<Vec<u8>> {
-        match self.0.get_attributes(object.0, &[AttributeType::Value]).unwrap().pop() {
-            Some(Attribute::Value(value)) => Some(value),
-            _ => None,
-        }
-    }
-
-    /// How many session objects there are.
-    #[cfg(test)]
-    pub fn session_objects(&self) -> usize {
-        self.0.find_objects(&[Attribute::Token(false)]).unwrap().len()
+        Ok(Session::of_user(session))
     }
 }
 
@@ -425,14 +179,6 @@ impl Session {
 mod tests {
     use super::*;
     use cryptoki::context::Function;
-
-    #[test]
-    fn a_blob_is_cut_to_its_length() {
-        assert_eq!(cut(vec![1; 32], 24), Some(vec![1; 32]));
-        assert_eq!(cut(vec![1; 40], 24), Some(vec![1; 32]));
-        assert_eq!(cut(vec![1; 31], 24), None);
-        assert_eq!(cut(vec![1; 31], usize::MAX), None);
-    }
 
     #[test]
     fn errors_are_named_as_in_the_standard() {

@@ -1,13 +1,14 @@
-//! The unwrapped secrets of credentials: session objects, a bounded number of them.
+//! The unwrapped secrets and the public keys of credentials: session objects, a bounded number of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::rc::Rc;
 
 use super::keys::Keys;
-use super::pkcs11::{Material, Object, Session, Shape, Use, WRAP_OVERHEAD_BYTES};
+use super::pkcs11::{Material, Object, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
 use crate::domain::credential::WrappedSecret;
 use crate::domain::otp::Algorithm;
+use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Fault;
 
 /// The longest seed, in bytes: a block of SHA-1 and SHA-256, up to which zero-padding changes no HMAC.
@@ -93,6 +94,33 @@ impl Secrets {
     }
 }
 
+/// Public keys as objects, the oldest of them given up for new ones.
+pub struct PublicKeys {
+    cached: Fifo<PublicKey, VerifyingKey>,
+}
+
+impl PublicKeys {
+    /// Keeps at most `cached_max` objects (at least 1).
+    pub fn new(cached_max: usize) -> Self {
+        Self { cached: Fifo::new(cached_max) }
+    }
+
+    /// The object of a key, from the cache or newly made.
+    ///
+    /// # Errors
+    /// [`Fault::Hsm`] if the module does not make it.
+    pub fn open(&mut self, session: &Session, key: PublicKey) -> Result<VerifyingKey, Fault> {
+        if let Some(object) = self.cached.get(&key) {
+            return Ok(*object);
+        }
+        let object = session.create_public_key(&key)?;
+        if let Some(evicted) = self.cached.insert(key, object) {
+            session.destroy(evicted.object())?;
+        }
+        Ok(object)
+    }
+}
+
 /// Destroys an object that the module made otherwise than asked for: it may be readable.
 pub(super) fn checked(session: &Session, object: Object, shape: &Shape) -> Result<(), Fault> {
     let Err(error) = session.check(object, shape) else { return Ok(()) };
@@ -132,7 +160,9 @@ impl<K: Eq + Hash, V> Fifo<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_token::with_session;
     use super::*;
+    use crate::domain::signer::tests::key_named;
 
     #[test]
     fn the_oldest_entry_goes_first_and_the_bound_holds() {
@@ -159,5 +189,26 @@ mod tests {
         assert_eq!([16, 20, 24, 25, 64].map(|n| padded(n, Algorithm::Sha1)), [24, 24, 24, 32, 64]);
         assert_eq!([16, 32, 33, 61].map(|n| padded(n, Algorithm::Sha256)), [32, 32, 40, 64]);
         assert_eq!([16, 64].map(|n| padded(n, Algorithm::Sha512)), [64, 64]);
+    }
+
+    #[test]
+    fn there_are_no_more_public_keys_than_the_cache_holds() {
+        const NAME: &str = "custodian::secrets::tests::there_are_no_more_public_keys_than_the_cache_holds";
+        with_session(NAME, |session| {
+            let resting = session.session_objects();
+            let mut keys = PublicKeys::new(2);
+            for (name, objects) in [
+                ("p256", 1),
+                ("p256", 1),
+                ("rsa2048", 2),
+                ("p256", 2),
+                ("rsa4096", 2),
+                ("p256", 2),
+                ("rsa4096", 2),
+            ] {
+                keys.open(&session, key_named(name)).unwrap();
+                assert_eq!(session.session_objects(), resting + objects, "{name}");
+            }
+        });
     }
 }

@@ -26,6 +26,10 @@ pub enum Event {
     Resynced,
     /// Two codes were not found and charged.
     ResyncRefused,
+    /// A signature was verified.
+    SignatureVerified,
+    /// A signature was wrong; nothing is charged.
+    SignatureRefused,
     /// Rows past their time were removed.
     Pruned,
     /// The wall clock stepped; what depends on the time is refused from here on.
@@ -35,7 +39,8 @@ pub enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 13] = [
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [Self; 15] = [
         Self::Enrolled,
         Self::Deleted,
         Self::Suspended,
@@ -46,6 +51,8 @@ impl Event {
         Self::Repeated,
         Self::Resynced,
         Self::ResyncRefused,
+        Self::SignatureVerified,
+        Self::SignatureRefused,
         Self::Pruned,
         Self::ClockStepped,
         Self::ClockAccepted,
@@ -69,6 +76,8 @@ impl Event {
             Self::Repeated => "otp.repeated",
             Self::Resynced => "otp.resynced",
             Self::ResyncRefused => "otp.resync_refused",
+            Self::SignatureVerified => "signature.verified",
+            Self::SignatureRefused => "signature.refused",
             Self::Pruned => "store.pruned",
             Self::ClockStepped => "clock.stepped",
             Self::ClockAccepted => "clock.accepted",

@@ -6,7 +6,9 @@ use super::account::AccountRef;
 use super::caller::Tenant;
 use super::id::CredentialId;
 use super::lockout::Attempts;
+use super::ocra::Suite;
 use super::otp::{Algorithm, Digits, MovingFactor};
+use super::signer::{PublicKey, SignatureAlgorithm};
 
 /// An AES key-wrap blob (RFC 3394) of the zero-padded seed, under one version of the HSM's `kek`.
 /// Worth nothing without the HSM. It does not say whose it is: the row's seal does.
@@ -15,6 +17,16 @@ pub struct WrappedSecret {
     /// Version of the `kek` that wraps it.
     pub kek_version: u16,
     /// The blob: padded length + 8 bytes.
+    pub blob: Vec<u8>,
+}
+
+/// The hash of an OCRA token's PIN, encrypted under one version of the HSM's `data` key, and bound
+/// to its credential. Opened in custodians only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptedPinHash {
+    /// Version of the `data` key that encrypts it.
+    pub data_version: u16,
+    /// AES-256-GCM: nonce (12 bytes), ciphertext (as long as the hash), tag (16 bytes).
     pub blob: Vec<u8>,
 }
 
@@ -31,16 +43,72 @@ pub struct Credential {
     pub version: u64,
     /// When it was enrolled, milliseconds since 1970.
     pub created_unix_ms: u64,
+    /// What it is, with its parameters and its sealed secret or key.
+    pub kind: Kind,
+    /// When it was deleted, milliseconds since 1970.
+    pub deleted_unix_ms: Option<u64>,
+}
+
+/// What a credential is. Stored in sealed rows: variants go to the end, and their fields never change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// HOTP or TOTP.
+    Otp(OtpToken),
+    /// OCRA.
+    Ocra(OcraToken),
+    /// A device that signs.
+    Signer(Signer),
+}
+
+/// A token of RFC 4226 or RFC 6238.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtpToken {
     /// The hash of its codes.
     pub algorithm: Algorithm,
-    /// The length of its codes.
+    /// The length of its codes: 6, 7 or 8.
     pub digits: Digits,
     /// Counter or time.
     pub moving_factor: MovingFactor,
     /// Its seed; `None` in a tombstone.
     pub secret: Option<WrappedSecret>,
-    /// When it was deleted, milliseconds since 1970.
-    pub deleted_unix_ms: Option<u64>,
+}
+
+/// A token of RFC 6287.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OcraToken {
+    /// Hash, code length and data inputs.
+    pub suite: Suite,
+    /// Suites with C: how many codes beyond the expected one are tried (0..=100); else 0.
+    pub look_ahead: u8,
+    /// Suites with T: steps tried on either side of the present one (0..=2); else 0.
+    pub skew_steps: u8,
+    /// What its codes are good for.
+    pub usage: OcraUse,
+    /// Its seed; `None` in a tombstone.
+    pub secret: Option<WrappedSecret>,
+    /// Suites with P: the hash of the PIN; `None` without P, and in a tombstone.
+    pub pin_hash: Option<EncryptedPinHash>,
+}
+
+/// What an OCRA token's codes are good for: never for both, so that no code made for a question
+/// that somebody made up approves a transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OcraUse {
+    /// Questions that the appliance derives from a transaction.
+    #[default]
+    Transaction,
+    /// Questions that the caller chooses, by `/verify`.
+    Verify,
+}
+
+/// A device with a key pair; the private one never leaves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signer {
+    /// How it signs.
+    pub algorithm: SignatureAlgorithm,
+    /// Its public key, checked at enrolment; `None` in a tombstone.
+    pub key: Option<PublicKey>,
 }
 
 /// Whether a credential may be used.
@@ -66,9 +134,10 @@ pub struct CredentialState {
     pub version: u64,
     /// Whether it may be used.
     pub status: Status,
-    /// The first counter or time step that may still be accepted; it only ever grows.
+    /// The first counter (HOTP, OCRA with C) or time step (TOTP, other OCRA with T) that may still be
+    /// accepted; it only ever grows.
     pub next_factor: u64,
-    /// The counter or time step accepted last.
+    /// The counter or time step accepted last. OCRA without C has [`UsedInput`]s instead.
     pub last_accepted: Option<u64>,
     /// TOTP: how many steps the token's clock is ahead of ours, as the last resync found.
     pub drift_steps: i16,
@@ -81,14 +150,14 @@ pub struct CredentialState {
 }
 
 impl Credential {
-    /// The tombstone: the secret is gone, the id stays taken.
+    /// The tombstone: secret and key are gone, the id stays taken.
     pub fn deleted(&self, unix_ms: u64) -> Self {
-        Self {
-            version: self.version.saturating_add(1),
-            secret: None,
-            deleted_unix_ms: Some(unix_ms),
-            ..self.clone()
-        }
+        let kind = match self.kind.clone() {
+            Kind::Otp(token) => Kind::Otp(OtpToken { secret: None, ..token }),
+            Kind::Ocra(token) => Kind::Ocra(OcraToken { secret: None, pin_hash: None, ..token }),
+            Kind::Signer(signer) => Kind::Signer(Signer { key: None, ..signer }),
+        };
+        Self { version: self.version.saturating_add(1), kind, deleted_unix_ms: Some(unix_ms), ..self.clone() }
     }
 }
 
@@ -123,4 +192,23 @@ impl CredentialState {
     pub fn unlocked(&self, account_epoch: u32) -> Self {
         Self { attempts: Attempts::default(), account_share: 0, account_epoch, ..self.next() }
     }
+}
+
+/// An input of an OCRA token without a counter that was accepted: its code is not accepted again.
+///
+/// It is kept as long as it could verify; without a time step that is the credential's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedInput {
+    /// The credential.
+    pub id: CredentialId,
+    /// [`super::ocra::Challenge::fingerprint`] of question, session and time step.
+    pub fingerprint: [u8; 32],
+    /// The tenant it belongs to.
+    pub tenant: Tenant,
+    /// Always 1: it is made and pruned, never changed.
+    pub version: u64,
+    /// Suites with T: the time step.
+    pub time_step: Option<u64>,
+    /// Suites with T: when its step is out of reach, milliseconds since 1970.
+    pub expires_unix_ms: Option<u64>,
 }

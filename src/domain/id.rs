@@ -17,7 +17,7 @@ impl CredentialId {
     const PREFIX: &'static str = "cred_";
 
     /// From 16 random bytes.
-    pub fn from_random(bytes: [u8; 16]) -> Self {
+    pub const fn from_random(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
     }
 

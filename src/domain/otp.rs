@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use super::verification::Factor;
+
 /// The first counter that does not exist (it has to fit a signed 64-bit column, too).
 pub const COUNTER_END: u64 = 1 << 63;
 
@@ -44,9 +46,12 @@ impl Algorithm {
 }
 
 /// What a number of digits must be.
-pub const DIGITS_RULE: &str = "digits must be 6, 7 or 8";
+pub const DIGITS_RULE: &str = "digits must be 6 to 10";
 
-/// How many digits a code has: 6, 7 or 8.
+/// What it must be for HOTP and TOTP.
+pub const HOTP_DIGITS_RULE: &str = "digits must be 6, 7 or 8";
+
+/// How many digits a code has: 6 to 10 (RFC 6287, section 6.2), of which HOTP and TOTP use 6, 7 and 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct Digits(u8);
@@ -57,10 +62,20 @@ impl Default for Digits {
     }
 }
 
+impl Digits {
+    /// For HOTP and TOTP.
+    ///
+    /// # Errors
+    /// [`HOTP_DIGITS_RULE`].
+    pub fn for_hotp(digits: u8) -> Result<Self, &'static str> {
+        if (6..=8).contains(&digits) { Ok(Self(digits)) } else { Err(HOTP_DIGITS_RULE) }
+    }
+}
+
 impl TryFrom<u8> for Digits {
     type Error = &'static str;
     fn try_from(digits: u8) -> Result<Self, Self::Error> {
-        if (6..=8).contains(&digits) { Ok(Self(digits)) } else { Err(DIGITS_RULE) }
+        if (6..=10).contains(&digits) { Ok(Self(digits)) } else { Err(DIGITS_RULE) }
     }
 }
 
@@ -75,10 +90,10 @@ impl From<Digits> for u8 {
 pub struct Otp(String);
 
 impl Otp {
-    /// `None` unless `text` is 6 to 8 ASCII digits.
+    /// `None` unless `text` is 6 to 10 ASCII digits.
     pub fn parse(text: String) -> Option<Self> {
         let mut otp = Self(text);
-        if (6..=8).contains(&otp.0.len()) && otp.0.bytes().all(|b| b.is_ascii_digit()) {
+        if (6..=10).contains(&otp.0.len()) && otp.0.bytes().all(|b| b.is_ascii_digit()) {
             return Some(otp);
         }
         otp.zeroize();
@@ -103,11 +118,13 @@ impl Otp {
 
 /// The code of an HMAC: RFC 4226, section 5.3, for any of the three hashes (RFC 6238, section 1.2).
 ///
+/// It comes from 31 bits, which never fill 10 digits: the first of 10 is 0, 1 or 2.
+///
 /// `None` if `mac` is not the output of such an HMAC.
 pub fn truncate(mac: &[u8], digits: Digits) -> Option<Otp> {
     let offset = usize::from(mac.last()? & 0x0f);
     let word: [u8; 4] = mac.get(offset..offset.checked_add(4)?)?.try_into().ok()?;
-    let code = (u32::from_be_bytes(word) & 0x7fff_ffff) % 10u32.pow(u32::from(digits.0));
+    let code = u64::from(u32::from_be_bytes(word) & 0x7fff_ffff) % 10u64.pow(u32::from(digits.0));
     Some(Otp(format!("{code:0width$}", width = usize::from(digits.0))))
 }
 
@@ -129,18 +146,28 @@ pub enum MovingFactor {
     },
 }
 
+impl MovingFactor {
+    /// The factor of counter or time step `number`.
+    pub fn factor(self, number: u64) -> Factor {
+        match self {
+            Self::Hotp { .. } => Factor { counter: Some(number), time_step: None },
+            Self::Totp { .. } => Factor { counter: None, time_step: Some(number) },
+        }
+    }
+}
+
 /// RFC 6238, section 4.2: the number of whole periods since 1970.
-pub fn time_step(unix_ms: u64, period_s: u16) -> u64 {
+pub fn time_step(unix_ms: u64, period_s: u32) -> u64 {
     unix_ms / 1_000 / u64::from(period_s.max(1))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use hmac::{Hmac, KeyInit, Mac};
     use serde_json::Value;
 
-    fn hmac_of(algorithm: Algorithm, key: &[u8], message: &[u8]) -> Vec<u8> {
+    pub fn hmac_of(algorithm: Algorithm, key: &[u8], message: &[u8]) -> Vec<u8> {
         macro_rules! mac {
             ($hash:ty) => {{
                 let mut mac = Hmac::<$hash>::new_from_slice(key).unwrap();
@@ -178,7 +205,7 @@ mod tests {
     #[test]
     fn rfc_6238_appendix_b() {
         let count = check(include_str!("../../tests/vectors/totp.json"), |v| {
-            time_step(v["unix_time"].as_u64().unwrap() * 1_000, v["period"].as_u64().unwrap() as u16)
+            time_step(v["unix_time"].as_u64().unwrap() * 1_000, v["period"].as_u64().unwrap() as u32)
         });
         assert_eq!(count, 18);
     }
@@ -191,11 +218,41 @@ mod tests {
     }
 
     #[test]
-    fn an_otp_is_six_to_eight_digits() {
-        for good in ["000000", "1234567", "99999999"] {
+    fn codes_of_ten_digits_are_31_bits() {
+        for (word, digits, code) in [
+            ([0xff; 4], 10, "2147483647"),
+            ([0xff; 4], 9, "147483647"),
+            ([0xff; 4], 6, "483647"),
+            ([0, 0, 0, 7], 10, "0000000007"),
+            ([0x3b, 0x9a, 0xca, 0x00], 10, "1000000000"),
+            ([0x3b, 0x9a, 0xca, 0x00], 9, "000000000"),
+        ] {
+            // The last byte is the offset: 0.
+            let mac = [word.as_slice(), &[0; 16]].concat();
+            let expected = Otp::parse(code.to_owned()).unwrap();
+            assert!(truncate(&mac, Digits::try_from(digits).unwrap()).unwrap().matches(&expected), "{code}");
+        }
+    }
+
+    #[test]
+    fn hotp_and_totp_use_fewer_digits_than_there_are() {
+        for digits in 0..=u8::MAX {
+            let (any, hotp) = (Digits::try_from(digits), Digits::for_hotp(digits));
+            assert_eq!(
+                any.map(u8::from),
+                if (6..=10).contains(&digits) { Ok(digits) } else { Err(DIGITS_RULE) }
+            );
+            let expected = if (6..=8).contains(&digits) { Ok(digits) } else { Err(HOTP_DIGITS_RULE) };
+            assert_eq!(hotp.map(u8::from), expected);
+        }
+    }
+
+    #[test]
+    fn an_otp_is_six_to_ten_digits() {
+        for good in ["000000", "1234567", "99999999", "123456789", "9999999999"] {
             assert!(Otp::parse(good.to_owned()).is_some(), "{good}");
         }
-        for bad in ["", "12345", "123456789", "12345a", "12 345", "+12345", "\u{661}\u{662}\u{663}"] {
+        for bad in ["", "12345", "12345678901", "12345a", "12 345", "+12345", "\u{661}\u{662}\u{663}"] {
             assert!(Otp::parse(bad.to_owned()).is_none(), "{bad}");
         }
     }

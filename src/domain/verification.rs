@@ -1,10 +1,14 @@
 //! One code against one credential: which factors to try, and what each outcome makes of the rows.
 
+use serde::{Deserialize, Serialize};
+
 use super::account::Account;
-use super::credential::{Credential, CredentialState, Status};
+use super::credential::{Credential, CredentialState, Kind, OtpToken, Status, UsedInput};
 use super::lockout::Locked;
 use super::otp::{COUNTER_END, MovingFactor, time_step};
 use super::time::Now;
+
+pub mod ocra;
 
 /// The rows a verdict stands on.
 #[derive(Clone, Copy)]
@@ -30,20 +34,61 @@ pub enum Refusal {
     ClockUntrusted,
 }
 
+/// What moves from code to code: the counter, the time step, both (OCRA with C and T) or nothing (OCRA
+/// with neither).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Factor {
+    /// HOTP's counter; OCRA's C.
+    pub counter: Option<u64>,
+    /// TOTP's time step; OCRA's T.
+    pub time_step: Option<u64>,
+}
+
+impl Factor {
+    /// HOTP and TOTP: the one number that goes into the HMAC.
+    pub fn single(self) -> Option<u64> {
+        match (self.counter, self.time_step) {
+            (Some(number), None) | (None, Some(number)) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// What the code after this one can be computed from. Between two codes of a token with counter and
+    /// clock, the time step may have changed or not.
+    pub fn successors(self) -> impl Iterator<Item = Self> {
+        let later = self.time_step.and_then(|step| step.checked_add(1));
+        let successors = match self.counter {
+            Some(counter) => {
+                let counter = counter.checked_add(1);
+                let same = counter.map(|_| Self { counter, ..self });
+                let both = counter.and(later).map(|_| Self { counter, time_step: later });
+                [same, both]
+            }
+            None => [later.map(|_| Self { counter: None, time_step: later }), None],
+        };
+        successors.into_iter().flatten()
+    }
+}
+
 /// What one matching factor means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Right: the credential's next state.
-    Accepted(CredentialState),
-    /// The code accepted last, again: refused, nothing charged.
+    /// Right.
+    Accepted {
+        /// The credential's next state.
+        state: CredentialState,
+        /// OCRA without C: what keeps the code from being accepted again.
+        used: Option<Box<UsedInput>>,
+    },
+    /// Accepted before: refused, nothing charged.
     Repeated,
 }
 
 /// A factor to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// HOTP counter or TOTP time step.
-    pub factor: u64,
+    /// What its code is computed from.
+    pub factor: Factor,
     /// What it means if it matches.
     pub verdict: Verdict,
 }
@@ -65,22 +110,34 @@ pub struct Plan {
     pub remaining: u32,
 }
 
-/// Whether the credential may be tried at all.
+/// Whether the credential may be used at all: what a signature needs, which nobody can guess.
 ///
 /// # Errors
-/// The reason why not, the same for [`begin`] and for a resync.
-pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
+/// [`Refusal::Absent`], [`Refusal::Suspended`].
+pub fn usable(subject: Subject<'_>) -> Result<(), Refusal> {
     match subject.state.status {
-        Status::Deleted => return Err(Refusal::Absent),
-        Status::Suspended => return Err(Refusal::Suspended),
-        Status::Active => {}
+        Status::Deleted => Err(Refusal::Absent),
+        Status::Suspended => Err(Refusal::Suspended),
+        Status::Active => Ok(()),
     }
+}
+
+/// Whether a code may be tried.
+///
+/// # Errors
+/// The reason why not, the same for every kind of token and for a resync.
+pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
+    usable(subject)?;
     let (own, account) = (&subject.state.attempts, &subject.account.attempts);
     let locked = match (own.locked(now), account.locked(now)) {
         (Some(a), Some(b)) => Some(a.longer(b)),
         (a, b) => a.or(b),
     };
-    let by_time = matches!(subject.credential.moving_factor, MovingFactor::Totp { .. });
+    let by_time = match &subject.credential.kind {
+        Kind::Otp(token) => matches!(token.moving_factor, MovingFactor::Totp { .. }),
+        Kind::Ocra(token) => token.suite.time_step_s().is_some(),
+        Kind::Signer(_) => false,
+    };
     let has_lock = own.lock.is_some() || account.lock.is_some();
     match locked {
         Some(locked) if now.trusted || locked.retry_after_s.is_none() => Err(Refusal::Locked(locked)),
@@ -89,20 +146,23 @@ pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
     }
 }
 
-/// Plans the check of one code.
+/// Plans the check of one code of a HOTP or TOTP token.
 ///
 /// The code accepted last is tried first: should the next one happen to look the same, a double
 /// submission of it must not be accepted once for each.
 ///
 /// # Errors
 /// A [`Refusal`] if the credential may not be tried.
-pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Plan, Refusal> {
+pub fn begin(subject: Subject<'_>, token: &OtpToken, now: &Now) -> Result<Plan, Refusal> {
     admit(subject, now)?;
     let state = subject.state;
-    let repeated = state.last_accepted.map(|factor| Candidate { factor, verdict: Verdict::Repeated });
-    let fresh = factors(subject, now)
-        .into_iter()
-        .map(|factor| Candidate { factor, verdict: Verdict::Accepted(accepted(subject, factor)) });
+    let factor = |number| token.moving_factor.factor(number);
+    let repeated =
+        state.last_accepted.map(|number| Candidate { factor: factor(number), verdict: Verdict::Repeated });
+    let fresh = numbers(subject, token, now).into_iter().map(|number| Candidate {
+        factor: factor(number),
+        verdict: Verdict::Accepted { state: accepted(subject, number), used: None },
+    });
     Ok(plan(subject, now, repeated.into_iter().chain(fresh).collect()))
 }
 
@@ -113,25 +173,33 @@ pub(super) fn plan(subject: Subject<'_>, now: &Now, candidates: Vec<Candidate>) 
         candidates,
         accepted_account: refunded(subject),
         remaining_if_missed: missed_state.attempts.remaining(now).min(missed_account.attempts.remaining(now)),
-        remaining: subject.state.attempts.remaining(now).min(subject.account.attempts.remaining(now)),
+        remaining: remaining(subject, now),
         missed_state,
         missed_account,
     }
 }
 
-/// The factors that could be right now, nearest first, none of them used or skipped before.
-fn factors(subject: Subject<'_>, now: &Now) -> Vec<u64> {
+/// Attempts left now: the smaller of the credential's and the account's.
+pub fn remaining(subject: Subject<'_>, now: &Now) -> u32 {
+    subject.state.attempts.remaining(now).min(subject.account.attempts.remaining(now))
+}
+
+/// The counters or time steps that could be right now, nearest first, none of them used or skipped before.
+fn numbers(subject: Subject<'_>, token: &OtpToken, now: &Now) -> Vec<u64> {
     let next = subject.state.next_factor;
-    match subject.credential.moving_factor {
-        MovingFactor::Hotp { look_ahead } => {
-            (next..COUNTER_END.min(next.saturating_add(u64::from(look_ahead) + 1))).collect()
-        }
+    match token.moving_factor {
+        MovingFactor::Hotp { look_ahead } => counters(next, look_ahead).collect(),
         MovingFactor::Totp { period_s, skew_steps } => {
-            let present =
-                time_step(now.unix_ms, period_s).saturating_add_signed(i64::from(subject.state.drift_steps));
+            let present = time_step(now.unix_ms, period_s.into())
+                .saturating_add_signed(subject.state.drift_steps.into());
             around(present, u64::from(skew_steps)).filter(|step| *step >= next).collect()
         }
     }
+}
+
+/// `next` and so many counters beyond it.
+pub(super) fn counters(next: u64, look_ahead: u8) -> impl Iterator<Item = u64> + Clone {
+    next..COUNTER_END.min(next.saturating_add(u64::from(look_ahead) + 1))
 }
 
 /// `middle`, then its neighbours up to `reach` away, nearest first.
@@ -142,11 +210,18 @@ pub(super) fn around(middle: u64, reach: u64) -> impl Iterator<Item = u64> {
     std::iter::once(middle).chain(pairs)
 }
 
-/// After `factor` was accepted: it and all before it are used up, and the failures are forgotten.
-pub(super) fn accepted(subject: Subject<'_>, factor: u64) -> CredentialState {
+/// After counter or time step `number` was accepted: it and all before it are used up.
+pub(super) fn accepted(subject: Subject<'_>, number: u64) -> CredentialState {
     CredentialState {
-        next_factor: factor.saturating_add(1),
-        last_accepted: Some(factor),
+        next_factor: number.saturating_add(1),
+        last_accepted: Some(number),
+        ..succeeded(subject)
+    }
+}
+
+/// After a success: the credential's failures are forgotten.
+fn succeeded(subject: Subject<'_>) -> CredentialState {
+    CredentialState {
         attempts: Default::default(),
         account_share: 0,
         account_epoch: subject.account.epoch,
@@ -202,6 +277,16 @@ pub(super) mod tests {
 
     impl Rows {
         pub fn new(moving_factor: MovingFactor, next_factor: u64) -> Self {
+            let token = OtpToken {
+                algorithm: Algorithm::Sha1,
+                digits: Digits::default(),
+                moving_factor,
+                secret: None,
+            };
+            Self::of(Kind::Otp(token), next_factor)
+        }
+
+        pub fn of(kind: Kind, next_factor: u64) -> Self {
             let tenant = Tenant::try_from("bank-a".to_owned()).unwrap();
             let account = Account::new(tenant.clone(), "acct-1".to_owned().try_into().unwrap());
             let id = CredentialId::from_random([1; 16]);
@@ -211,10 +296,7 @@ pub(super) mod tests {
                 account: account.account.clone(),
                 version: 1,
                 created_unix_ms: 0,
-                algorithm: Algorithm::Sha1,
-                digits: Digits::default(),
-                moving_factor,
-                secret: None,
+                kind,
                 deleted_unix_ms: None,
             };
             Self(credential, CredentialState::new(id, tenant, next_factor, 0), account)
@@ -224,15 +306,25 @@ pub(super) mod tests {
             Subject { credential: &self.0, state: &self.1, account: &self.2 }
         }
 
+        fn token(&self) -> &OtpToken {
+            let Kind::Otp(token) = &self.0.kind else { panic!("no OTP token") };
+            token
+        }
+
+        fn begin(&self, now: &Now) -> Result<Plan, Refusal> {
+            begin(self.subject(), self.token(), now)
+        }
+
         fn factors(&self, now: &Now) -> Vec<u64> {
-            begin(self.subject(), now).unwrap().candidates.iter().map(|c| c.factor).collect()
+            self.begin(now).unwrap().candidates.iter().map(|c| c.factor.single().unwrap()).collect()
         }
 
         /// Submits the code of `factor`, or a wrong one.
         fn submit(&mut self, factor: Option<u64>, now: &Now) -> bool {
-            let plan = begin(self.subject(), now).unwrap();
-            match plan.candidates.into_iter().find(|c| Some(c.factor) == factor).map(|c| c.verdict) {
-                Some(Verdict::Accepted(state)) => {
+            let plan = self.begin(now).unwrap();
+            let found = plan.candidates.into_iter().find(|c| factor.is_some() && c.factor.single() == factor);
+            match found.map(|c| c.verdict) {
+                Some(Verdict::Accepted { state, .. }) => {
                     self.1 = state;
                     self.2 = plan.accepted_account.unwrap_or(self.2.clone());
                     true
@@ -255,7 +347,7 @@ pub(super) mod tests {
         assert_eq!(rows.factors(&at(0)), [5, 6, 7, 8]);
         assert!(rows.submit(Some(7), &at(0)));
         assert_eq!(rows.factors(&at(0)), [7, 8, 9, 10, 11], "the last one is tried first, as a repeat");
-        let plan = begin(rows.subject(), &at(0)).unwrap();
+        let plan = rows.begin(&at(0)).unwrap();
         assert_eq!(plan.candidates[0].verdict, Verdict::Repeated);
     }
 
@@ -289,7 +381,7 @@ pub(super) mod tests {
         assert_eq!((rows.1.attempts.failures, rows.2.attempts.failures), (0, 0));
         rows.submit(None, &at(0));
         assert_eq!((rows.1.attempts.failures, rows.2.attempts.failures), (1, 1));
-        assert_eq!(begin(rows.subject(), &at(0)).unwrap().remaining_if_missed, 3);
+        assert_eq!(rows.begin(&at(0)).unwrap().remaining_if_missed, 3);
     }
 
     #[test]
@@ -298,10 +390,10 @@ pub(super) mod tests {
         for _ in 0..4 {
             rows.submit(None, &at(0));
         }
-        assert_eq!(begin(rows.subject(), &at(0)).unwrap().remaining_if_missed, 0);
+        assert_eq!(rows.begin(&at(0)).unwrap().remaining_if_missed, 0);
         rows.submit(None, &at(0));
         let locked = Refusal::Locked(Locked { retry_after_s: Some(900) });
-        assert_eq!(begin(rows.subject(), &at(0)).err(), Some(locked));
+        assert_eq!(rows.begin(&at(0)).err(), Some(locked));
         assert!(rows.submit(Some(0), &at(900)), "it ends by itself");
         assert_eq!(rows.2.attempts, Default::default());
     }
@@ -329,32 +421,32 @@ pub(super) mod tests {
         for n in 0..5 {
             let mut rows = Rows::new(HOTP, 0);
             rows.2 = account;
-            assert_eq!(begin(rows.subject(), &at(0)).unwrap().remaining, 5 - n);
+            assert_eq!(rows.begin(&at(0)).unwrap().remaining, 5 - n);
             rows.submit(None, &at(0));
             account = rows.2;
         }
         let mut rows = Rows::new(HOTP, 0);
         rows.2 = account;
-        assert!(matches!(begin(rows.subject(), &at(0)), Err(Refusal::Locked(_))));
+        assert!(matches!(rows.begin(&at(0)), Err(Refusal::Locked(_))));
     }
 
     #[test]
     fn a_stepped_clock_stops_what_depends_on_it() {
         let stepped = Now { trusted: false, ..at(1_000) };
-        assert_eq!(begin(Rows::new(TOTP, 0).subject(), &stepped).err(), Some(Refusal::ClockUntrusted));
+        assert_eq!(Rows::new(TOTP, 0).begin(&stepped).err(), Some(Refusal::ClockUntrusted));
         let mut hotp = Rows::new(HOTP, 0);
-        assert!(begin(hotp.subject(), &stepped).is_ok());
+        assert!(hotp.begin(&stepped).is_ok());
         hotp.2.attempts.lock = Some(Lock::Until(Deadline::after(&at(0), 1)));
-        assert_eq!(begin(hotp.subject(), &stepped).err(), Some(Refusal::ClockUntrusted));
+        assert_eq!(hotp.begin(&stepped).err(), Some(Refusal::ClockUntrusted));
     }
 
     #[test]
     fn suspended_and_deleted_are_refused() {
         let mut rows = Rows::new(HOTP, 0);
         rows.1 = rows.1.with_status(Status::Suspended);
-        assert_eq!(begin(rows.subject(), &at(0)).err(), Some(Refusal::Suspended));
+        assert_eq!(rows.begin(&at(0)).err(), Some(Refusal::Suspended));
         rows.1 = rows.1.with_status(Status::Deleted);
-        assert_eq!(begin(rows.subject(), &at(0)).err(), Some(Refusal::Absent));
+        assert_eq!(rows.begin(&at(0)).err(), Some(Refusal::Absent));
     }
 
     proptest! {
@@ -369,8 +461,8 @@ pub(super) mod tests {
             let mut unix_s = 3_000u64;
             for (pick, wait_s) in steps {
                 unix_s = unix_s.saturating_add_signed(wait_s);
-                let Ok(plan) = begin(rows.subject(), &at(unix_s)) else { continue };
-                let factor = plan.candidates.get(pick as usize).map(|c| c.factor);
+                let Ok(plan) = rows.begin(&at(unix_s)) else { continue };
+                let factor = plan.candidates.get(pick as usize).and_then(|c| c.factor.single());
                 let before = rows.1.next_factor;
                 if rows.submit(factor, &at(unix_s)) {
                     prop_assert!(used.insert(factor));

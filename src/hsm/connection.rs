@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -16,6 +17,7 @@ use super::Answer;
 use super::messages::{
     BUILD_ID, Call, FRAME_BYTES_MAX, Fault, FrameError, Hello, Reply, Response, decode, encode, frame_length,
 };
+use crate::metrics::{Custodian, Held, HsmMetrics, Loss};
 
 /// How many requests are handed to a custodian ahead of their turn.
 const WINDOW: usize = 16;
@@ -33,6 +35,8 @@ pub(super) struct Job {
     /// A custodian was lost over it before. It is handed over alone, so that if its custodian is lost
     /// again there is no doubt over what.
     suspect: bool,
+    /// Counts it as long as it waits for a custodian or is being worked on.
+    queued: Option<Held>,
 }
 
 /// The custodian was lost before it answered.
@@ -45,6 +49,7 @@ pub(super) struct Lost {
 
 /// How a connection ended.
 pub(super) struct End {
+    pub loss: Loss,
     pub reason: String,
     /// It left something unread, at least what it was sent last.
     unread: bool,
@@ -53,31 +58,48 @@ pub(super) struct End {
 }
 
 impl End {
-    fn because(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), unread: false, answered: false }
+    fn because(loss: Loss, reason: impl Into<String>) -> Self {
+        Self { loss, reason: reason.into(), unread: false, answered: false }
     }
 
     /// Of a custodian that dies, Linux says to its peer whether something was left in its socket.
     fn broken(error: &std::io::Error) -> Self {
         let unread = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-        Self { reason: error.to_string(), unread, answered: false }
+        Self { loss: Loss::Ended, reason: error.to_string(), unread, answered: false }
     }
 }
 
 impl Job {
     pub(super) fn new(call: &Call) -> Result<(Self, Answer), FrameError> {
         let (answer, receiver) = oneshot::channel();
-        Ok((Self { id: call.id, frame: Arc::new(encode(call)?), answer, suspect: false }, receiver))
+        Ok((
+            Self { id: call.id, frame: Arc::new(encode(call)?), answer, suspect: false, queued: None },
+            receiver,
+        ))
     }
 
     /// The same request once more.
     pub(super) fn again(&self) -> (Self, Answer) {
         let (answer, receiver) = oneshot::channel();
-        (Self { id: self.id, frame: self.frame.clone(), answer, suspect: self.suspect }, receiver)
+        (
+            Self { id: self.id, frame: self.frame.clone(), answer, suspect: self.suspect, queued: None },
+            receiver,
+        )
     }
 
     pub(super) fn suspected(self) -> Self {
         Self { suspect: true, ..self }
+    }
+
+    /// The same, counted in a queue.
+    pub(super) fn queued(self, depth: &Gauge) -> Self {
+        Self { queued: Some(Held::new(depth)), ..self }
+    }
+
+    /// Counted out first: who is answered waits no more.
+    fn end(self, result: Result<Result<Response, Fault>, Lost>) {
+        drop(self.queued);
+        let _ = self.answer.send(result);
     }
 }
 
@@ -99,7 +121,12 @@ pub(super) async fn greet(stream: &mut UnixStream) -> Result<Hello, String> {
 
 /// Serves jobs until the custodian is lost; then calls `withdraw`, so that no more come, and returns
 /// those that are left to their callers.
-pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, withdraw: impl FnOnce()) -> End {
+pub(super) async fn serve(
+    stream: UnixStream,
+    mut jobs: mpsc::Receiver<Job>,
+    (metrics, custodian): (&HsmMetrics, Custodian),
+    withdraw: impl FnOnce(),
+) -> End {
     let (read_half, mut write_half) = stream.into_split();
     let mut replies =
         Replies { stream: read_half, buffer: Zeroizing::new(Vec::with_capacity(2 * FRAME_BYTES_MAX)) };
@@ -111,7 +138,7 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
     let end = loop {
         tokio::select! {
             job = jobs.recv(), if outgoing.is_none() && may_follow(&waiting) => {
-                let Some(job) = job else { break End::because("nobody asks any more") };
+                let Some(job) = job else { break End::because(Loss::Ended, "nobody asks any more") };
                 if job.answer.is_closed() {
                     continue; // the caller has gone, and no request changes anything by itself
                 }
@@ -134,23 +161,24 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
                     Err(end) => break end,
                 };
                 let Some(job) = waiting.pop_front() else {
-                    break End::because("it answered what nobody asked");
+                    break End::because(Loss::Protocol, "it answered what nobody asked");
                 };
                 if job.id != reply.id {
                     waiting.push_front(job);
-                    break End::because("it answered out of turn");
+                    break End::because(Loss::Protocol, "it answered out of turn");
                 }
                 let failed = matches!(reply.result, Err(Fault::Hsm(_)));
                 let reason = reply.result.as_ref().err().map(ToString::to_string);
-                let _ = job.answer.send(Ok(reply.result));
+                metrics.busy.add_ns(custodian, reply.busy_ns);
+                job.end(Ok(reply.result));
                 if failed {
                     // It ends by itself now; what waits behind this one is not to blame.
-                    break End { answered: true, ..End::because(reason.unwrap_or_default()) };
+                    break End { answered: true, ..End::because(Loss::HsmFailed, reason.unwrap_or_default()) };
                 }
                 head_due = Instant::now() + REQUEST_MAX;
             }
             () = sleep_until(head_due), if !waiting.is_empty() => {
-                break End::because("it missed its deadline");
+                break End::because(Loss::Deadline, "it missed its deadline");
             }
         }
     };
@@ -160,11 +188,10 @@ pub(super) async fn serve(stream: UnixStream, mut jobs: mpsc::Receiver<Job>, wit
     // One that stood alone and was never read is innocent too.
     let mut suspect = !(end.answered || end.unread && waiting.len() == 1);
     for job in waiting {
-        let _ =
-            job.answer.send(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
+        job.end(Err(Lost { suspect: std::mem::take(&mut suspect), reason: end.reason.clone() }));
     }
     while let Some(job) = jobs.recv().await {
-        let _ = job.answer.send(Err(Lost { suspect: false, reason: end.reason.clone() }));
+        job.end(Err(Lost { suspect: false, reason: end.reason.clone() }));
     }
     end
 }
@@ -200,7 +227,7 @@ struct Replies {
 
 impl Replies {
     async fn next(&mut self) -> Result<Reply, End> {
-        let nonsense = |error: FrameError| End::because(error.to_string());
+        let nonsense = |error: FrameError| End::because(Loss::Protocol, error.to_string());
         loop {
             if let Some((header, rest)) = self.buffer.split_first_chunk::<4>() {
                 let length = frame_length(*header).map_err(nonsense)?;
@@ -215,7 +242,7 @@ impl Replies {
                 }
             }
             match self.stream.read_buf(&mut *self.buffer).await {
-                Ok(0) => return Err(End::because("it ended")),
+                Ok(0) => return Err(End::because(Loss::Ended, "it ended")),
                 Ok(_) => {}
                 Err(error) => return Err(End::broken(&error)),
             }

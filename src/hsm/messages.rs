@@ -11,17 +11,21 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::domain::credential::WrappedSecret;
+use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
+use crate::domain::id::CredentialId;
 use crate::domain::idempotency::Fingerprint;
+use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Algorithm, Otp};
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
+use crate::domain::signer::signature::Signature;
+use crate::domain::verification::Factor;
 use crate::secret::SecretBytes;
 
 /// The largest frame, in bytes, without its length.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.1");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.2");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -32,7 +36,7 @@ pub struct Boot {
     pub token_label: String,
     /// The file that holds the user PIN; custodians alone read it.
     pub pin_file: PathBuf,
-    /// How many unwrapped secrets it may keep as session objects.
+    /// How many unwrapped secrets it may keep as session objects, and as many public keys.
     pub secrets_cached_max: usize,
 }
 
@@ -59,6 +63,8 @@ pub struct Call {
 pub struct Reply {
     /// The call's number.
     pub id: u64,
+    /// How long the custodian worked on it, in nanoseconds.
+    pub busy_ns: u64,
     /// What came of it.
     pub result: Result<Response, Fault>,
 }
@@ -83,8 +89,19 @@ pub enum Request {
         /// 16 to 64 bytes.
         seed: SecretBytes,
     },
+    /// An OCRA token's PIN: it is hashed, and the hash encrypted. -> [`Response::PinHash`]
+    EncryptPinHash {
+        /// The credential it is for, which the ciphertext is bound to.
+        id: CredentialId,
+        /// The suite's hash of the PIN.
+        hash: Algorithm,
+        /// The PIN's text.
+        pin: SecretBytes,
+    },
     /// A code, or two consecutive ones, against candidates. -> [`Response::Checked`]
     CheckOtp(CheckOtp),
+    /// A signature. -> [`Response::SignatureChecked`]
+    CheckSignature(CheckSignature),
     /// Checks the seals of the rows that stand, seals those that come. -> [`Response::Sealed`]
     Seal(SealRows),
     /// The keyed fingerprint of a request, for its idempotency record. -> [`Response::Fingerprint`]
@@ -118,6 +135,8 @@ pub struct CheckOtp {
     pub standing: Vec<SealedBytes>,
     /// The codes: one, or consecutive ones that begin at a candidate.
     pub codes: Vec<Otp>,
+    /// OCRA: the question that they answer.
+    pub challenge: Option<Challenge>,
     /// In the order in which they are tried; the first match decides.
     pub candidates: Vec<Candidate>,
     /// What an accepted candidate writes besides its own row.
@@ -131,10 +150,25 @@ pub struct CheckOtp {
 /// A factor to try.
 #[derive(Serialize, Deserialize)]
 pub struct Candidate {
-    /// HOTP counter or TOTP time step.
-    pub factor: u64,
-    /// The row that its acceptance writes, ahead of the others; `None`: it is a repeat.
-    pub row: Option<RowBytes>,
+    /// What the code is computed from.
+    pub factor: Factor,
+    /// The rows that its acceptance writes, ahead of the others; `None`: it is a repeat.
+    pub rows: Option<Vec<RowBytes>>,
+}
+
+/// A signature against a credential's key, with what either outcome would write.
+#[derive(Serialize, Deserialize)]
+pub struct CheckSignature {
+    /// Rows whose seals must be right; the first is the credential, whose key is used.
+    pub standing: Vec<SealedBytes>,
+    /// SHA-256 of what is said to be signed.
+    pub digest: [u8; 32],
+    /// `None`: what was presented can be no signature by such a key.
+    pub signature: Option<Signature>,
+    /// What is written if it is right.
+    pub accepted: Outcome,
+    /// What is written if it is not.
+    pub refused: Outcome,
 }
 
 /// What a custodian answers.
@@ -153,6 +187,15 @@ pub enum Response {
     Checked {
         /// Which candidate matched; `None`: none did.
         matched: Option<u16>,
+        /// Seals and sum of what that outcome writes.
+        sealed: SealedRows,
+    },
+    /// To [`Request::EncryptPinHash`].
+    PinHash(EncryptedPinHash),
+    /// To [`Request::CheckSignature`].
+    SignatureChecked {
+        /// Whether it is right.
+        valid: bool,
         /// Seals and sum of what that outcome writes.
         sealed: SealedRows,
     },

@@ -72,11 +72,13 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, .. } = decode(&body).unwrap();
         let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
-            Act::Answer => Reply { id, result: Ok(sealed()) },
+            Act::Answer => Reply { id, busy_ns: 0, result: Ok(sealed()) },
             Act::Die => return,
             Act::Hang => std::future::pending().await,
-            Act::FailHsm => Reply { id, result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())) },
-            Act::WrongNumber => Reply { id: id + 1, result: Ok(sealed()) },
+            Act::FailHsm => {
+                Reply { id, busy_ns: 0, result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())) }
+            }
+            Act::WrongNumber => Reply { id: id + 1, busy_ns: 0, result: Ok(sealed()) },
         };
         if stream.write_all(&encode(&reply).unwrap()).await.is_err() {
             return;
@@ -226,7 +228,10 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             theirs.read_exact(&mut body).await.unwrap();
             work.tick().await;
             let Call { id, .. } = decode(&body).unwrap();
-            theirs.write_all(&encode(&Reply { id, result: Ok(sealed()) }).unwrap()).await.unwrap();
+            theirs
+                .write_all(&encode(&Reply { id, busy_ns: 0, result: Ok(sealed()) }).unwrap())
+                .await
+                .unwrap();
         }
     });
     tokio::spawn(fixture.hsm.clone().adopt(0, 1, ours));

@@ -4,83 +4,126 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::domain::credential::{Credential, CredentialState, Status};
+use crate::domain::credential::{Credential, CredentialState, Kind, OcraUse, Status};
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
+use crate::domain::signer::SignatureAlgorithm;
 
-/// The JSON of a credential, in answers and in idempotency records.
+/// The JSON of a credential, in answers and in idempotency records: there, fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CredentialView {
     /// `cred_…`
     pub id: String,
     /// The bank's own reference.
     pub account: String,
-    /// `hotp` or `totp`.
-    pub r#type: CredentialType,
     /// The tenant it belongs to.
     pub tenant: String,
     /// `active` or `suspended`.
     pub state: Status,
-    /// The hash under the HMAC.
-    pub algorithm: Algorithm,
-    /// The length of its codes.
-    pub digits: Digits,
-    /// hotp: the next counter expected.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub counter: Option<u64>,
-    /// hotp: how many codes beyond it are tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub look_ahead: Option<u8>,
-    /// totp: seconds a code lives.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub period: Option<u16>,
-    /// totp: steps tried on either side.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub skew_steps: Option<u8>,
-    /// totp: how many steps the token's clock is ahead, as the last resync found.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub drift_steps: Option<i16>,
-    /// Failures of this credential since its last success.
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: KindView,
+    /// Failures of this credential since its last success; a signer has none.
     pub failures: u32,
     /// When it was enrolled, RFC 3339.
     pub created_at: String,
 }
 
-/// What moves from code to code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CredentialType {
+/// What is particular to a type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum KindView {
     /// A counter: RFC 4226.
-    Hotp,
+    Hotp {
+        /// The hash under the HMAC.
+        algorithm: Algorithm,
+        /// The length of its codes.
+        digits: Digits,
+        /// The next counter expected.
+        counter: u64,
+        /// How many codes beyond it are tried.
+        look_ahead: u8,
+    },
     /// The time: RFC 6238.
-    Totp,
+    Totp {
+        /// The hash under the HMAC.
+        algorithm: Algorithm,
+        /// The length of its codes.
+        digits: Digits,
+        /// Seconds a code lives.
+        period: u16,
+        /// Steps tried on either side.
+        skew_steps: u8,
+        /// How many steps the token's clock is ahead, as the last resync found.
+        drift_steps: i16,
+    },
+    /// Challenge and response: RFC 6287.
+    Ocra {
+        /// Hash, code length and data inputs.
+        suite: String,
+        /// What its codes are good for.
+        r#use: OcraUse,
+        /// Suites with C: the next counter expected.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        counter: Option<u64>,
+        /// Suites with C: how many codes beyond it are tried.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        look_ahead: Option<u8>,
+        /// Suites with T: steps tried on either side.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        skew_steps: Option<u8>,
+    },
+    /// A device that signs.
+    Signer {
+        /// How it signs.
+        algorithm: SignatureAlgorithm,
+        /// Its key's RFC 7638 thumbprint: SHA-256, base64url.
+        thumbprint: String,
+    },
 }
 
 impl CredentialView {
     /// What its bank sees of these rows.
     pub fn new(credential: &Credential, state: &CredentialState) -> Self {
-        let (kind, counter, look_ahead, period, skew_steps, drift_steps) = match credential.moving_factor {
-            MovingFactor::Hotp { look_ahead } => {
-                (CredentialType::Hotp, Some(state.next_factor), Some(look_ahead), None, None, None)
-            }
-            MovingFactor::Totp { period_s, skew_steps } => {
-                (CredentialType::Totp, None, None, Some(period_s), Some(skew_steps), Some(state.drift_steps))
-            }
-        };
         Self {
             id: credential.id.to_string(),
             account: credential.account.to_string(),
-            r#type: kind,
             tenant: credential.tenant.to_string(),
             state: state.status,
-            algorithm: credential.algorithm,
-            digits: credential.digits,
-            counter,
-            look_ahead,
-            period,
-            skew_steps,
-            drift_steps,
+            kind: KindView::new(&credential.kind, state),
             failures: state.attempts.failures,
             created_at: rfc3339(credential.created_unix_ms),
+        }
+    }
+}
+
+impl KindView {
+    fn new(kind: &Kind, state: &CredentialState) -> Self {
+        match kind {
+            Kind::Otp(token) => {
+                let (algorithm, digits) = (token.algorithm, token.digits);
+                match token.moving_factor {
+                    MovingFactor::Hotp { look_ahead } => {
+                        Self::Hotp { algorithm, digits, counter: state.next_factor, look_ahead }
+                    }
+                    MovingFactor::Totp { period_s: period, skew_steps } => {
+                        Self::Totp { algorithm, digits, period, skew_steps, drift_steps: state.drift_steps }
+                    }
+                }
+            }
+            Kind::Ocra(token) => {
+                let has_counter = token.suite.has_counter();
+                Self::Ocra {
+                    suite: token.suite.as_str().to_owned(),
+                    r#use: token.usage,
+                    counter: has_counter.then_some(state.next_factor),
+                    look_ahead: has_counter.then_some(token.look_ahead),
+                    skew_steps: token.suite.time_step_s().map(|_| token.skew_steps),
+                }
+            }
+            Kind::Signer(signer) => Self::Signer {
+                algorithm: signer.algorithm,
+                thumbprint: signer.key.as_ref().map(|key| key.thumbprint()).unwrap_or_default(),
+            },
         }
     }
 }
@@ -97,6 +140,16 @@ pub fn rfc3339(unix_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_earlier_release_remembered_is_still_read() {
+        let kept = r#"{"id":"cred_1","account":"a","type":"totp","tenant":"bank-a","state":"active",
+            "algorithm":"SHA1","digits":8,"period":30,"skew_steps":1,"drift_steps":-2,"failures":3,
+            "created_at":"2026-11-21T22:33:27Z"}"#;
+        let view: CredentialView = serde_json::from_str(kept).unwrap();
+        assert_eq!(view.failures, 3);
+        assert!(matches!(view.kind, KindView::Totp { period: 30, drift_steps: -2, .. }));
+    }
 
     #[test]
     fn moments_are_utc() {

@@ -6,10 +6,14 @@ use zeroize::Zeroizing;
 use crate::domain::account::{Account, AccountRef};
 use crate::domain::audit::Event;
 use crate::domain::caller::Tenant;
-use crate::domain::credential::{Credential, CredentialState, WrappedSecret};
+use crate::domain::credential::{
+    Credential, CredentialState, Kind, OcraToken, OcraUse, OtpToken, Signer, WrappedSecret,
+};
 use crate::domain::id::CredentialId;
+use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Row, Sealed};
+use crate::domain::signer::PublicKey;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::secret::SecretBytes;
 use crate::store::Commit;
@@ -22,6 +26,22 @@ use super::{Answer, Ask, RACES_MAX, Refused, Service, audit, race_lost, seal};
 pub struct Enrolment {
     /// The account it will speak for.
     pub account: AccountRef,
+    /// What it is.
+    pub kind: NewKind,
+}
+
+/// What a new credential is, with its secret or key as it came.
+pub enum NewKind {
+    /// HOTP or TOTP.
+    Otp(NewOtpToken),
+    /// OCRA.
+    Ocra(NewOcraToken),
+    /// A device that signs, by its public key.
+    Signer(PublicKey),
+}
+
+/// A HOTP or TOTP token to be enrolled.
+pub struct NewOtpToken {
     /// The hash of its codes.
     pub algorithm: Algorithm,
     /// The length of its codes.
@@ -34,6 +54,24 @@ pub struct Enrolment {
     pub seed: Option<SecretBytes>,
     /// Whether the answer is to hold the `otpauth` URI.
     pub export: bool,
+}
+
+/// An OCRA token to be enrolled.
+pub struct NewOcraToken {
+    /// Hash, code length and data inputs.
+    pub suite: Suite,
+    /// What its codes are good for.
+    pub usage: OcraUse,
+    /// Suites with C: the first counter expected; else 0.
+    pub counter: u64,
+    /// Suites with C: how many codes beyond the expected one are tried; else 0.
+    pub look_ahead: u8,
+    /// Suites with T: steps tried on either side; else 0.
+    pub skew_steps: u8,
+    /// 16 to 64 bytes; `None`: the HSM generates one.
+    pub seed: Option<SecretBytes>,
+    /// Suites with P: the PIN's text.
+    pub pin: Option<SecretBytes>,
 }
 
 /// A credential that was enrolled.
@@ -49,41 +87,41 @@ impl Service {
     ///
     /// # Errors
     /// [`Refused`]; then nothing was enrolled.
-    pub async fn enrol(&self, mut ask: Ask, mut wanted: Enrolment) -> Result<Enrolled, Refused> {
+    pub async fn enrol(&self, mut ask: Ask, wanted: Enrolment) -> Result<Enrolled, Refused> {
         let memory = match self.recall(&mut ask).await? {
             Recall::Answered(answer) => return Ok(Enrolled { answer, otpauth: None }),
             Recall::New(memory) => memory,
         };
-        if wanted.export && !self.policy.allow_export {
+        let Enrolment { account: account_ref, kind } = wanted;
+        if let NewKind::Otp(NewOtpToken { export: true, .. }) = &kind
+            && !self.policy.allow_export
+        {
             return Err(Refused::Invalid { field: "export", reason: "this appliance hands no seed out" });
         }
         let tenant = ask.caller.tenant.clone();
-        let _guard = self.locks.lock(&tenant, &wanted.account).await?;
-        let (secret, otpauth) = self.secret(&tenant, &mut wanted).await?;
+        let _guard = self.locks.lock(&tenant, &account_ref).await?;
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(Refused::unavailable)?;
         let id = CredentialId::from_random(id);
+        let Made { kind, counter, otpauth } = self.make(&tenant, &account_ref, id, kind).await?;
 
         for _ in 0..RACES_MAX {
             let now = self.now();
             // Made with its first credential: the row that limits guessing has to be there.
-            let known: Option<Sealed<Account>> = self.store.account(&tenant, &wanted.account).await?;
+            let known: Option<Sealed<Account>> = self.store.account(&tenant, &account_ref).await?;
             let account = known
                 .as_ref()
-                .map_or_else(|| Account::new(tenant.clone(), wanted.account.clone()), |k| k.row.clone());
+                .map_or_else(|| Account::new(tenant.clone(), account_ref.clone()), |k| k.row.clone());
             let credential = Credential {
                 id,
                 tenant: tenant.clone(),
-                account: wanted.account.clone(),
+                account: account_ref.clone(),
                 version: 1,
                 created_unix_ms: now.unix_ms,
-                algorithm: wanted.algorithm,
-                digits: wanted.digits,
-                moving_factor: wanted.moving_factor,
-                secret: Some(secret.clone()),
+                kind: kind.clone(),
                 deleted_unix_ms: None,
             };
-            let state = CredentialState::new(id, tenant.clone(), wanted.counter, account.epoch);
+            let state = CredentialState::new(id, tenant.clone(), counter, account.epoch);
             let answer = Answer::Enrolled(CredentialView::new(&credential, &state));
             let mut rows = vec![Row::Credential(credential), Row::State(state)];
             if known.is_none() {
@@ -112,36 +150,85 @@ impl Service {
         Err(race_lost())
     }
 
-    /// The wrapped secret, and the URI where one is wanted.
-    async fn secret(
+    /// Has the HSM make or take in what is secret of it.
+    async fn make(
         &self,
         tenant: &Tenant,
-        wanted: &mut Enrolment,
-    ) -> Result<(WrappedSecret, Option<Zeroizing<String>>), Refused> {
-        let Some(seed) = wanted.seed.take() else {
-            let made = self.hsm.generate(wanted.algorithm, wanted.export).await?;
-            return Ok((made.wrapped, made.exported.map(|seed| otpauth(tenant, wanted, &seed))));
-        };
-        let uri = wanted.export.then(|| otpauth(tenant, wanted, &seed));
-        Ok((self.hsm.import(wanted.algorithm, seed).await?.wrapped, uri))
+        account: &AccountRef,
+        id: CredentialId,
+        kind: NewKind,
+    ) -> Result<Made, Refused> {
+        match kind {
+            NewKind::Otp(mut token) => {
+                let (secret, otpauth) = self.otp_secret(tenant, account, &mut token).await?;
+                let NewOtpToken { algorithm, digits, moving_factor, counter, .. } = token;
+                let kind = Kind::Otp(OtpToken { algorithm, digits, moving_factor, secret: Some(secret) });
+                Ok(Made { kind, counter, otpauth })
+            }
+            NewKind::Ocra(token) => {
+                let NewOcraToken { suite, usage, counter, look_ahead, skew_steps, seed, pin } = token;
+                let made = match seed {
+                    Some(seed) => self.hsm.import(suite.algorithm(), seed).await?,
+                    None => self.hsm.generate(suite.algorithm(), false).await?,
+                };
+                let pin_hash = match suite.pin_hash().zip(pin) {
+                    Some((hash, pin)) => Some(self.hsm.encrypt_pin_hash(id, hash, pin).await?),
+                    None => None,
+                };
+                let secret = Some(made.wrapped);
+                let kind = Kind::Ocra(OcraToken { suite, look_ahead, skew_steps, usage, secret, pin_hash });
+                Ok(Made { kind, counter, otpauth: None })
+            }
+            NewKind::Signer(key) => {
+                let kind = Kind::Signer(Signer { algorithm: key.algorithm(), key: Some(key) });
+                Ok(Made { kind, counter: 0, otpauth: None })
+            }
+        }
     }
+
+    /// The wrapped secret, and the URI where one is wanted.
+    async fn otp_secret(
+        &self,
+        tenant: &Tenant,
+        account: &AccountRef,
+        token: &mut NewOtpToken,
+    ) -> Result<(WrappedSecret, Option<Zeroizing<String>>), Refused> {
+        let Some(seed) = token.seed.take() else {
+            let made = self.hsm.generate(token.algorithm, token.export).await?;
+            return Ok((made.wrapped, made.exported.map(|seed| otpauth(tenant, account, token, &seed))));
+        };
+        let uri = token.export.then(|| otpauth(tenant, account, token, &seed));
+        Ok((self.hsm.import(token.algorithm, seed).await?.wrapped, uri))
+    }
+}
+
+/// What a new credential is, ready to be stored.
+struct Made {
+    kind: Kind,
+    counter: u64,
+    otpauth: Option<Zeroizing<String>>,
 }
 
 /// The `otpauth` URI that authenticator apps read. It declassifies the seed: it was asked for, and
 /// the configuration allows it.
-fn otpauth(tenant: &Tenant, wanted: &Enrolment, seed: &SecretBytes) -> Zeroizing<String> {
-    let (kind, moves) = match wanted.moving_factor {
-        MovingFactor::Hotp { .. } => ("hotp", format!("counter={}", wanted.counter)),
+fn otpauth(
+    tenant: &Tenant,
+    account: &AccountRef,
+    token: &NewOtpToken,
+    seed: &SecretBytes,
+) -> Zeroizing<String> {
+    let (kind, moves) = match token.moving_factor {
+        MovingFactor::Hotp { .. } => ("hotp", format!("counter={}", token.counter)),
         MovingFactor::Totp { period_s, .. } => ("totp", format!("period={period_s}")),
     };
     let secret = Zeroizing::new(BASE32_NOPAD.encode(seed.expose()));
     Zeroizing::new(format!(
         "otpauth://{kind}/{issuer}:{account}?secret={secret}&issuer={issuer}&algorithm={algorithm}&digits={digits}&{moves}",
         issuer = percent_encoded(tenant.as_str()),
-        account = percent_encoded(wanted.account.as_str()),
+        account = percent_encoded(account.as_str()),
         secret = secret.as_str(),
-        algorithm = wanted.algorithm.name(),
-        digits = u8::from(wanted.digits),
+        algorithm = token.algorithm.name(),
+        digits = u8::from(token.digits),
     ))
 }
 
@@ -163,8 +250,8 @@ mod tests {
 
     #[test]
     fn the_uri_is_what_authenticator_apps_read() {
-        let wanted = Enrolment {
-            account: "M\u{fc}ller & Co:1".to_owned().try_into().unwrap(),
+        let account = AccountRef::try_from("M\u{fc}ller & Co:1".to_owned()).unwrap();
+        let token = NewOtpToken {
             algorithm: Algorithm::Sha256,
             digits: 8.try_into().unwrap(),
             moving_factor: MovingFactor::Totp { period_s: 60, skew_steps: 1 },
@@ -173,7 +260,7 @@ mod tests {
             export: true,
         };
         let tenant = Tenant::try_from("bank-a".to_owned()).unwrap();
-        let uri = otpauth(&tenant, &wanted, &SecretBytes::new(b"12345678901234567890".to_vec()));
+        let uri = otpauth(&tenant, &account, &token, &SecretBytes::new(b"12345678901234567890".to_vec()));
         assert_eq!(
             uri.as_str(),
             "otpauth://totp/bank-a:M%C3%BCller%20%26%20Co%3A1?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ\

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::error_kind;
+use crate::metrics::{StoreError, StoreMetrics};
+
 /// The WAL's cap in bytes. Past it the writer stops for one checkpoint that cuts it.
 const WAL_BYTES_MAX: i64 = 64 << 20;
 /// How long the writer waits for readers (a backup, a shell) that keep the WAL from being cut.
@@ -26,13 +29,14 @@ pub(super) struct Wal {
 ///
 /// A checkpoint that fails loses nothing: the WAL keeps every commit until it was copied and the
 /// copy synced, and the next checkpoint copies it again.
-pub(super) fn run(connection: &Connection, asked: &Receiver<()>, wal: &Wal) {
+pub(super) fn run(connection: &Connection, asked: &Receiver<()>, wal: &Wal, metrics: &StoreMetrics) {
     while asked.recv().is_ok() {
         let _held = wal.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
         match passive(connection) {
             Ok(bytes) if bytes > WAL_BYTES_MAX => wal.past_cap.store(true, Ordering::Relaxed),
             Ok(_) => {}
             Err(error) => {
+                metrics.errors.count(error_kind(&error, StoreError::Checkpoint));
                 tracing::error!(cause = %error, "a checkpoint failed; the WAL grows until one succeeds");
             }
         }
@@ -52,7 +56,12 @@ fn passive(connection: &Connection) -> rusqlite::Result<i64> {
 /// never begins anew. Only the writer can help: from another thread a checkpoint that needs the
 /// write lock would find it taken again each time it looks. If a reader is in the way, the next
 /// PASSIVE tells whether to try again.
-pub(super) fn cut_if_past_cap(connection: &Connection, patience: Duration, wal: &Wal) {
+pub(super) fn cut_if_past_cap(
+    connection: &Connection,
+    patience: Duration,
+    wal: &Wal,
+    metrics: &StoreMetrics,
+) {
     if !wal.past_cap.swap(false, Ordering::Relaxed) {
         return;
     }
@@ -64,7 +73,10 @@ pub(super) fn cut_if_past_cap(connection: &Connection, patience: Duration, wal: 
     match cut() {
         Ok(false) => {}
         Ok(true) => tracing::warn!("the WAL is past its cap, and a reader keeps it from being cut"),
-        Err(error) => tracing::error!(cause = %error, "the WAL is past its cap and cannot be cut"),
+        Err(error) => {
+            metrics.errors.count(error_kind(&error, StoreError::Checkpoint));
+            tracing::error!(cause = %error, "the WAL is past its cap and cannot be cut");
+        }
     }
     if let Err(error) = connection.busy_timeout(patience) {
         tracing::error!(cause = %error, "the writer's patience cannot be set");

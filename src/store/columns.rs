@@ -1,18 +1,25 @@
 //! Rows out of the database: columns parsed into types that cannot be wrong.
 
 use rusqlite::Row;
-use rusqlite::types::FromSql;
+use rusqlite::types::{FromSql, ValueRef};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::rows::status_name;
+use super::rows::{status_name, usage_name};
 use crate::domain::account::{Account, AccountRef};
 use crate::domain::audit::{Actor, AuditEntry, Event};
 use crate::domain::caller::{ClientName, Tenant};
-use crate::domain::credential::{Credential, CredentialState, Status, WrappedSecret};
+use crate::domain::credential::{
+    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Signer, Status,
+    UsedInput, WrappedSecret,
+};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
-use crate::domain::lockout::{Attempts, Lock};
+use crate::domain::lockout::Attempts;
+use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Seal, Sealed};
+use crate::domain::signer::SignatureAlgorithm;
 
 /// Why a read failed; for the log, and without any value.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +91,7 @@ impl Columns<'_> {
     fn attempts(&self) -> Result<Attempts, Fault> {
         let lock = self.parsed("lock", |bytes: Option<Vec<u8>>| match bytes {
             None => Some(None),
-            Some(bytes) => lock(&bytes).map(Some),
+            Some(bytes) => canonical(&bytes).map(Some),
         })?;
         Ok(Attempts { failures: self.get("failures")?, lock })
     }
@@ -98,10 +105,10 @@ impl Columns<'_> {
     }
 }
 
-/// A lock has one spelling: bytes that another encoding of it would have are no lock.
-fn lock(bytes: &[u8]) -> Option<Lock> {
-    let lock: Lock = postcard::from_bytes(bytes).ok()?;
-    (postcard::to_allocvec(&lock).ok()? == bytes).then_some(lock)
+/// A value has one spelling: bytes that another encoding of it would have are none.
+fn canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let value = postcard::from_bytes(bytes).ok()?;
+    (postcard::to_allocvec(&value).ok()? == bytes).then_some(value)
 }
 
 /// A row of `SELECT * FROM credential`.
@@ -113,24 +120,94 @@ pub(super) fn credential(row: &Row<'_>) -> Result<Sealed<Credential>, Fault> {
         account: columns.account()?,
         version: columns.u64("version")?,
         created_unix_ms: columns.u64("created_unix_ms")?,
-        algorithm: columns.parsed("algorithm", |name: String| {
-            [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.name() == name)
-        })?,
-        digits: columns.parsed("digits", |digits: u8| Digits::try_from(digits).ok())?,
-        moving_factor: moving_factor(&columns)?,
-        secret: secret(&columns)?,
+        kind: kind(&columns)?,
         deleted_unix_ms: columns.optional_u64("deleted_unix_ms")?,
     })
 }
 
-/// A column that its type does not have must be empty: the seal does not cover it.
-fn moving_factor(columns: &Columns<'_>) -> Result<MovingFactor, Fault> {
-    let kind: String = columns.get("type")?;
-    match (kind.as_str(), columns.get("look_ahead")?, columns.get("period_s")?, columns.get("skew_steps")?) {
-        ("hotp", Some(look_ahead), None::<u16>, None::<u8>) => Ok(MovingFactor::Hotp { look_ahead }),
-        ("totp", None, Some(period_s), Some(skew_steps)) => Ok(MovingFactor::Totp { period_s, skew_steps }),
-        _ => Err(columns.invalid("type")),
+/// The columns that not every kind has. Those that this one has not must be NULL: its seal does not
+/// cover them.
+fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
+    let (kind, of_others): (_, &[&str]) = match columns.get::<String>("type")?.as_str() {
+        "hotp" => (
+            Kind::Otp(otp_token(columns, MovingFactor::Hotp { look_ahead: columns.get("look_ahead")? })?),
+            &["period_s", "skew_steps", "suite", "usage", "data_version", "pin_hash", "public_key"],
+        ),
+        "totp" => (
+            Kind::Otp(otp_token(
+                columns,
+                MovingFactor::Totp {
+                    period_s: columns.get("period_s")?,
+                    skew_steps: columns.get("skew_steps")?,
+                },
+            )?),
+            &["look_ahead", "suite", "usage", "data_version", "pin_hash", "public_key"],
+        ),
+        "ocra" => (Kind::Ocra(ocra_token(columns)?), &["algorithm", "digits", "period_s", "public_key"]),
+        "signer" => (
+            Kind::Signer(signer(columns)?),
+            &[
+                "digits",
+                "look_ahead",
+                "period_s",
+                "skew_steps",
+                "suite",
+                "usage",
+                "kek_version",
+                "secret",
+                "data_version",
+                "pin_hash",
+            ],
+        ),
+        _ => return Err(columns.invalid("type")),
+    };
+    for column in of_others {
+        if columns.row.get_ref(*column)? != ValueRef::Null {
+            return Err(columns.invalid("type"));
+        }
     }
+    Ok(kind)
+}
+
+fn otp_token(columns: &Columns<'_>, moving_factor: MovingFactor) -> Result<OtpToken, Fault> {
+    Ok(OtpToken {
+        algorithm: columns.parsed("algorithm", |name: String| {
+            [Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.name() == name)
+        })?,
+        digits: columns.parsed("digits", |digits: u8| Digits::try_from(digits).ok())?,
+        moving_factor,
+        secret: secret(columns)?,
+    })
+}
+
+fn ocra_token(columns: &Columns<'_>) -> Result<OcraToken, Fault> {
+    let pin_hash = match (columns.get("data_version")?, columns.get("pin_hash")?) {
+        (Some(data_version), Some(blob)) => Some(EncryptedPinHash { data_version, blob }),
+        (None, None) => None,
+        _ => return Err(columns.invalid("pin_hash")),
+    };
+    Ok(OcraToken {
+        suite: columns.parsed("suite", |text: String| Suite::parse(&text).ok())?,
+        look_ahead: columns.get("look_ahead")?,
+        skew_steps: columns.get("skew_steps")?,
+        usage: columns.parsed("usage", |name: String| {
+            [OcraUse::Transaction, OcraUse::Verify].into_iter().find(|usage| usage_name(*usage) == name)
+        })?,
+        secret: secret(columns)?,
+        pin_hash,
+    })
+}
+
+fn signer(columns: &Columns<'_>) -> Result<Signer, Fault> {
+    Ok(Signer {
+        algorithm: columns.parsed("algorithm", |name: String| {
+            [SignatureAlgorithm::Es256, SignatureAlgorithm::Rs256].into_iter().find(|a| a.name() == name)
+        })?,
+        key: columns.parsed("public_key", |bytes: Option<Vec<u8>>| match bytes {
+            None => Some(None),
+            Some(bytes) => canonical(&bytes).map(Some),
+        })?,
+    })
 }
 
 fn secret(columns: &Columns<'_>) -> Result<Option<WrappedSecret>, Fault> {
@@ -139,6 +216,19 @@ fn secret(columns: &Columns<'_>) -> Result<Option<WrappedSecret>, Fault> {
         (None, None) => Ok(None),
         _ => Err(columns.invalid("secret")),
     }
+}
+
+/// A row of `SELECT * FROM used_input`.
+pub(super) fn used_input(row: &Row<'_>) -> Result<Sealed<UsedInput>, Fault> {
+    let columns = Columns { row, table: "used_input" };
+    columns.sealed(UsedInput {
+        id: columns.id()?,
+        fingerprint: columns.get("fingerprint")?,
+        tenant: columns.tenant()?,
+        version: columns.u64("version")?,
+        time_step: columns.optional_u64("time_step")?,
+        expires_unix_ms: columns.optional_u64("expires_unix_ms")?,
+    })
 }
 
 /// A row of `SELECT * FROM credential_state`.

@@ -8,7 +8,7 @@ use super::{CredentialRows, Page, ReadError, Store};
 use crate::domain::account::{Account, AccountRef};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::caller::{ClientName, Tenant};
-use crate::domain::credential::Credential;
+use crate::domain::credential::{Credential, UsedInput};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::{IdempotencyKey, IdempotencyRecord};
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
@@ -27,6 +27,11 @@ const EXPIRED: &str = "SELECT * FROM idempotency WHERE expires_unix_ms BETWEEN 0
 /// Tombstones older than a moment.
 const TOMBSTONES: &str = "SELECT * FROM credential WHERE deleted_unix_ms >= 0 AND deleted_unix_ms < ?1
     ORDER BY deleted_unix_ms LIMIT ?2";
+/// Used inputs whose time step is out of reach.
+const OUT_OF_REACH: &str = "SELECT * FROM used_input WHERE expires_unix_ms BETWEEN 0 AND ?1
+    ORDER BY expires_unix_ms LIMIT ?2";
+/// What is left of the inputs of one credential.
+const INPUTS_OF: &str = "SELECT * FROM used_input WHERE id = ?1 LIMIT ?2";
 /// The last word on the clock. Its condition reads as the index's does, or the index is not used.
 const CLOCK: &str = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
     ORDER BY seq DESC LIMIT 1";
@@ -104,6 +109,35 @@ impl Store {
             one(tx, sql, params![client.as_str(), key.as_str()], columns::idempotency)
         })
         .await
+    }
+
+    /// Those of an OCRA credential's inputs that were accepted before.
+    pub async fn used_inputs(
+        &self,
+        id: CredentialId,
+        fingerprints: Vec<[u8; 32]>,
+    ) -> Result<Vec<Sealed<UsedInput>>, ReadError> {
+        self.read(move |tx| {
+            let sql = "SELECT * FROM used_input WHERE id = ?1 AND fingerprint = ?2";
+            let found = |fingerprint| one(tx, sql, params![id.to_bytes(), fingerprint], columns::used_input);
+            fingerprints.iter().filter_map(|fingerprint| found(fingerprint).transpose()).collect()
+        })
+        .await
+    }
+
+    /// Used inputs whose time step is out of reach at `unix_ms`, oldest first. They may be pruned, once
+    /// their credential's mark is beyond them.
+    pub async fn inputs_out_of_reach(
+        &self,
+        unix_ms: u64,
+        limit: u16,
+    ) -> Result<Vec<Sealed<UsedInput>>, ReadError> {
+        self.read(move |tx| all(tx, OUT_OF_REACH, params![signed(unix_ms), limit], columns::used_input)).await
+    }
+
+    /// Used inputs of one credential. Those of a deleted one may be pruned, before it is.
+    pub async fn inputs_of(&self, id: CredentialId, limit: u16) -> Result<Vec<Sealed<UsedInput>>, ReadError> {
+        self.read(move |tx| all(tx, INPUTS_OF, params![id.to_bytes(), limit], columns::used_input)).await
     }
 
     /// Rows whose time is over at `unix_ms`, oldest first: kept answers. They may be pruned.
@@ -218,7 +252,7 @@ fn account_row(
 type Table = (&'static str, fn(&SqlRow<'_>) -> Result<Sealed<Row>, Fault>);
 
 /// The tables in the order of [`RowKey`]'s variants.
-const TABLES: [Table; 4] = [
+const TABLES: [Table; 5] = [
     ("SELECT * FROM credential WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
         columns::credential(row).map(any)
     }),
@@ -231,6 +265,10 @@ const TABLES: [Table; 4] = [
     ("SELECT * FROM idempotency WHERE (client, key) > (?2, ?3) ORDER BY client, key LIMIT ?1", |row| {
         columns::idempotency(row).map(any)
     }),
+    (
+        "SELECT * FROM used_input WHERE (id, fingerprint) > (?2, ?3) ORDER BY id, fingerprint LIMIT ?1",
+        |row| columns::used_input(row).map(any),
+    ),
 ];
 
 /// The rest of the cursor's table, then the tables behind it from their beginning.
@@ -247,6 +285,9 @@ fn rows_after(
         Some(RowKey::State(id)) => (1, [Value::Blob(id.to_bytes().to_vec()), text("")]),
         Some(RowKey::Account(tenant, account)) => (2, [text(tenant.as_str()), text(account.as_str())]),
         Some(RowKey::Idempotency(client, key)) => (3, [text(client.as_str()), text(key.as_str())]),
+        Some(RowKey::UsedInput(id, fingerprint)) => {
+            (4, [Value::Blob(id.to_bytes().to_vec()), Value::Blob(fingerprint.to_vec())])
+        }
     };
     let mut rows = Vec::new();
     for (sql, parse) in TABLES.into_iter().skip(first_table) {
@@ -311,6 +352,8 @@ mod tests {
             (LIST_OF_TENANT, "credential_of_tenant"),
             (EXPIRED, "idempotency_expires"),
             (TOMBSTONES, "credential_deleted"),
+            (OUT_OF_REACH, "used_input_expires"),
+            (INPUTS_OF, "PRIMARY KEY"),
             (CLOCK, "audit_clock"),
         ] {
             let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();

@@ -5,10 +5,13 @@
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
+use serde::Serialize;
 
 use crate::domain::account::Account;
 use crate::domain::audit::AuditEntry;
-use crate::domain::credential::{Credential, CredentialState, Status};
+use crate::domain::credential::{
+    Credential, CredentialState, EncryptedPinHash, Kind, OcraUse, Status, UsedInput, WrappedSecret,
+};
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
 use crate::domain::otp::MovingFactor;
@@ -38,6 +41,11 @@ pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u6
             "SELECT version FROM idempotency WHERE client = ?1 AND key = ?2",
             [client.as_str(), key.as_str()],
         ),
+        RowKey::UsedInput(id, fingerprint) => find(
+            connection,
+            "SELECT version FROM used_input WHERE id = ?1 AND fingerprint = ?2",
+            params![id.to_bytes(), fingerprint],
+        ),
     }
 }
 
@@ -60,6 +68,11 @@ pub(super) fn remove(connection: &Connection, key: &RowKey) -> Result<()> {
             "DELETE FROM idempotency WHERE client = ?1 AND key = ?2",
             params![client.as_str(), key.as_str()],
         ),
+        RowKey::UsedInput(id, fingerprint) => change(
+            connection,
+            "DELETE FROM used_input WHERE id = ?1 AND fingerprint = ?2",
+            params![id.to_bytes(), fingerprint],
+        ),
     }
 }
 
@@ -70,39 +83,101 @@ pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<()>
         Row::State(row) => write_state(connection, row, &sealed.seal),
         Row::Account(row) => write_account(connection, row, &sealed.seal),
         Row::Idempotency(row) => write_idempotency(connection, row, &sealed.seal),
+        Row::UsedInput(row) => write_used_input(connection, row, &sealed.seal),
+    }
+}
+
+/// What the columns of `credential` say of its kind. A column that a kind does not have is NULL.
+#[derive(Default)]
+struct KindColumns<'a> {
+    kind: &'static str,
+    algorithm: Option<&'static str>,
+    digits: Option<u8>,
+    look_ahead: Option<u8>,
+    period_s: Option<u16>,
+    skew_steps: Option<u8>,
+    suite: Option<&'a str>,
+    usage: Option<&'static str>,
+    secret: Option<&'a WrappedSecret>,
+    pin_hash: Option<&'a EncryptedPinHash>,
+    public_key: Option<Vec<u8>>,
+}
+
+impl<'a> KindColumns<'a> {
+    fn new(kind: &'a Kind) -> Result<Self> {
+        Ok(match kind {
+            Kind::Otp(token) => {
+                let columns = Self {
+                    algorithm: Some(token.algorithm.name()),
+                    digits: Some(token.digits.into()),
+                    secret: token.secret.as_ref(),
+                    ..Self::default()
+                };
+                match token.moving_factor {
+                    MovingFactor::Hotp { look_ahead } => {
+                        Self { kind: "hotp", look_ahead: Some(look_ahead), ..columns }
+                    }
+                    MovingFactor::Totp { period_s, skew_steps } => Self {
+                        kind: "totp",
+                        period_s: Some(period_s),
+                        skew_steps: Some(skew_steps),
+                        ..columns
+                    },
+                }
+            }
+            Kind::Ocra(token) => Self {
+                kind: "ocra",
+                look_ahead: Some(token.look_ahead),
+                skew_steps: Some(token.skew_steps),
+                suite: Some(token.suite.as_str()),
+                usage: Some(usage_name(token.usage)),
+                secret: token.secret.as_ref(),
+                pin_hash: token.pin_hash.as_ref(),
+                ..Self::default()
+            },
+            Kind::Signer(signer) => Self {
+                kind: "signer",
+                algorithm: Some(signer.algorithm.name()),
+                public_key: signer.key.as_ref().map(bytes).transpose()?,
+                ..Self::default()
+            },
+        })
     }
 }
 
 fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> Result<()> {
-    let (moving_factor, look_ahead, period_s, skew_steps) = match row.moving_factor {
-        MovingFactor::Hotp { look_ahead } => ("hotp", Some(look_ahead), None, None),
-        MovingFactor::Totp { period_s, skew_steps } => ("totp", None, Some(period_s), Some(skew_steps)),
-    };
-    let secret = row.secret.as_ref();
+    let kind = KindColumns::new(&row.kind)?;
     put(
         connection,
         row.version,
-        "INSERT INTO credential (id, version, tenant, account, created_unix_ms, algorithm, digits, type,
-             look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-        "UPDATE credential SET (version, tenant, account, created_unix_ms, algorithm, digits, type,
-             look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
-         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-         WHERE id = ?1 AND version = ?17",
+        "INSERT INTO credential (id, version, tenant, account, created_unix_ms, type, algorithm, digits,
+             look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
+             public_key, deleted_unix_ms, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+        "UPDATE credential SET (version, tenant, account, created_unix_ms, type, algorithm, digits,
+             look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
+             public_key, deleted_unix_ms, seal_key_version, seal)
+         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
+         WHERE id = ?1 AND version = ?22",
         params![
             row.id.to_bytes(),
             row.version.cast_signed(),
             row.tenant.as_str(),
             row.account.as_str(),
             row.created_unix_ms.cast_signed(),
-            row.algorithm.name(),
-            u8::from(row.digits),
-            moving_factor,
-            look_ahead,
-            period_s,
-            skew_steps,
-            secret.map(|secret| secret.kek_version),
-            secret.map(|secret| &secret.blob),
+            kind.kind,
+            kind.algorithm,
+            kind.digits,
+            kind.look_ahead,
+            kind.period_s,
+            kind.skew_steps,
+            kind.suite,
+            kind.usage,
+            kind.secret.map(|secret| secret.kek_version),
+            kind.secret.map(|secret| &secret.blob),
+            kind.pin_hash.map(|hash| hash.data_version),
+            kind.pin_hash.map(|hash| &hash.blob),
+            kind.public_key,
             row.deleted_unix_ms.map(u64::cast_signed),
             seal.key_version,
             seal.mac,
@@ -184,6 +259,29 @@ fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Se
     )
 }
 
+fn write_used_input(connection: &Connection, row: &UsedInput, seal: &Seal) -> Result<()> {
+    put(
+        connection,
+        row.version,
+        "INSERT INTO used_input
+             (id, fingerprint, version, tenant, time_step, expires_unix_ms, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "UPDATE used_input SET (version, tenant, time_step, expires_unix_ms, seal_key_version, seal)
+         = (?3, ?4, ?5, ?6, ?7, ?8)
+         WHERE id = ?1 AND fingerprint = ?2 AND version = ?9",
+        params![
+            row.id.to_bytes(),
+            row.fingerprint,
+            row.version.cast_signed(),
+            row.tenant.as_str(),
+            row.time_step.map(u64::cast_signed),
+            row.expires_unix_ms.map(u64::cast_signed),
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
 /// Appends what the log keeps of a commit.
 pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> Result<()> {
     let actor = entry.actor.as_ref();
@@ -239,7 +337,17 @@ pub(super) fn status_name(status: Status) -> &'static str {
     }
 }
 
+pub(super) fn usage_name(usage: OcraUse) -> &'static str {
+    match usage {
+        OcraUse::Transaction => "transaction",
+        OcraUse::Verify => "verify",
+    }
+}
+
 fn lock_bytes(lock: Option<Lock>) -> Result<Option<Vec<u8>>> {
-    let bytes = lock.map(|lock| postcard::to_allocvec(&lock)).transpose();
-    bytes.map_err(|error| Error::ToSqlConversionFailure(Box::new(error)))
+    lock.as_ref().map(bytes).transpose()
+}
+
+fn bytes(value: &impl Serialize) -> Result<Vec<u8>> {
+    postcard::to_allocvec(value).map_err(|error| Error::ToSqlConversionFailure(Box::new(error)))
 }

@@ -15,6 +15,7 @@ pub(super) const APPLICATION_ID: i32 = 0x6873_6d61;
 /// * Keys are random, so the tables are clustered on them (`WITHOUT ROWID`): one tree, not two.
 /// * `credential_state` is apart from `credential` because each code rewrites it: small rows make
 ///   few dirty pages, and the size of a group's fsync is the throughput.
+/// * `used_input` holds what OCRA tokens without a counter have used up.
 /// * `audit` only ever grows; its `seq` is the order of the commits.
 const STEPS: &[&str] = &["
     CREATE TABLE credential (
@@ -99,6 +100,56 @@ const STEPS: &[&str] = &["
         sum  BLOB NOT NULL CHECK (length(sum) = 32)
     ) STRICT;
     INSERT INTO row_sum (only, sum) VALUES (1, zeroblob(32));
+", "
+    -- Two more types of credential: columns that one type has not are NULL.
+    CREATE TABLE credential_2 (
+        id               BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        account          TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        created_unix_ms  INTEGER NOT NULL,
+        type             TEXT NOT NULL,
+        algorithm        TEXT,
+        digits           INTEGER,
+        look_ahead       INTEGER,
+        period_s         INTEGER,
+        skew_steps       INTEGER,
+        suite            TEXT,
+        usage            TEXT,
+        kek_version      INTEGER,
+        secret           BLOB,
+        data_version     INTEGER,
+        pin_hash         BLOB,
+        public_key       BLOB,
+        deleted_unix_ms  INTEGER,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO credential_2 (id, tenant, account, version, created_unix_ms, type, algorithm, digits, look_ahead,
+            period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal)
+        SELECT id, tenant, account, version, created_unix_ms, type, algorithm, digits, look_ahead,
+            period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal FROM credential;
+    DROP TABLE credential;
+    ALTER TABLE credential_2 RENAME TO credential;
+    CREATE INDEX credential_of_account ON credential (tenant, account, created_unix_ms, id)
+        WHERE deleted_unix_ms IS NULL;
+    CREATE INDEX credential_of_tenant ON credential (tenant, created_unix_ms, id)
+        WHERE deleted_unix_ms IS NULL;
+    CREATE INDEX credential_deleted ON credential (deleted_unix_ms)
+        WHERE deleted_unix_ms IS NOT NULL;
+
+    CREATE TABLE used_input (
+        id               BLOB NOT NULL,
+        fingerprint      BLOB NOT NULL,
+        tenant           TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        time_step        INTEGER,
+        expires_unix_ms  INTEGER,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL,
+        PRIMARY KEY (id, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX used_input_expires ON used_input (expires_unix_ms) WHERE expires_unix_ms IS NOT NULL;
 "];
 
 /// Brings the database to the present version, one transaction a step: a crash leaves a whole

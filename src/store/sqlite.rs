@@ -15,6 +15,7 @@ use super::columns::Fault;
 use super::writer::{Request, Writer};
 use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
 use super::{files, schema};
+use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// So many reads at once; the others wait. More would only fight for the same pages.
 const READERS_MAX: usize = 8;
@@ -35,6 +36,7 @@ struct Inner {
     permits: Arc<Semaphore>,
     failed: watch::Receiver<bool>,
     queue: mpsc::Sender<Request>,
+    metrics: StoreMetrics,
     _threads: [Joined; 2],
     _lock: files::Lock,
 }
@@ -75,10 +77,12 @@ impl Store {
         let (latch, failed) = watch::channel(false);
         let (ask, asked) = std_mpsc::sync_channel(1);
         let wal = Arc::new(Wal::default());
-        let writer = Writer::new(connection, latch, ask, Arc::clone(&wal));
+        let metrics = StoreMetrics::default();
+        let writer = Writer::new(connection, latch, ask, Arc::clone(&wal), metrics.clone());
+        let counted = metrics.clone();
         let threads = [
             Joined::spawn("store-writer", move || writer.run(requests))?,
-            Joined::spawn("store-checkpoint", move || checkpoint::run(&checkpoints, &asked, &wal))?,
+            Joined::spawn("store-checkpoint", move || checkpoint::run(&checkpoints, &asked, &wal, &counted))?,
         ];
         Ok(Self {
             inner: Arc::new(Inner {
@@ -87,6 +91,7 @@ impl Store {
                 permits: Arc::new(Semaphore::new(READERS_MAX)),
                 failed,
                 queue,
+                metrics,
                 _threads: threads,
                 _lock: lock,
             }),
@@ -98,11 +103,29 @@ impl Store {
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let (answer, outcome) = oneshot::channel();
         self.inner.queue.try_send(Request { commit, answer }).map_err(|error| match error {
-            TrySendError::Full(_) => CommitError::Busy,
-            TrySendError::Closed(_) => CommitError::Unavailable,
+            TrySendError::Full(_) => {
+                self.inner.metrics.commits.count(metrics::Commit::Busy);
+                CommitError::Busy
+            }
+            TrySendError::Closed(_) => self.writer_is_gone(),
         })?;
         // No answer: the writer panicked, and nobody knows how far it came.
-        outcome.await.unwrap_or(Err(CommitError::Unavailable))
+        outcome.await.unwrap_or_else(|_| Err(self.writer_is_gone()))
+    }
+
+    fn writer_is_gone(&self) -> CommitError {
+        self.inner.metrics.commits.count(metrics::Commit::Unavailable);
+        CommitError::Unavailable
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &StoreMetrics {
+        &self.inner.metrics
+    }
+
+    /// How many commits wait for the writer.
+    pub fn waiting(&self) -> usize {
+        self.inner.queue.max_capacity().saturating_sub(self.inner.queue.capacity())
     }
 
     /// Resolves when the outcome of a commit is unknown (or the writer is gone): the process has to
@@ -132,10 +155,12 @@ impl Store {
         match done.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(fault)) => {
+                self.inner.metrics.errors.count(StoreError::Read);
                 tracing::error!(cause = %fault, "a read failed");
                 Err(ReadError)
             }
             Err(error) => {
+                self.inner.metrics.errors.count(StoreError::Read);
                 tracing::error!(panicked = error.is_panic(), "a read did not end");
                 Err(ReadError)
             }
@@ -172,6 +197,9 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
         connection.busy_timeout(PATIENCE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "trusted_schema", false)?;
+        // A deleted secret leaves the file, not only the tree; so does one in a table that a migration
+        // drops.
+        connection.pragma_update(None, "secure_delete", true)?;
         Ok(connection)
     };
     open().map_err(|error| unusable(path, &error))
@@ -187,8 +215,6 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     })?;
     // A checkpoint inside a COMMIT would make everybody wait, and its error look like the commit's.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // A deleted secret leaves the file, not only the tree.
-    connection.pragma_update(None, "secure_delete", true)?;
     // In KiB when negative. A group that outgrows the cache writes its pages twice.
     connection.pragma_update(None, "cache_size", -64 * 1_024)?;
     connection.set_prepared_statement_cache_capacity(64);

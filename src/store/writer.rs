@@ -6,14 +6,16 @@
 use std::slice;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::time::Instant;
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
 use super::sqlite::PATIENCE;
-use super::{Commit, CommitError, Committed, rows};
+use super::{Commit, CommitError, Committed, error_kind, rows};
 use crate::domain::row::{RowKey, RowSum};
+use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// At most so many commits share one fsync.
 pub(super) const GROUP_MAX: usize = 512;
@@ -33,6 +35,7 @@ pub(super) struct Writer {
     checkpoint: SyncSender<()>,
     rows_since_checkpoint: usize,
     wal: Arc<Wal>,
+    metrics: StoreMetrics,
 }
 
 /// What became of one commit inside a transaction.
@@ -58,8 +61,9 @@ impl Writer {
         failed: watch::Sender<bool>,
         checkpoint: SyncSender<()>,
         wal: Arc<Wal>,
+        metrics: StoreMetrics,
     ) -> Self {
-        Self { connection, failed, checkpoint, rows_since_checkpoint: 0, wal }
+        Self { connection, failed, checkpoint, rows_since_checkpoint: 0, wal, metrics }
     }
 
     /// Works until the last [`super::Store`] is gone and the queue is empty.
@@ -68,12 +72,30 @@ impl Writer {
         while queue.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
             let (commits, answers): (Vec<_>, Vec<_>) =
                 group.drain(..).map(|request| (request.commit, request.answer)).unzip();
-            for (answer, result) in answers.into_iter().zip(self.write_group(&commits)) {
+            let begun = Instant::now();
+            let results = self.write_group(&commits);
+            self.metrics.group_size.observe(commits.len() as f64);
+            self.metrics.group_seconds.observe(begun.elapsed().as_secs_f64());
+            for ((answer, result), commit) in answers.into_iter().zip(results).zip(&commits) {
+                self.count(commit, &result);
                 // Who stopped waiting finds the commit when it reads again.
                 let _ = answer.send(result);
             }
             self.ask_for_checkpoint(&commits);
-            checkpoint::cut_if_past_cap(&self.connection, PATIENCE, &self.wal);
+            checkpoint::cut_if_past_cap(&self.connection, PATIENCE, &self.wal, &self.metrics);
+        }
+    }
+
+    /// Before it is answered, so that nobody sees an answer that is not counted yet.
+    fn count(&self, commit: &Commit, result: &Result<Committed, CommitError>) {
+        self.metrics.commits.count(match result {
+            Ok(_) => metrics::Commit::Written,
+            Err(CommitError::Conflict) => metrics::Commit::Conflict,
+            Err(CommitError::Busy) => metrics::Commit::Busy,
+            Err(CommitError::Unavailable) => metrics::Commit::Unavailable,
+        });
+        if result.is_ok() {
+            self.metrics.events.count(commit.audit.event);
         }
     }
 
@@ -120,11 +142,13 @@ impl Writer {
     fn transaction(&self, commits: &[Commit]) -> Result<Vec<Verdict>, Failure> {
         if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
             // Nothing was written yet, whatever the error is.
+            self.metrics.errors.count(error_kind(&error, StoreError::Begin));
             tracing::error!(cause = %error, "the store cannot begin a transaction");
             return Err(Failure::NotWritten);
         }
         match self.write(commits) {
             Err(error) => {
+                self.metrics.errors.count(error_kind(&error, StoreError::Statement));
                 tracing::error!(cause = %error, commits = commits.len(), "a statement failed; rolling back");
                 self.roll_back()?;
                 Err(Failure::Statement)
@@ -188,6 +212,7 @@ impl Writer {
 
     fn commit(&self) -> Result<(), Failure> {
         let Err(error) = self.connection.execute_batch("COMMIT") else { return Ok(()) };
+        self.metrics.errors.count(error_kind(&error, StoreError::Commit));
         tracing::error!(cause = %error, "COMMIT failed");
         match error.sqlite_error_code() {
             // Surely rolled back. Of a full disk that is true because a WAL is only appended to: the
@@ -209,6 +234,7 @@ impl Writer {
             return Ok(());
         }
         self.connection.execute_batch("ROLLBACK").map_err(|error| {
+            self.metrics.errors.count(error_kind(&error, StoreError::Rollback));
             tracing::error!(cause = %error, "ROLLBACK failed");
             Failure::Unknown
         })

@@ -58,14 +58,15 @@ async fn bodies_that_are_no_request() {
     }
     let verify = path(&id, "verify");
     let quoted = |text: &str| json!({ "otp": text }).to_string();
-    for otp in ["", "1", "12345", "123456789", "12345a", " 123456", "123456 ", "+123456", "-12345", "0x1234"]
+    for otp in
+        ["", "1", "12345", "12345678901", "12345a", " 123456", "123456 ", "+123456", "-12345", "0x1234"]
     {
         cases.push(Case::post(format!("otp {otp:?}"), &verify, quoted(otp), 422).about("otp"));
     }
     for otp in ["\u{661}\u{662}\u{663}\u{664}\u{665}\u{666}", "\u{ff11}23456", &"1".repeat(60_000)] {
         cases.push(Case::post("digits of elsewhere", &verify, quoted(otp), 422).about("otp"));
     }
-    for otp in ["1234567", "12345678"] {
+    for otp in ["1234567", "12345678", "123456789", "1234567890"] {
         cases.push(Case::post("digits of another credential", &verify, quoted(otp), 422).about("otp"));
     }
     cases.push(Case::post("invalid UTF-8", &verify, b"{\"otp\": \"12345\xff\"}".to_vec(), 400));
@@ -118,7 +119,9 @@ async fn fields_of_an_enrolment() {
         cases.push(post("no account", json!({ "type": kind }).to_string().into()).about("account"));
         let twice = format!(r#"{{"type": "{kind}", "account": "a", "account": "b"}}"#);
         cases.push(post("two accounts", twice.into()).about("account"));
-        for (field, wrong) in [("digits", json!(5)), ("account", json!("a\nb"))] {
+        for (field, wrong) in
+            [("digits", json!(5)), ("digits", json!(9)), ("digits", json!(10)), ("account", json!("a\nb"))]
+        {
             cases.push(post("by its own rule", enrolment(kind, field, wrong)).about(field));
         }
         for field in ["seed_hex", "seed_base32", "export"] {

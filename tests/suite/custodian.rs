@@ -3,10 +3,11 @@
 use hsm_authd::custodian::EXIT_HSM_FAILED;
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::caller::Tenant;
-use hsm_authd::domain::credential::{Credential, CredentialState, WrappedSecret};
+use hsm_authd::domain::credential::{Credential, CredentialState, Kind, OtpToken, WrappedSecret};
 use hsm_authd::domain::id::CredentialId;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor, Otp, time_step, truncate};
 use hsm_authd::domain::row::{Row, RowBytes, RowSum, SealedBytes};
+use hsm_authd::domain::verification::Factor;
 use hsm_authd::hsm::messages::{
     Candidate, CheckOtp, Fault, Outcome, Request, Response, SealRows, SealedRows,
 };
@@ -18,7 +19,7 @@ use crate::token::{Custodian, TestToken};
 
 const SEED: &[u8] = b"12345678901234567890";
 
-fn tenant() -> Tenant {
+pub fn tenant() -> Tenant {
     Tenant::try_from("bank-a".to_owned()).unwrap()
 }
 
@@ -29,24 +30,26 @@ fn credential(algorithm: Algorithm, digits: u8, secret: Option<WrappedSecret>) -
         account: "acct-1".to_owned().try_into().unwrap(),
         version: 1,
         created_unix_ms: 0,
-        algorithm,
-        digits: Digits::try_from(digits).unwrap(),
-        moving_factor: MovingFactor::Hotp { look_ahead: 9 },
-        secret,
+        kind: Kind::Otp(OtpToken {
+            algorithm,
+            digits: Digits::try_from(digits).unwrap(),
+            moving_factor: MovingFactor::Hotp { look_ahead: 9 },
+            secret,
+        }),
         deleted_unix_ms: None,
     })
 }
 
-fn state(version: u64) -> Row {
+pub fn state(version: u64) -> Row {
     let id = CredentialId::from_random([1; 16]);
     Row::State(CredentialState { version, ..CredentialState::new(id, tenant(), 0, 0) })
 }
 
-fn account(version: u64) -> Row {
+pub fn account(version: u64) -> Row {
     Row::Account(Account { version, ..Account::new(tenant(), "acct-1".to_owned().try_into().unwrap()) })
 }
 
-fn otp(text: &str) -> Otp {
+pub fn otp(text: &str) -> Otp {
     Otp::parse(text.to_owned()).unwrap()
 }
 
@@ -57,7 +60,7 @@ fn secret_of(response: Result<Response, Fault>) -> (WrappedSecret, Option<Secret
     }
 }
 
-fn request_fault<T>(result: Result<T, Fault>) -> String {
+pub fn request_fault<T>(result: Result<T, Fault>) -> String {
     match result {
         Err(Fault::Request(reason)) => reason,
         Err(other) => panic!("{other}"),
@@ -66,18 +69,18 @@ fn request_fault<T>(result: Result<T, Fault>) -> String {
 }
 
 impl Custodian {
-    fn import(&mut self, algorithm: Algorithm, seed: &[u8]) -> WrappedSecret {
+    pub fn import(&mut self, algorithm: Algorithm, seed: &[u8]) -> WrappedSecret {
         let (wrapped, exported) =
             secret_of(self.call(Request::Import { algorithm, seed: SecretBytes::new(seed.to_vec()) }));
         assert!(exported.is_none());
         wrapped
     }
 
-    fn seal(&mut self, rows: &[Row]) -> Vec<SealedBytes> {
+    pub fn seal(&mut self, rows: &[Row]) -> Vec<SealedBytes> {
         sealed(&self.seal_rows(&[], &[], rows).unwrap(), rows)
     }
 
-    fn seal_rows(
+    pub fn seal_rows(
         &mut self,
         standing: &[SealedBytes],
         replaces: &[u8],
@@ -90,14 +93,14 @@ impl Custodian {
         }
     }
 
-    fn sum(&mut self, rows: &[SealedBytes]) -> RowSum {
+    pub fn sum(&mut self, rows: &[SealedBytes]) -> RowSum {
         match self.call(Request::Sum(rows.to_vec())) {
             Ok(Response::Sum(sum)) => sum,
             other => panic!("{:?}", other.err()),
         }
     }
 
-    fn check(&mut self, check: CheckOtp) -> Result<(Option<u16>, SealedRows), Fault> {
+    pub fn check(&mut self, check: CheckOtp) -> Result<(Option<u16>, SealedRows), Fault> {
         match self.call(Request::CheckOtp(check))? {
             Response::Checked { matched, sealed } => Ok((matched, sealed)),
             _ => panic!("another response"),
@@ -105,32 +108,37 @@ impl Custodian {
     }
 
     /// The RFC's seed as a credential, with its state and account.
-    fn enrolled(&mut self) -> Vec<SealedBytes> {
+    pub fn enrolled(&mut self) -> Vec<SealedBytes> {
         let wrapped = self.import(Algorithm::Sha1, SEED);
         self.seal(&[credential(Algorithm::Sha1, 6, Some(wrapped)), state(1), account(1)])
     }
 }
 
-fn sealed(seals: &SealedRows, rows: &[Row]) -> Vec<SealedBytes> {
+pub fn sealed(seals: &SealedRows, rows: &[Row]) -> Vec<SealedBytes> {
     assert_eq!(seals.seals.len(), rows.len());
     let pairs = rows.iter().zip(seals.seals.iter().cloned());
     pairs.map(|(row, seal)| SealedBytes { bytes: row.encode(), seal }).collect()
 }
 
-fn outcome(replaces: &[u8], rows: &[Row]) -> Outcome {
+pub fn outcome(replaces: &[u8], rows: &[Row]) -> Outcome {
     Outcome { replaces: replaces.to_vec(), rows: rows.iter().map(Row::encode).collect() }
+}
+
+fn counter(counter: u64) -> Factor {
+    Factor { counter: Some(counter), time_step: None }
 }
 
 /// Of the credential at position 0, the state at 1 and the account at 2. Factors of `repeats` are
 /// repeats; each outcome writes other versions, so that one shows from another.
 fn check(standing: &[SealedBytes], codes: &[&str], factors: &[u64], repeats: &[u64]) -> CheckOtp {
     let candidate = |factor: &u64| Candidate {
-        factor: *factor,
-        row: (!repeats.contains(factor)).then(|| state(factor.wrapping_add(100)).encode()),
+        factor: counter(*factor),
+        rows: (!repeats.contains(factor)).then(|| vec![state(factor.wrapping_add(100)).encode()]),
     };
     CheckOtp {
         standing: standing.to_vec(),
         codes: codes.iter().map(|code| otp(code)).collect(),
+        challenge: None,
         candidates: factors.iter().map(candidate).collect(),
         accepted: outcome(&[1, 2], &[account(2)]),
         repeated: outcome(&[], &[]),
@@ -149,7 +157,7 @@ fn the_rfcs_codes_verify_through_the_hsm() {
     let mut custodian = token.custodian();
     let hotp = vectors(include_str!("../vectors/hotp.json")).into_iter().map(|v| (v["counter"].as_u64(), v));
     let totp = vectors(include_str!("../vectors/totp.json")).into_iter().map(|v| {
-        let step = time_step(v["unix_time"].as_u64().unwrap() * 1_000, v["period"].as_u64().unwrap() as u16);
+        let step = time_step(v["unix_time"].as_u64().unwrap() * 1_000, v["period"].as_u64().unwrap() as u32);
         (Some(step), v)
     });
     let mut count = 0;
@@ -271,6 +279,7 @@ fn another_tokens_rows_and_blobs_are_worth_nothing() {
     assert_eq!(here.check(check(&foreign, &["755224"], &[0], &[])).err(), Some(Fault::Seal(0)));
     // Even properly sealed here, a blob from there does not unwrap; that ends the custodian.
     let Some(Row::Credential(stolen)) = foreign[0].bytes.decode() else { panic!() };
+    let Kind::Otp(stolen) = stolen.kind else { panic!() };
     let standing = here.seal(&[credential(Algorithm::Sha1, 6, stolen.secret), state(1), account(1)]);
     match here.check(check(&standing, &["755224"], &[0], &[])) {
         Err(Fault::Hsm(reason)) => assert!(reason.starts_with("C_UnwrapKey: CKR_"), "{reason}"),
@@ -303,7 +312,7 @@ fn messages_without_sense_are_refused_and_cost_nothing() {
         let codes = codes.iter().map(|code| otp(code)).collect();
         request_fault(custodian.check(CheckOtp { codes, ..good() }));
     }
-    let many = |count| (0..count).map(|factor| Candidate { factor, row: None }).collect();
+    let many = |count| (0..count).map(|factor| Candidate { factor: counter(factor), rows: None }).collect();
     request_fault(custodian.check(CheckOtp { candidates: many(1_025), ..good() }));
     assert!(custodian.check(CheckOtp { candidates: many(1_024), ..good() }).is_ok());
     // Also in outcomes that do not come to pass: whether it is refused must not depend on the code.

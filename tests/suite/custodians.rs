@@ -29,7 +29,7 @@ fn logged(daemon: &Daemon, message: &str) -> Vec<Value> {
 }
 
 /// Waits until so many custodians have come up since the log began.
-async fn await_up(daemon: &Daemon, count: usize) -> Vec<Value> {
+pub async fn await_up(daemon: &Daemon, count: usize) -> Vec<Value> {
     eventually("a custodian comes up", async || {
         Some(logged(daemon, "custodian is up")).filter(|lines| lines.len() >= count)
     })

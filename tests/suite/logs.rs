@@ -10,10 +10,13 @@ use data_encoding::{BASE32_NOPAD, BASE64, HEXLOWER};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use sha2::Digest;
 
 use crate::bank::{act, delete, done, failed, path, refused, resync};
 use crate::client::Response;
 use crate::daemon::{Daemon, code, text, verify};
+use crate::ocra;
+use crate::ocra_token::{Input, OcraToken, question};
 
 const SEED: &[u8] = b"a seed of 20 bytes..";
 
@@ -122,6 +125,93 @@ async fn one_line_a_request_and_no_secret() {
     let log = log.to_lowercase();
     for secret in secrets {
         assert!(!log.contains(&secret.to_lowercase()), "the log says {secret:?}");
+    }
+}
+
+/// An OCRA token's PIN and its hash: in no log, no answer, no file.
+// Stopping waits for the client's end of its connection, which needs a thread of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_is_nowhere_to_be_read() {
+    const PIN: &str = "Unmistakable-90210";
+    let mut daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let keyed = [("content-type", "application/json"), ("idempotency-key", "k-1")];
+    let mut answers = Vec::new();
+    let (mut right, mut codes) = (0, Vec::new());
+    for (number, suite) in ["QA08-PSHA1", "C-QA08-PSHA256-S020", "QA08-PSHA512"].into_iter().enumerate() {
+        let suite = format!("OCRA-1:HOTP-SHA256-8:{suite}");
+        let token = OcraToken { pin: Some(PIN.to_owned()), ..OcraToken::new(&suite) };
+        let mut body = token.enrolment(&format!("acct-{number}"));
+        let enrolled = bank
+            .request("POST", "/v1/credentials", &keyed[..1 + number % 2], body.to_string())
+            .await
+            .unwrap();
+        let id = enrolled.json().unwrap()["id"].as_str().unwrap().to_owned();
+        answers.push(enrolled);
+        let session = suite.contains("-S0").then_some(b"session-of-its-own".as_slice());
+        let input = Input { counter: Some(0), session, ..question("Question77") };
+        let code = token.code(input);
+        for otp in [&*code, &*code, &ocra::wrong(&code)] {
+            answers.push(ocra::answer(&bank, &id, otp, input).await);
+            right += usize::from(answers.last().unwrap().status == 200);
+        }
+        codes.push(code);
+        // Enrolments that are refused, each for another reason, the PIN in them.
+        for (field, value) in [
+            ("pin", json!(format!("{PIN}\n"))),
+            ("suite", json!("OCRA-1")),
+            ("pin", json!(format!("{PIN}{PIN}{PIN}{PIN}"))),
+        ] {
+            let before = std::mem::replace(&mut body[field], value);
+            let answer = bank.post("/v1/credentials", &body).await.unwrap();
+            assert_eq!(answer.status, 422);
+            answers.push(answer);
+            body[field] = before;
+        }
+        body["suite"] = json!("OCRA-1:HOTP-SHA256-8:QA08");
+        answers.push(bank.post("/v1/credentials", &body).await.unwrap());
+        let half = body.to_string().replace('}', "");
+        answers.push(bank.request("POST", "/v1/credentials", &keyed[..1], half).await.unwrap());
+        answers.push(bank.get(&path(&id, "")).await.unwrap());
+    }
+    assert_eq!(right, 3);
+    let mut secrets: Vec<Vec<u8>> = vec![PIN.into(), PIN.to_lowercase().into()];
+    let hashes = [
+        sha1::Sha1::digest(PIN).to_vec(),
+        sha2::Sha256::digest(PIN).to_vec(),
+        sha2::Sha512::digest(PIN).to_vec(),
+    ];
+    for bytes in hashes.into_iter().chain([PIN.as_bytes().to_vec()]) {
+        let list = format!("{bytes:?}");
+        secrets.push(list[1..list.len() - 1].into());
+        secrets.extend([HEXLOWER, BASE32_NOPAD, BASE64].map(|spelling| spelling.encode(&bytes[..15]).into()));
+        secrets.push(bytes);
+    }
+    let shows = |bytes: &[u8], secret: &[u8]| bytes.windows(secret.len()).any(|window| window == secret);
+    for secret in &secrets {
+        for answer in &answers {
+            assert!(!shows(&answer.body, secret), "{}", text(answer));
+        }
+    }
+    let files = |daemon: &Daemon| -> Vec<(String, Vec<u8>)> {
+        let database = daemon.database();
+        let beside = ["", "-wal", "-shm"].map(|suffix| format!("{}{suffix}", database.display()));
+        let read = |name: String| fs::read(&name).ok().map(|bytes| (name, bytes));
+        beside.into_iter().filter_map(read).collect()
+    };
+    let running = files(&daemon);
+    assert!(running.iter().any(|(name, bytes)| name.ends_with("-wal") && !bytes.is_empty()));
+    drop(bank);
+    assert!(daemon.stop().success());
+    let log = daemon.log().into_bytes();
+    let all = running.into_iter().chain(files(&daemon)).chain([("the log".to_owned(), log)]);
+    // Nor what was asked, or answered.
+    secrets.extend(codes.into_iter().map(Vec::from));
+    secrets.extend([b"Question77".to_vec(), b"session-of-its-own".to_vec()]);
+    for (name, bytes) in all {
+        for secret in &secrets {
+            assert!(!shows(&bytes, secret), "{name} shows {:?}", String::from_utf8_lossy(secret));
+        }
     }
 }
 

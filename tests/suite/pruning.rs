@@ -16,17 +16,26 @@ const NOW: u64 = 2_000_000_000;
 const DAY: u64 = 86_400;
 
 /// Every row of a daemon that has ended, and the sum that it kept.
-async fn rows(daemon: &Daemon) -> (Vec<Sealed<Row>>, RowSum) {
+pub async fn rows(daemon: &Daemon) -> (Vec<Sealed<Row>>, RowSum) {
     let store = Store::open(&daemon.database()).unwrap();
     (store.rows_after(None, 1_000).await.unwrap(), store.row_sum().await.unwrap())
 }
 
 /// The sum over these rows, as a custodian computes it.
-fn sum(custodian: &mut Custodian, rows: &[Sealed<Row>]) -> RowSum {
+pub fn sum(custodian: &mut Custodian, rows: &[Sealed<Row>]) -> RowSum {
     match custodian.call(Request::Sum(rows.iter().map(Sealed::to_bytes).collect())) {
         Ok(Response::Sum(sum)) => sum,
         Ok(_) => panic!("another answer"),
         Err(fault) => panic!("{fault}"),
+    }
+}
+
+/// Waits until it has pruned so many times since its log began. It does at each start, if there is anything.
+pub async fn pruned(daemon: &Daemon, times: usize) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while daemon.log().matches(r#""message":"pruned""#).count() < times {
+        assert!(Instant::now() < deadline, "not pruned: {}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -65,16 +74,13 @@ async fn tombstones_go_after_their_days_and_the_sum_is_that_of_the_rows_that_sta
     // 90 days after the first deletion, not yet after the second: one tombstone and all answers go.
     daemon.set_clock(NOW + 90 * DAY + 1);
     daemon.resume();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !daemon.log().contains(r#""message":"pruned""#) {
-        assert!(Instant::now() < deadline, "not pruned: {}", daemon.log());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    pruned(&daemon, 1).await;
     assert!(daemon.stop().success());
     let (after, pruned_sum) = rows(&daemon).await;
     let is_of = |row: &Row, id: &str| match row {
         Row::Credential(row) => row.id.to_string() == id,
         Row::State(row) => row.id.to_string() == id,
+        Row::UsedInput(row) => row.id.to_string() == id,
         Row::Account(_) | Row::Idempotency(_) => false,
     };
     let count = |id: &str| after.iter().filter(|sealed| is_of(&sealed.row, id)).count();

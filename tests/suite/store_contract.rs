@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::audit::{AuditEntry, Event};
-use hsm_authd::domain::credential::{Credential, CredentialState, Status, WrappedSecret};
+use hsm_authd::domain::credential::{
+    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Status, UsedInput,
+    WrappedSecret,
+};
 use hsm_authd::domain::idempotency::IdempotencyRecord;
 use hsm_authd::domain::lockout::{Attempts, Lock};
+use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, RowKey, Sealed};
 use hsm_authd::domain::time::{BootId, Deadline, Now};
@@ -51,9 +55,12 @@ mod sqlite {
         a_commit_goes_on_when_its_caller_stops_waiting,
         reopening_sees_everything,
         extreme_values_survive,
+        every_kind_survives_and_its_tombstone,
+        a_used_input_is_found_until_it_is_removed,
         another_tenant_sees_nothing,
         lists_are_paged_in_the_order_of_making,
         what_is_over_is_found,
+        inputs_out_of_reach_are_found,
         every_row_is_seen_once,
         the_last_word_on_the_clock_counts,
     );
@@ -124,15 +131,18 @@ async fn a_row_is_replaced_by_its_next_version_only(open: Open<'_>) {
     given(&store, insert(&[row(old.clone())])).await;
     given(&store, change(&[row(old)], &[row(new.clone())])).await;
     assert_eq!(store.idempotency(&new.client, &new.key).await, Ok(Some(sealed(new))));
+    let old = used_input(1, 7, Some(9_000));
+    let new = UsedInput { version: 2, time_step: None, expires_unix_ms: None, ..old.clone() };
+    given(&store, insert(&[row(old.clone())])).await;
+    given(&store, change(&[row(old)], &[row(new.clone())])).await;
+    assert_eq!(store.inputs_of(id(1), 10).await, Ok(vec![sealed(new)]));
 }
 
 async fn a_new_row_must_not_exist(open: Open<'_>) {
     let store = open();
-    let rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
-    let answer = row(record("backend", "k-1", 9_000));
+    let rows = one_of_each();
     given(&store, insert(&rows)).await;
-    given(&store, insert(std::slice::from_ref(&answer))).await;
-    for existing in rows.into_iter().chain([answer]) {
+    for existing in rows {
         assert_conflict(&store, insert(&[existing])).await;
     }
     let nought = CredentialState { version: 0, ..state(2, "bank-a") };
@@ -141,24 +151,22 @@ async fn a_new_row_must_not_exist(open: Open<'_>) {
 
 async fn what_a_commit_stands_on_must_hold(open: Open<'_>) {
     let store = open();
-    let rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
-    let answer = row(record("backend", "k-1", 9_000));
+    let rows = one_of_each();
     given(&store, insert(&rows)).await;
-    given(&store, insert(std::slice::from_ref(&answer))).await;
-    for row in rows.iter().chain([&answer]) {
+    for row in &rows {
         assert_eq!(outcome(&store, stand(row.row.key(), 1)).await, Ok(()));
         assert_conflict(&store, stand(row.row.key(), 0)).await;
         assert_conflict(&store, stand(row.row.key(), 2)).await;
     }
     assert_conflict(&store, stand(RowKey::Credential(id(2)), 1)).await;
     assert_conflict(&store, stand(RowKey::Account(tenant("bank-a"), account("other")), 1)).await;
+    assert_conflict(&store, stand(RowKey::UsedInput(id(1), [8; 32]), 1)).await;
+    assert_conflict(&store, stand(RowKey::UsedInput(id(2), [7; 32]), 1)).await;
 }
 
 async fn a_row_is_removed_at_its_version_only(open: Open<'_>) {
     let store = open();
-    let rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
-    let answer = row(record("backend", "k-1", 9_000));
-    let all: Vec<Sealed<Row>> = rows.into_iter().chain([answer]).collect();
+    let all = one_of_each();
     given(&store, insert(&all)).await;
     for row in &all {
         let wrong = Commit { removed: vec![(row.row.key(), 2)], ..remove(std::slice::from_ref(row)) };
@@ -336,10 +344,12 @@ async fn extreme_values_survive(open: Open<'_>) {
             let mut rows = enrolment(number, &name, &long);
             rows.credential = sealed(Credential {
                 created_unix_ms: value,
-                algorithm: Algorithm::Sha512,
-                digits: Digits::try_from(8).unwrap(),
-                moving_factor,
-                secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
+                kind: Kind::Otp(OtpToken {
+                    algorithm: Algorithm::Sha512,
+                    digits: Digits::try_from(8).unwrap(),
+                    moving_factor,
+                    secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
+                }),
                 deleted_unix_ms: Some(value),
                 ..rows.credential.row
             });
@@ -366,10 +376,90 @@ async fn extreme_values_survive(open: Open<'_>) {
         }
     }
 
+    for (number, value) in [0, 1, (1 << 63) - 1, 1 << 63, u64::MAX].into_iter().enumerate() {
+        let name = "y".repeat(64);
+        for (byte, time_step) in [(0, None), (255, Some(value))] {
+            let input = sealed(UsedInput {
+                fingerprint: [byte; 32],
+                tenant: tenant(&name),
+                time_step,
+                expires_unix_ms: time_step,
+                ..used_input(u128::MAX - number as u128, 0, None)
+            });
+            given(&store, insert(&[any(input.clone())])).await;
+            assert_eq!(store.used_inputs(input.row.id, vec![[byte; 32]]).await, Ok(vec![input]));
+        }
+    }
+    let suite = "OCRA-1:HOTP-SHA512-10:C-QH64-PSHA512-S512-T48H";
+    let ocra = Kind::Ocra(OcraToken {
+        suite: Suite::parse(suite).unwrap(),
+        look_ahead: u8::MAX,
+        skew_steps: u8::MAX,
+        usage: OcraUse::Transaction,
+        secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
+        pin_hash: Some(EncryptedPinHash { data_version: u16::MAX, blob: vec![0xff; 1_000] }),
+    });
+    let mut rows = enrolment(9_998, &"z".repeat(64), &long);
+    rows.credential = sealed(Credential { kind: ocra, ..rows.credential.row });
+    given(&store, insert(&rows_of(&rows))).await;
+    assert_eq!(store.credential(&rows.credential.row.tenant, id(9_998)).await, Ok(Some(rows)));
+
     // A version is a u64 too, compared as one.
     let last = |version| row(CredentialState { version, ..state(9_999, "bank-a") });
     assert_conflict(&store, insert(&[last(u64::MAX)])).await;
     assert_conflict(&store, stand(RowKey::State(id(9_999)), u64::MAX)).await;
+}
+
+async fn every_kind_survives_and_its_tombstone(open: Open<'_>) {
+    let every = every_kind(1);
+    given(&open(), insert(&every.iter().flat_map(rows_of).collect::<Vec<_>>())).await;
+    let store = open();
+    for rows in every {
+        let number = rows.credential.row.id;
+        assert_eq!(store.credential(&tenant("bank-a"), number).await, Ok(Some(rows.clone())));
+        let page = Page { after: None, limit: 10 };
+        let listed = store.credentials(&tenant("bank-a"), Some(&rows.account.row.account), page).await;
+        assert_eq!(listed, Ok(Some(vec![rows.clone()])));
+
+        let tombstone = sealed(rows.credential.row.deleted(8_000));
+        match &tombstone.row.kind {
+            Kind::Otp(token) => assert_eq!(token.secret, None),
+            Kind::Ocra(token) => assert_eq!((&token.secret, &token.pin_hash), (&None, &None)),
+            Kind::Signer(signer) => assert_eq!(signer.key, None),
+        }
+        given(&store, change(&[any(rows.credential)], &[any(tombstone.clone())])).await;
+        let read = store.credential(&tenant("bank-a"), number).await.unwrap().unwrap();
+        assert_eq!(read.credential, tombstone);
+    }
+    assert_eq!(store.tombstones(u64::MAX, 100).await.unwrap().len(), 6);
+}
+
+async fn a_used_input_is_found_until_it_is_removed(open: Open<'_>) {
+    let one =
+        [1, 2, 3].map(|byte| sealed(used_input(1, byte, (byte != 3).then_some(u64::from(byte) * 60_000))));
+    // Of another credential, but with an equal fingerprint: another row.
+    let other = sealed(used_input(2, 1, None));
+    let all: Vec<Sealed<Row>> = one.iter().cloned().chain([other.clone()]).map(any).collect();
+    given(&open(), insert(&all)).await;
+    let store = open();
+    let found = async |number, bytes: &[u8]| {
+        store.used_inputs(id(number), bytes.iter().map(|byte| [*byte; 32]).collect()).await.unwrap()
+    };
+    assert_eq!(found(1, &[2]).await, [one[1].clone()]);
+    assert_eq!(found(1, &[9, 3, 8, 1]).await, [one[2].clone(), one[0].clone()]);
+    assert_eq!(found(2, &[1, 2, 3]).await, std::slice::from_ref(&other));
+    assert_eq!(found(3, &[1, 2, 3]).await, []);
+    assert_eq!(found(1, &[]).await, []);
+    assert_eq!(store.inputs_of(id(1), 10).await, Ok(one.to_vec()));
+    assert_eq!(store.inputs_of(id(1), 2).await, Ok(one[..2].to_vec()));
+    assert_eq!(store.inputs_of(id(3), 10).await, Ok(vec![]));
+
+    given(&store, remove(&[any(one[1].clone())])).await;
+    assert_eq!(found(1, &[1, 2]).await, [one[0].clone()]);
+    assert_conflict(&store, remove(&[any(one[1].clone())])).await;
+    // Once it is forgotten, it may come again.
+    given(&store, insert(&[any(one[1].clone())])).await;
+    assert_eq!(store.inputs_of(id(1), 10).await, Ok(one.to_vec()));
 }
 
 async fn another_tenant_sees_nothing(open: Open<'_>) {
@@ -468,6 +558,23 @@ async fn what_is_over_is_found(open: Open<'_>) {
     assert_eq!(tombstones(u64::MAX, 1).await, [id(2)]);
 }
 
+async fn inputs_out_of_reach_are_found(open: Open<'_>) {
+    let store = open();
+    let expiries = [(1, Some(300)), (2, Some(100)), (3, Some(200)), (4, None), (5, Some(u64::MAX))];
+    for (byte, expires) in expiries {
+        given(&store, insert(&[row(used_input(1, byte, expires))])).await;
+    }
+    let found = async |unix_ms, limit| -> Vec<u8> {
+        let inputs = store.inputs_out_of_reach(unix_ms, limit).await.unwrap();
+        inputs.into_iter().map(|input| input.row.fingerprint[0]).collect()
+    };
+    assert_eq!(found(99, 10).await, [0; 0]);
+    assert_eq!(found(100, 10).await, [2]);
+    assert_eq!(found(299, 10).await, [2, 3]);
+    assert_eq!(found(u64::MAX, 10).await, [2, 3, 1]);
+    assert_eq!(found(u64::MAX, 2).await, [2, 3]);
+}
+
 async fn every_row_is_seen_once(open: Open<'_>) {
     let store = open();
     assert_eq!(every_row(&store, 1).await, []);
@@ -476,10 +583,12 @@ async fn every_row_is_seen_once(open: Open<'_>) {
         let rows = enrolment(number, "bank-a", &format!("acct-{number}"));
         expected.extend(rows_of(&rows));
         expected.push(row(record(&format!("client-{}", number % 2), &format!("k-{number}"), 1)));
+        expected.push(row(used_input(number / 3, number as u8, (number % 2 == 0).then_some(60_000))));
     }
+    expected.extend(every_kind(20).iter().flat_map(rows_of));
     given(&store, insert(&expected)).await;
     expected.sort_by_key(|row| row.row.key());
-    for page in [1, 2, 5, 7, 27, 28, 29, 1_000] {
+    for page in [1, 2, 5, 7, 12, 13, 14, 52, 53, 54, 1_000] {
         assert_eq!(every_row(&store, page).await, expected, "{page} a page");
     }
 }

@@ -3,11 +3,16 @@
 use hsm_authd::domain::account::{Account, AccountRef};
 use hsm_authd::domain::audit::{Actor, AuditEntry, Event};
 use hsm_authd::domain::caller::{ClientName, Tenant};
-use hsm_authd::domain::credential::{Credential, CredentialState, WrappedSecret};
+use hsm_authd::domain::credential::{
+    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Signer, UsedInput,
+    WrappedSecret,
+};
 use hsm_authd::domain::id::CredentialId;
 use hsm_authd::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
+use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
+use hsm_authd::domain::signer::{PublicKey, SignatureAlgorithm};
 use hsm_authd::store::{Commit, CredentialRows, Store};
 use sha2::{Digest, Sha256};
 
@@ -39,16 +44,54 @@ pub fn credential(number: u128, tenant_name: &str, account_name: &str) -> Creden
         account: account(account_name),
         version: 1,
         created_unix_ms: 1_000,
-        algorithm: Algorithm::Sha1,
-        digits: Digits::default(),
-        moving_factor: MovingFactor::Hotp { look_ahead: 10 },
-        secret: Some(WrappedSecret { kek_version: 1, blob: vec![7; 40] }),
+        kind: Kind::Otp(OtpToken {
+            algorithm: Algorithm::Sha1,
+            digits: Digits::default(),
+            moving_factor: MovingFactor::Hotp { look_ahead: 10 },
+            secret: Some(WrappedSecret { kek_version: 1, blob: vec![7; 40] }),
+        }),
         deleted_unix_ms: None,
     }
 }
 
 pub fn state(number: u128, tenant_name: &str) -> CredentialState {
     CredentialState::new(id(number), tenant(tenant_name), 0, 0)
+}
+
+/// The kinds besides HOTP and TOTP, with and without what is optional in them.
+pub fn other_kinds() -> [Kind; 4] {
+    let token = |suite: &str, pin_hash| OcraToken {
+        suite: Suite::parse(suite).unwrap(),
+        look_ahead: 3,
+        skew_steps: 2,
+        usage: OcraUse::Verify,
+        secret: Some(WrappedSecret { kek_version: 2, blob: vec![8; 40] }),
+        pin_hash,
+    };
+    let pin_hash = EncryptedPinHash { data_version: 1, blob: vec![9; 48] };
+    let jwk = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+        "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+    let key = PublicKey::from_jwk(&serde_json::from_str(jwk).unwrap()).unwrap();
+    [
+        Kind::Ocra(token("OCRA-1:HOTP-SHA512-8:C-QN08-PSHA1", Some(pin_hash))),
+        Kind::Ocra(OcraToken {
+            usage: OcraUse::Transaction,
+            ..token("OCRA-1:HOTP-SHA256-10:QH64-T1M", None)
+        }),
+        Kind::Signer(Signer { algorithm: SignatureAlgorithm::Es256, key: Some(key) }),
+        Kind::Signer(Signer { algorithm: SignatureAlgorithm::Rs256, key: None }),
+    ]
+}
+
+pub fn used_input(number: u128, byte: u8, expires_unix_ms: Option<u64>) -> UsedInput {
+    UsedInput {
+        id: id(number),
+        fingerprint: [byte; 32],
+        tenant: tenant("bank-a"),
+        version: 1,
+        time_step: expires_unix_ms.map(|ms| ms / 60_000),
+        expires_unix_ms,
+    }
 }
 
 pub fn record(client_name: &str, key_text: &str, expires_unix_ms: u64) -> IdempotencyRecord {
@@ -89,6 +132,33 @@ pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Sealed<Row>>) -> RowSum {
 pub fn entry(event: Event, unix_ms: u64) -> AuditEntry {
     let actor = Actor { tenant: tenant("bank-a"), client: client("backend"), request_id: "req-1".to_owned() };
     AuditEntry { unix_ms, event, actor: Some(actor), credential: Some(id(1)) }
+}
+
+/// A row of each table: an enrolment on a new account, an answer, a used input.
+pub fn one_of_each() -> Vec<Sealed<Row>> {
+    let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
+    rows.push(row(record("backend", "k-1", 9_000)));
+    rows.push(row(used_input(1, 7, Some(9_000))));
+    rows
+}
+
+/// An enrolment of every kind, each on an account of its own, numbered from `first`.
+pub fn every_kind(first: u128) -> Vec<CredentialRows> {
+    let totp = OtpToken {
+        algorithm: Algorithm::Sha256,
+        digits: Digits::try_from(8).unwrap(),
+        moving_factor: MovingFactor::Totp { period_s: 30, skew_steps: 1 },
+        secret: Some(WrappedSecret { kek_version: 1, blob: vec![6; 40] }),
+    };
+    let hotp = credential(0, "bank-a", "acct").kind;
+    let kinds = [hotp, Kind::Otp(totp)].into_iter().chain(other_kinds());
+    kinds
+        .zip(first..)
+        .map(|(kind, number)| {
+            let rows = enrolment(number, "bank-a", &format!("kind-{number}"));
+            CredentialRows { credential: sealed(Credential { kind, ..rows.credential.row }), ..rows }
+        })
+        .collect()
 }
 
 /// Writes `rows` in place of `before`.

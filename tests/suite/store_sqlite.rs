@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use hsm_authd::domain::credential::CredentialState;
+use hsm_authd::domain::credential::{CredentialState, Kind};
 use hsm_authd::domain::row::{Row, Sealed};
 use hsm_authd::store::{CommitError, Page, QUEUE_MAX, ReadError, Store};
 use rusqlite::Connection;
+use rusqlite::types::Value;
 use tokio::task::JoinSet;
 
 use crate::scratch::Scratch;
@@ -44,13 +45,14 @@ fn refusal(scratch: &Scratch) -> String {
 async fn a_newer_schema_is_refused() {
     let scratch = Scratch::new();
     drop(open(&scratch));
-    for version in [2, 1_000, -1] {
+    let known: i64 = intruder(&scratch).pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    for version in [known + 1, 1_000, -1] {
         intruder(&scratch).pragma_update(None, "user_version", version).unwrap();
         let refusal = refusal(&scratch);
         assert!(refusal.contains(&format!("schema version {version}")), "{refusal}");
         assert!(!refusal.contains('\n'));
     }
-    intruder(&scratch).pragma_update(None, "user_version", 1).unwrap();
+    intruder(&scratch).pragma_update(None, "user_version", known).unwrap();
     drop(open(&scratch));
 }
 
@@ -122,6 +124,7 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
     let store = open(&scratch);
     let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
     rows.push(row(record("backend", "k-1", 9_000)));
+    rows.push(row(used_input(1, 7, Some(60_000))));
     let _ = store.commit(insert(&rows)).await.unwrap();
     let intruder = intruder(&scratch);
     for (table, bad) in [
@@ -129,7 +132,7 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
         ("credential", "tenant = 'Bank A'"),
         ("credential", "account = ''"),
         ("credential", "algorithm = 'MD5'"),
-        ("credential", "digits = 9"),
+        ("credential", "digits = 11"),
         ("credential", "digits = 262"),
         ("credential", "type = 'ocra'"),
         ("credential", "type = 'totp'"),
@@ -159,6 +162,11 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
         ("idempotency", "client = 'A'"),
         ("idempotency", "key = 'a b'"),
         ("idempotency", "fingerprint = x'00'"),
+        ("used_input", "id = x'00'"),
+        ("used_input", "fingerprint = zeroblob(31)"),
+        ("used_input", "fingerprint = zeroblob(33)"),
+        ("used_input", "tenant = 'Bank A'"),
+        ("used_input", "seal = x''"),
     ] {
         intruder
             .execute_batch(&format!(
@@ -187,6 +195,84 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
     assert_eq!(store.row_sum().await, Err(ReadError));
     let without = store.commit(insert(&[])).await.map(|_| ());
     assert_eq!(without, Err(CommitError::Unavailable), "no commit without the sum");
+}
+
+/// Whatever is written into a column: it is refused, or read as another row than the one that was sealed.
+#[tokio::test]
+async fn no_edit_of_a_column_goes_unseen() {
+    let scratch = Scratch::new();
+    let store = open(&scratch);
+    let mut rows: Vec<_> = every_kind(1).iter().flat_map(rows_of).collect();
+    rows.push(row(record("backend", "k-1", 9_000)));
+    rows.extend([row(used_input(1, 1, None)), row(used_input(2, 2, Some(60_000)))]);
+    let _ = store.commit(insert(&rows)).await.unwrap();
+    rows.sort_by_key(|row| row.row.key());
+    let intruder = intruder(&scratch);
+    let values = |sql: &str| -> Vec<Value> {
+        let mut statement = intruder.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    let text = |value: &Value| match value {
+        Value::Text(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    // A number, a text and bytes that mean something in one column or another.
+    let anywhere = [
+        Value::Null,
+        Value::Integer(0),
+        Value::Integer(1),
+        Value::Integer(6),
+        Value::Integer(30),
+        Value::Text("verify".to_owned()),
+        Value::Text(String::new()),
+        Value::Blob(vec![]),
+        Value::Blob(vec![5; 16]),
+        Value::Blob(vec![5; 32]),
+        Value::Blob(vec![9; 48]),
+    ];
+    let (mut refused, mut unlike) = (0, 0);
+    for (table, key) in [
+        ("credential", "id"),
+        ("credential_state", "id"),
+        ("account", "account"),
+        ("idempotency", "key"),
+        ("used_input", "id"),
+    ] {
+        intruder.execute_batch(&format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).unwrap();
+        let keys = values(&format!("SELECT {key} FROM {table}"));
+        // Each kind of credential has columns of its own; otherwise one row is like another.
+        let some = if table == "credential" { keys.len() } else { keys.len().min(2) };
+        for column in values(&format!("SELECT name FROM pragma_table_info('{table}')")) {
+            let column = text(&column);
+            let theirs = values(&format!("SELECT DISTINCT {column} FROM {table}"));
+            for of in &keys[..some] {
+                for value in theirs.iter().chain(&anywhere) {
+                    let edit =
+                        format!("UPDATE {table} SET {column} = ?1 WHERE {key} = ?2 AND {column} IS NOT ?1");
+                    // NOT NULL, STRICT and primary keys refuse some; some is there already.
+                    if !matches!(intruder.execute(&edit, [value, of]), Ok(1)) {
+                        continue;
+                    }
+                    let what = format!("{table}.{column} = {value:?} of {of:?}");
+                    match store.rows_after(None, 1_000).await {
+                        Err(ReadError) => refused += 1,
+                        Ok(read) => {
+                            let fits = |read: &&Sealed<Row>| row(read.row.clone()).seal == read.seal;
+                            assert!(read.iter().filter(fits).count() < rows.len(), "{what} fits its seal");
+                            unlike += 1;
+                        }
+                    }
+                    intruder
+                        .execute_batch(&format!(
+                            "BEGIN; DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table}; COMMIT"
+                        ))
+                        .unwrap();
+                    assert_eq!(every_row(&store, 1_000).await, rows, "{what}");
+                }
+            }
+        }
+    }
+    assert!(refused > 100 && unlike > 100, "{refused} refused, {unlike} unlike");
 }
 
 #[tokio::test]
@@ -325,7 +411,8 @@ async fn a_deleted_secret_leaves_the_file() {
     let mut rows = enrolment(1, "bank-a", "acct-1");
     let mark = b"what the file must not keep";
     let mut credential = rows.credential.row.clone();
-    credential.secret.as_mut().unwrap().blob = mark.repeat(20);
+    let Kind::Otp(token) = &mut credential.kind else { panic!() };
+    token.secret.as_mut().unwrap().blob = mark.repeat(20);
     rows.credential = sealed(credential);
     let _ = store.commit(insert(&rows_of(&rows))).await.unwrap();
     drop(store);

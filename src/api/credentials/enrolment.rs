@@ -1,0 +1,275 @@
+//! The JSON of an enrolment: one form for each type of credential.
+
+use std::ops::RangeInclusive;
+
+use data_encoding::{BASE32_NOPAD, HEXLOWER_PERMISSIVE};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use zeroize::Zeroizing;
+
+use crate::domain::account::AccountRef;
+use crate::domain::credential::OcraUse;
+use crate::domain::ocra::Suite;
+use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
+use crate::domain::signer::jwk::Jwk;
+use crate::domain::signer::{KeyError, PublicKey, SignatureAlgorithm};
+use crate::secret::SecretBytes;
+use crate::service::enrolment::{Enrolment, NewKind, NewOcraToken, NewOtpToken};
+
+use super::super::problem::Problem;
+use super::not_null;
+
+/// `POST /v1/credentials`
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum EnrolBody {
+    Hotp(HotpBody),
+    Totp(TotpBody),
+    Ocra(OcraBody),
+    Signer(SignerBody),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HotpBody {
+    account: AccountRef,
+    #[serde(default)]
+    algorithm: Algorithm,
+    #[serde(default, deserialize_with = "hotp_digits")]
+    digits: Digits,
+    #[serde(default)]
+    counter: u64,
+    #[serde(default = "default_look_ahead")]
+    look_ahead: u64,
+    #[serde(default, deserialize_with = "not_null")]
+    seed_hex: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    export: Option<Export>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TotpBody {
+    account: AccountRef,
+    #[serde(default)]
+    algorithm: Algorithm,
+    #[serde(default, deserialize_with = "hotp_digits")]
+    digits: Digits,
+    #[serde(default = "default_period")]
+    period: u64,
+    #[serde(default = "default_skew_steps")]
+    skew_steps: u64,
+    #[serde(default, deserialize_with = "not_null")]
+    seed_hex: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    export: Option<Export>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OcraBody {
+    account: AccountRef,
+    suite: Suite,
+    #[serde(default)]
+    r#use: OcraUse,
+    #[serde(default, deserialize_with = "not_null")]
+    counter: Option<u64>,
+    #[serde(default, deserialize_with = "not_null")]
+    look_ahead: Option<u64>,
+    #[serde(default, deserialize_with = "not_null")]
+    skew_steps: Option<u64>,
+    #[serde(default, deserialize_with = "not_null")]
+    pin: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    seed_hex: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    seed_base32: Option<Zeroizing<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SignerBody {
+    account: AccountRef,
+    #[serde(default, deserialize_with = "not_null")]
+    algorithm: Option<SignatureAlgorithm>,
+    #[serde(default, deserialize_with = "not_null")]
+    public_key_pem: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
+    jwk: Option<Jwk>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Export {
+    Otpauth,
+}
+
+fn hotp_digits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digits, D::Error> {
+    Digits::for_hotp(u8::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn default_look_ahead() -> u64 {
+    10
+}
+
+fn default_period() -> u64 {
+    30
+}
+
+fn default_skew_steps() -> u64 {
+    1
+}
+
+fn invalid(field: &'static str, reason: &'static str) -> Problem {
+    Problem::Invalid { field, reason }
+}
+
+impl TryFrom<EnrolBody> for Enrolment {
+    type Error = Problem;
+
+    fn try_from(body: EnrolBody) -> Result<Self, Problem> {
+        let (account, kind) = match body {
+            EnrolBody::Hotp(body) => (
+                body.account,
+                NewKind::Otp(NewOtpToken {
+                    algorithm: body.algorithm,
+                    digits: body.digits,
+                    moving_factor: MovingFactor::Hotp { look_ahead: look_ahead(body.look_ahead)? },
+                    counter: counter(body.counter)?,
+                    seed: seed(body.seed_hex, body.seed_base32)?,
+                    export: body.export.is_some(),
+                }),
+            ),
+            EnrolBody::Totp(body) => {
+                let period_s =
+                    within(body.period, 5..=600).ok_or(invalid("period", "must be 5 to 600 seconds"))?;
+                (
+                    body.account,
+                    NewKind::Otp(NewOtpToken {
+                        algorithm: body.algorithm,
+                        digits: body.digits,
+                        moving_factor: MovingFactor::Totp {
+                            period_s,
+                            skew_steps: skew_steps(body.skew_steps)?,
+                        },
+                        counter: 0,
+                        seed: seed(body.seed_hex, body.seed_base32)?,
+                        export: body.export.is_some(),
+                    }),
+                )
+            }
+            EnrolBody::Ocra(body) => (body.account.clone(), NewKind::Ocra(body.try_into()?)),
+            EnrolBody::Signer(body) => (body.account.clone(), NewKind::Signer(body.try_into()?)),
+        };
+        Ok(Self { account, kind })
+    }
+}
+
+impl TryFrom<OcraBody> for NewOcraToken {
+    type Error = Problem;
+
+    fn try_from(body: OcraBody) -> Result<Self, Problem> {
+        let suite = body.suite;
+        if !suite.has_counter() && body.counter.is_some() {
+            return Err(invalid("counter", "the suite has no counter (C)"));
+        }
+        if !suite.has_counter() && body.look_ahead.is_some() {
+            return Err(invalid("look_ahead", "the suite has no counter (C)"));
+        }
+        let steps_default = match (suite.time_step_s(), body.skew_steps) {
+            (None, Some(_)) => return Err(invalid("skew_steps", "the suite has no time step (T)")),
+            (None, None) => 0,
+            (Some(_), _) => default_skew_steps(),
+        };
+        let pin = match (suite.pin_hash(), body.pin) {
+            (None, None) => None,
+            (Some(_), Some(pin)) => Some(pin_text(pin)?),
+            (Some(_), None) => return Err(invalid("pin", "must be there: the suite has a PIN (P)")),
+            (None, Some(_)) => return Err(invalid("pin", "the suite has no PIN (P)")),
+        };
+        let look_ahead_default = if suite.has_counter() { default_look_ahead() } else { 0 };
+        Ok(Self {
+            usage: body.r#use,
+            counter: counter(body.counter.unwrap_or(0))?,
+            look_ahead: look_ahead(body.look_ahead.unwrap_or(look_ahead_default))?,
+            skew_steps: skew_steps(body.skew_steps.unwrap_or(steps_default))?,
+            seed: seed(body.seed_hex, body.seed_base32)?,
+            pin,
+            suite,
+        })
+    }
+}
+
+impl TryFrom<SignerBody> for PublicKey {
+    type Error = Problem;
+
+    fn try_from(body: SignerBody) -> Result<Self, Problem> {
+        let refused = |field| move |error: KeyError| invalid(field, error.reason());
+        let key = match (body.public_key_pem, body.jwk) {
+            (Some(pem), None) => PublicKey::from_pem(&pem).map_err(refused("public_key_pem"))?,
+            (None, Some(jwk)) => PublicKey::from_jwk(&jwk).map_err(refused("jwk"))?,
+            (None, None) => return Err(invalid("public_key_pem", "give public_key_pem or jwk")),
+            (Some(_), Some(_)) => {
+                return Err(invalid("public_key_pem", "give public_key_pem or jwk, not both"));
+            }
+        };
+        match body.algorithm {
+            Some(algorithm) if algorithm != key.algorithm() => {
+                Err(invalid("algorithm", "must be the key's: ES256 for P-256, RS256 for RSA"))
+            }
+            _ => Ok(key),
+        }
+    }
+}
+
+fn counter(counter: u64) -> Result<u64, Problem> {
+    if counter < COUNTER_END { Ok(counter) } else { Err(invalid("counter", "must be below 2^63")) }
+}
+
+fn look_ahead(codes: u64) -> Result<u8, Problem> {
+    within(codes, 0..=100).ok_or(invalid("look_ahead", "must be 0 to 100"))
+}
+
+fn skew_steps(steps: u64) -> Result<u8, Problem> {
+    within(steps, 0..=2).ok_or(invalid("skew_steps", "must be 0 to 2"))
+}
+
+/// A number of its own type, if it is one of these.
+fn within<T: TryFrom<u64>>(number: u64, allowed: RangeInclusive<u64>) -> Option<T> {
+    if allowed.contains(&number) { number.try_into().ok() } else { None }
+}
+
+/// The text that the token hashes, byte for byte.
+fn pin_text(pin: Zeroizing<String>) -> Result<SecretBytes, Problem> {
+    if (4..=64).contains(&pin.len()) && !pin.chars().any(char::is_control) {
+        Ok(SecretBytes::new(pin.as_bytes().to_vec()))
+    } else {
+        Err(invalid("pin", "must be 4 to 64 bytes without control characters"))
+    }
+}
+
+/// The seed, given in one way or in none.
+fn seed(
+    hex: Option<Zeroizing<String>>,
+    base32: Option<Zeroizing<String>>,
+) -> Result<Option<SecretBytes>, Problem> {
+    let (field, decoded) = match (hex, base32) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(invalid("seed_hex", "give seed_hex or seed_base32, not both")),
+        (Some(hex), None) => ("seed_hex", HEXLOWER_PERMISSIVE.decode(hex.as_bytes())),
+        (None, Some(base32)) => {
+            let upper = Zeroizing::new(base32.trim_end_matches('=').to_ascii_uppercase());
+            ("seed_base32", BASE32_NOPAD.decode(upper.as_bytes()))
+        }
+    };
+    let seed = decoded.map(SecretBytes::new).map_err(|_| invalid(field, "is not of that encoding"))?;
+    if (16..=64).contains(&seed.len()) {
+        Ok(Some(seed))
+    } else {
+        Err(invalid(field, "must be 16 to 64 bytes"))
+    }
+}

@@ -1,0 +1,143 @@
+//! Checks of what somebody presented: a code, or a signature. Out goes only whether it is right.
+
+use super::codes::Token;
+use super::operations::{Operations, replaced};
+use super::pin_hash;
+use super::pkcs11::Object;
+use crate::domain::credential::{Credential, Kind, WrappedSecret};
+use crate::domain::ocra::Challenge;
+use crate::domain::otp::{Digits, Otp};
+use crate::domain::row::{Row, SealedBytes};
+use crate::hsm::messages::{Candidate, CheckOtp, CheckSignature, Fault, Response};
+
+/// The most candidates of one check.
+const CANDIDATES_MAX: usize = 1_024;
+
+impl Operations {
+    /// A code, or two consecutive ones, against candidates.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(super) fn check_otp(&mut self, check: &CheckOtp) -> Result<Response, Fault> {
+        // Everything that can be wrong with the message, whatever the codes turn out to be.
+        self.verify_seals(&check.standing)?;
+        let credential = credential_of(&check.standing)?;
+        let (token, secret) = self.token(&credential, check.challenge.as_ref())?;
+        let codes = Codes::new(&check.codes, token.digits())?;
+        if check.candidates.len() > CANDIDATES_MAX {
+            return Err(Fault::Request(format!("more than {CANDIDATES_MAX} candidates")));
+        }
+        for candidate in &check.candidates {
+            token.message(candidate.factor)?;
+        }
+        for outcome in [&check.accepted, &check.repeated, &check.missed] {
+            replaced(&check.standing, &outcome.replaces)?;
+        }
+
+        let key = self.secrets.open(&self.session, &self.keys, secret, token.algorithm())?;
+        let matched = self.first_match(key, &token, &codes, &check.candidates)?;
+        let (outcome, rows) = match matched {
+            None => (&check.missed, [].as_slice()),
+            Some((_, Candidate { rows: None, .. })) => (&check.repeated, [].as_slice()),
+            Some((_, Candidate { rows: Some(rows), .. })) => (&check.accepted, rows.as_slice()),
+        };
+        let rows = rows.iter().chain(&outcome.rows);
+        let sealed = self.seal_outcome(&check.standing, &outcome.replaces, rows)?;
+        Ok(Response::Checked { matched: matched.map(|(position, _)| position), sealed })
+    }
+
+    /// What the credential's codes are computed from, and its seed.
+    fn token<'a>(
+        &self,
+        credential: &'a Credential,
+        challenge: Option<&'a Challenge>,
+    ) -> Result<(Token<'a>, WrappedSecret), Fault> {
+        let no_secret = || Fault::Request("the credential has no secret".into());
+        match (&credential.kind, challenge) {
+            (Kind::Otp(token), None) => Ok((Token::Otp(token), token.secret.clone().ok_or_else(no_secret)?)),
+            (Kind::Ocra(token), Some(challenge)) => {
+                let secret = token.secret.clone().ok_or_else(no_secret)?;
+                let pin_hash = token.pin_hash.as_ref();
+                let pin_hash = pin_hash
+                    .map(|encrypted| pin_hash::decrypt(&self.session, &self.keys, credential.id, encrypted))
+                    .transpose()?;
+                Ok((Token::Ocra { token, challenge, pin_hash }, secret))
+            }
+            _ => Err(Fault::Request("the credential has no such codes".into())),
+        }
+    }
+
+    fn first_match<'a>(
+        &self,
+        key: Object,
+        token: &Token<'_>,
+        codes: &Codes<'_>,
+        candidates: &'a [Candidate],
+    ) -> Result<Option<(u16, &'a Candidate)>, Fault> {
+        for (position, candidate) in (0u16..).zip(candidates) {
+            if !token.code(&self.session, key, candidate.factor)?.matches(codes.first) {
+                continue;
+            }
+            let Some(second) = codes.second else { return Ok(Some((position, candidate))) };
+            for factor in candidate.factor.successors() {
+                if token.code(&self.session, key, factor)?.matches(second) {
+                    return Ok(Some((position, candidate)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A signature, verified by the HSM.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(super) fn check_signature(&mut self, check: &CheckSignature) -> Result<Response, Fault> {
+        self.verify_seals(&check.standing)?;
+        for outcome in [&check.accepted, &check.refused] {
+            replaced(&check.standing, &outcome.replaces)?;
+        }
+        let credential = credential_of(&check.standing)?;
+        let Kind::Signer(signer) = credential.kind else {
+            return Err(Fault::Request("the credential signs nothing".into()));
+        };
+        let key = signer.key.ok_or_else(|| Fault::Request("the credential has no key".into()))?;
+        let valid = match &check.signature {
+            None => false,
+            Some(signature) => {
+                let key = self.public_keys.open(&self.session, key)?;
+                self.session.verify_digest(key, &check.digest, signature)?
+            }
+        };
+        let outcome = if valid { &check.accepted } else { &check.refused };
+        let sealed = self.seal_outcome(&check.standing, &outcome.replaces, outcome.rows.iter())?;
+        Ok(Response::SignatureChecked { valid, sealed })
+    }
+}
+
+/// The submitted codes: one, or two consecutive ones.
+struct Codes<'a> {
+    first: &'a Otp,
+    second: Option<&'a Otp>,
+}
+
+impl<'a> Codes<'a> {
+    fn new(codes: &'a [Otp], digits: Digits) -> Result<Self, Fault> {
+        if !codes.iter().all(|code| code.has(digits)) {
+            return Err(Fault::Request("a code of another length than the credential's".into()));
+        }
+        match codes {
+            [first] => Ok(Self { first, second: None }),
+            [first, second] => Ok(Self { first, second: Some(second) }),
+            _ => Err(Fault::Request("a check takes one code or two".into())),
+        }
+    }
+}
+
+/// The credential, which comes first.
+fn credential_of(standing: &[SealedBytes]) -> Result<Credential, Fault> {
+    match standing.first().and_then(|row| row.bytes.decode()) {
+        Some(Row::Credential(credential)) => Ok(credential),
+        _ => Err(Fault::Request("the first row is no credential".into())),
+    }
+}

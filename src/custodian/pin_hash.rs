@@ -1,0 +1,61 @@
+//! PIN hashes of OCRA tokens: hashed and encrypted by the HSM, opened for one check at a time.
+//!
+//! A PIN has few digits, so its hash is as good as the PIN: it is never stored, and never in the front.
+
+use zeroize::Zeroizing;
+
+use super::keys::Keys;
+use super::pkcs11::{GCM_NONCE_BYTES, Session};
+use crate::domain::credential::EncryptedPinHash;
+use crate::domain::id::CredentialId;
+use crate::domain::otp::Algorithm;
+use crate::hsm::messages::Fault;
+use crate::secret::SecretBytes;
+
+/// What a ciphertext is bound to: its purpose and its credential.
+fn associated_data(id: CredentialId) -> Vec<u8> {
+    [b"hsm-authd/data/pin-hash/v1".as_slice(), &id.to_bytes()].concat()
+}
+
+/// The hash of a PIN under the newest `data` key.
+///
+/// # Errors
+/// [`Fault::Hsm`].
+pub fn encrypt(
+    session: &Session,
+    keys: &Keys,
+    id: CredentialId,
+    hash: Algorithm,
+    pin: &SecretBytes,
+) -> Result<EncryptedPinHash, Fault> {
+    // Exposed to be hashed by the HSM.
+    let pin_hash = session.digest(hash, pin.expose())?;
+    let (data_version, key) = keys.newest_data();
+    let mut nonce = [0; GCM_NONCE_BYTES];
+    session.random(&mut nonce)?;
+    let sealed = session.encrypt(key, nonce, &associated_data(id), &pin_hash)?;
+    Ok(EncryptedPinHash { data_version, blob: [nonce.as_slice(), &sealed].concat() })
+}
+
+/// The hash in a credential's row.
+///
+/// # Errors
+/// [`Fault::Request`] if the blob cannot be one; [`Fault::Hsm`] if it is not what its `data` key
+/// encrypted for this credential.
+pub fn decrypt(
+    session: &Session,
+    keys: &Keys,
+    id: CredentialId,
+    encrypted: &EncryptedPinHash,
+) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let (nonce, sealed) = encrypted
+        .blob
+        .split_first_chunk::<GCM_NONCE_BYTES>()
+        .ok_or_else(|| Fault::Request("an encrypted PIN hash of an impossible length".into()))?;
+    let version = encrypted.data_version;
+    // Not a fault of the message: the key may have been added since this custodian started.
+    let key = keys
+        .data(version)
+        .ok_or_else(|| Fault::Hsm(format!("the token has no key hsm-authd/data/v{version}")))?;
+    Ok(session.decrypt(key, *nonce, &associated_data(id), sealed)?)
+}

@@ -1,0 +1,257 @@
+//! A database of an earlier release, opened by this one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use hsm_authd::domain::credential::{Kind, Status};
+use hsm_authd::domain::lockout::{Attempts, Lock};
+use hsm_authd::domain::otp::{Algorithm, MovingFactor};
+use hsm_authd::domain::row::{Row, Sealed};
+use hsm_authd::store::Store;
+use rusqlite::{Connection, params};
+
+use crate::scratch::Scratch;
+use crate::store_samples::*;
+
+const VERSION_1: &str = include_str!("../schemas/1.sql");
+
+/// Columns and contents of a table as the first release had them.
+const CREDENTIAL_1: &str = "SELECT id, tenant, account, version, created_unix_ms, algorithm, digits, type,
+    look_ahead, period_s, skew_steps, kek_version, secret, deleted_unix_ms, seal_key_version, seal
+    FROM credential ORDER BY id";
+
+/// A database of the first release with these rows, and the sum over them.
+fn first_release(path: &Path, rows: &[Sealed<Row>]) -> Connection {
+    let connection = Connection::open(path).unwrap();
+    connection.execute_batch(VERSION_1).unwrap();
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
+    connection.pragma_update(None, "secure_delete", true).unwrap();
+    for row in rows {
+        insert_as_first_release(&connection, row);
+    }
+    connection.execute("UPDATE row_sum SET sum = ?1", [sum(rows).0]).unwrap();
+    let entry = "INSERT INTO audit (unix_ms, event, tenant, client, request_id, credential)
+         VALUES (7, 'otp.verified', 'bank-a', 'backend', 'req-1', ?1)";
+    connection.execute(entry, [id(1).to_bytes()]).unwrap();
+    connection
+}
+
+fn insert_as_first_release(connection: &Connection, Sealed { row, seal }: &Sealed<Row>) {
+    let lock = |attempts: &Attempts| attempts.lock.map(|lock| postcard::to_allocvec(&lock).unwrap());
+    let inserted = match row {
+        Row::Credential(row) => {
+            let Kind::Otp(token) = &row.kind else { panic!("the first release had no such type") };
+            let (kind, look_ahead, period_s, skew_steps) = match token.moving_factor {
+                MovingFactor::Hotp { look_ahead } => ("hotp", Some(look_ahead), None, None),
+                MovingFactor::Totp { period_s, skew_steps } => {
+                    ("totp", None, Some(period_s), Some(skew_steps))
+                }
+            };
+            connection.execute(
+                "INSERT INTO credential VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                params![
+                    row.id.to_bytes(),
+                    row.tenant.as_str(),
+                    row.account.as_str(),
+                    row.version.cast_signed(),
+                    row.created_unix_ms.cast_signed(),
+                    token.algorithm.name(),
+                    u8::from(token.digits),
+                    kind,
+                    look_ahead,
+                    period_s,
+                    skew_steps,
+                    token.secret.as_ref().map(|secret| secret.kek_version),
+                    token.secret.as_ref().map(|secret| &secret.blob),
+                    row.deleted_unix_ms.map(u64::cast_signed),
+                    seal.key_version,
+                    seal.mac,
+                ],
+            )
+        }
+        Row::State(row) => connection.execute(
+            "INSERT INTO credential_state VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            params![
+                row.id.to_bytes(),
+                row.tenant.as_str(),
+                row.version.cast_signed(),
+                match row.status {
+                    Status::Active => "active",
+                    Status::Suspended => "suspended",
+                    Status::Deleted => "deleted",
+                },
+                row.next_factor.cast_signed(),
+                row.last_accepted.map(u64::cast_signed),
+                row.drift_steps,
+                row.attempts.failures,
+                lock(&row.attempts),
+                row.account_share,
+                row.account_epoch,
+                seal.key_version,
+                seal.mac,
+            ],
+        ),
+        Row::Account(row) => connection.execute(
+            "INSERT INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                row.tenant.as_str(),
+                row.account.as_str(),
+                row.version.cast_signed(),
+                row.attempts.failures,
+                lock(&row.attempts),
+                row.epoch,
+                seal.key_version,
+                seal.mac,
+            ],
+        ),
+        Row::Idempotency(row) => connection.execute(
+            "INSERT INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                row.client.as_str(),
+                row.key.as_str(),
+                row.version.cast_signed(),
+                row.fingerprint.0,
+                row.answer,
+                row.expires_unix_ms.cast_signed(),
+                seal.key_version,
+                seal.mac,
+            ],
+        ),
+        Row::UsedInput(_) => panic!("the first release had no such table"),
+    };
+    assert_eq!(inserted, Ok(1));
+}
+
+/// Every table of the first release with all that can be in a row of it, in the order of the keys.
+fn rows() -> Vec<Sealed<Row>> {
+    let mut rows = Vec::new();
+    for number in 1..=4 {
+        let mut enrolled = enrolment(number, "bank-a", &format!("acct-{number}"));
+        let Kind::Otp(token) = &mut enrolled.credential.row.kind else { panic!() };
+        if number == 2 {
+            token.algorithm = Algorithm::Sha512;
+            token.moving_factor = MovingFactor::Totp { period_s: 60, skew_steps: 2 };
+        }
+        if number == 3 {
+            enrolled.credential.row = enrolled.credential.row.deleted(9_000);
+            enrolled.state.row = enrolled.state.row.with_status(Status::Deleted);
+        }
+        if number == 4 {
+            let attempts = Attempts { failures: 100, lock: Some(Lock::UntilUnlocked) };
+            enrolled.state.row.last_accepted = Some(41);
+            enrolled.state.row.next_factor = 42;
+            enrolled.state.row.drift_steps = -3;
+            enrolled.state.row.attempts = attempts;
+            enrolled.account.row.attempts = attempts;
+        }
+        rows.extend([row(enrolled.credential.row), row(enrolled.state.row), row(enrolled.account.row)]);
+        rows.push(row(record("backend", &format!("k-{number}"), 9_000)));
+    }
+    rows.sort_by_key(|row| row.row.key());
+    rows
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_release_keeps_every_row_and_its_sum() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    let rows = rows();
+    drop(first_release(&path, &rows));
+    for _ in 0..2 {
+        let store = Store::open(&path).unwrap();
+        assert_eq!(every_row(&store, 5).await, rows);
+        assert_eq!(store.row_sum().await, Ok(sum(&rows)));
+        let log = store.audit_entries(0, 10).await.unwrap();
+        assert_eq!(log.len(), 1);
+        assert_eq!((log[0].1.unix_ms, log[0].1.credential), (7, Some(id(1))));
+    }
+    // It is used like any other.
+    let store = Store::open(&path).unwrap();
+    let used = row(used_input(1, 1, Some(60_000)));
+    let _ = store.commit(insert(&[used])).await.unwrap();
+    let state = rows.iter().find(|row| matches!(&row.row, Row::State(state) if state.id == id(1))).unwrap();
+    let after = next(state, 7);
+    let _ = store.commit(change(std::slice::from_ref(state), &[after])).await.unwrap();
+    assert_sum_adds_up(&store).await;
+}
+
+/// Name and definition of everything in a database.
+fn shape(path: &Path) -> BTreeMap<String, String> {
+    let connection = Connection::open(path).unwrap();
+    let mut statement = connection.prepare("SELECT name, sql FROM sqlite_master").unwrap();
+    let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    // The source's indentation is part of what SQLite keeps.
+    found
+        .map(|pair| {
+            pair.map(|(name, sql): (_, String)| (name, sql.split_whitespace().collect::<Vec<_>>().join(" ")))
+        })
+        .collect::<Result<_, _>>()
+        .unwrap()
+}
+
+#[test]
+fn it_becomes_what_a_new_one_is() {
+    let scratch = Scratch::new();
+    let (old, new) = (scratch.join("old.db"), scratch.join("new.db"));
+    drop(first_release(&old, &rows()));
+    drop(Store::open(&old).unwrap());
+    drop(Store::open(&new).unwrap());
+    assert_eq!(shape(&old), shape(&new));
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_reach_its_end_leaves_the_version_before_it() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    let rows = rows();
+    let contents = |connection: &Connection| -> Vec<Vec<rusqlite::types::Value>> {
+        let mut statement = connection.prepare(CREDENTIAL_1).unwrap();
+        let columns = statement.column_count();
+        let row = |row: &rusqlite::Row<'_>| (0..columns).map(|place| row.get(place)).collect();
+        statement.query_map([], row).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    let old = first_release(&path, &rows);
+    let before = contents(&old);
+    assert_eq!(before.len(), 4);
+    // Behind the point at which the second step has dropped the old table.
+    old.execute_batch("CREATE TABLE used_input (in_the_way)").unwrap();
+    let shape_before = shape(&path);
+    drop(old);
+    let refusal = Store::open(&path).err().unwrap().to_string();
+    assert!(refusal.contains("cannot migrate") && refusal.contains("used_input"), "{refusal}");
+
+    let old = Connection::open(&path).unwrap();
+    let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!((version, contents(&old)), (1, before));
+    assert_eq!(shape(&path), shape_before);
+    old.execute_batch("DROP TABLE used_input").unwrap();
+    drop(old);
+    assert_eq!(every_row(&Store::open(&path).unwrap(), 100).await, rows);
+}
+
+#[tokio::test]
+async fn what_is_deleted_afterwards_is_not_in_pages_that_the_migration_left() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    let mark = b"what the file must not keep";
+    let mut rows = Vec::new();
+    // Many pages, so that not all that are left are used again.
+    for number in 1..=200 {
+        let mut enrolled = enrolment(number, "bank-a", &format!("acct-{number}"));
+        let Kind::Otp(token) = &mut enrolled.credential.row.kind else { panic!() };
+        token.secret.as_mut().unwrap().blob = mark.repeat(20);
+        rows.push(row(enrolled.credential.row));
+    }
+    drop(first_release(&path, &rows));
+    let holds = || fs::read(&path).unwrap().windows(mark.len()).any(|window| window == mark);
+    assert!(holds());
+    let store = Store::open(&path).unwrap();
+    for before in rows {
+        let Row::Credential(credential) = &before.row else { panic!() };
+        let tombstone = row(credential.deleted(9_000));
+        let _ = store.commit(change(&[before], &[tombstone])).await.unwrap();
+    }
+    drop(store);
+    assert!(!holds());
+}
