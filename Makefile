@@ -1,5 +1,5 @@
-# Both need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test demo prerequisites
+# All need a Rust toolchain and a Debian-like machine; what else they need, they install.
+.PHONY: test demo bench fuzz prerequisites
 
 test: prerequisites
 	cargo fmt --all --check
@@ -9,6 +9,24 @@ test: prerequisites
 demo: prerequisites
 	cargo build --release --locked --bins --examples
 	target/release/examples/demo target/release/hsm-authd
+
+# BENCH=--quick for a short run, BENCH=--help for the rest.
+bench: prerequisites
+	cargo bench --locked --bench verification -- $(BENCH)
+
+# libFuzzer needs a C++ compiler as well. What it finds is in fuzz/artifacts/.
+FUZZ_SECONDS = 60
+FUZZ_TARGETS = $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+
+fuzz: prerequisites
+	cargo install cargo-fuzz --version 0.13.2 --locked --quiet --root target/tools
+	cp Cargo.lock fuzz/Cargo.lock # the versions that are shipped
+	set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target; \
+		PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo fuzz run --sanitizer none --target-dir target/fuzz \
+			$$target target/fuzz/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1; \
+	done
 
 prerequisites:
 	@./softhsm-setup/install-packages

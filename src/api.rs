@@ -19,12 +19,15 @@ use tokio::sync::Semaphore;
 use crate::config::Limits;
 use crate::metrics::{Method, RequestMetrics, Route, Status, Verdict};
 use crate::service::Service;
+use crate::service::enrolment::Enrolment;
 use crate::tls::Client;
 
 mod answer;
 mod call;
 mod credentials;
+mod openapi;
 mod problem;
+mod schema;
 
 use problem::Problem;
 
@@ -76,7 +79,7 @@ impl Api {
 }
 
 /// The routes by which requests are counted; a test holds them against the table.
-const ROUTES: [&str; 7] = [
+const ROUTES: [&str; 8] = [
     "/v1/credentials",
     "/v1/credentials/{id}",
     "/v1/credentials/{id}/verify",
@@ -84,6 +87,7 @@ const ROUTES: [&str; 7] = [
     "/v1/credentials/{id}/suspend",
     "/v1/credentials/{id}/resume",
     "/v1/credentials/{id}/unlock",
+    "/v1/openapi.json",
 ];
 
 /// All routes. `docs/api.md` has them as a table, and a test compares the two.
@@ -96,10 +100,22 @@ pub fn router(api: &Arc<Api>) -> Router {
         .route("/v1/credentials/{id}/suspend", post(credentials::suspend))
         .route("/v1/credentials/{id}/resume", post(credentials::resume))
         .route("/v1/credentials/{id}/unlock", post(credentials::unlock))
+        .route("/v1/openapi.json", get(openapi::get))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .fallback(async || Problem::NotFound)
         .layer(from_fn_with_state(api.clone(), admit))
         .with_state(api.clone())
+}
+
+/// What a body of `POST /v1/credentials` asks to be enrolled, as that route reads it.
+///
+/// # Errors
+/// Status, field (where it is known) and reason of the problem that answers it: constants, all of them.
+pub fn enrolment(body: &[u8]) -> Result<Enrolment, (u16, Option<&'static str>, &'static str)> {
+    credentials::enrolment(body).map_err(|problem| {
+        let (field, reason) = problem.to_mend();
+        (problem.status().as_u16(), field, reason.unwrap_or_default())
+    })
 }
 
 /// What every request passes through, whichever route it takes.

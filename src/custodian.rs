@@ -16,6 +16,7 @@ pub mod token;
 
 use std::ffi::CStr;
 use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -23,10 +24,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::control;
-use crate::hsm::messages::{BUILD_ID, Boot, Call, Fault, Hello, Reply, decode, encode, frame_length};
+use crate::hsm::messages::{
+    BUILD_ID, Boot, Call, FRAME_BYTES_MAX, Fault, Hello, Reply, decode, encode, frame_length,
+};
 use keys::{KeyError, Keys};
 use operations::Operations;
 use pin::Pin;
@@ -92,11 +95,12 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
     if let Err(failure) = shut_in(supervisor_pid, c"hsm-custodian") {
         return failure.report();
     }
-    let mut peer = match io::stdin().as_fd().try_clone_to_owned() {
+    let peer = match io::stdin().as_fd().try_clone_to_owned() {
         Ok(fd) => UnixStream::from(fd),
         Err(error) => return StartFailure::new(format!("standard input: {error}")).report(),
     };
-    let boot = match read_frame::<Boot>(&mut peer) {
+    let mut frames = Frames::new(&peer);
+    let boot = match frames.next::<Boot>() {
         Ok(Some(boot)) => boot,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
@@ -111,7 +115,7 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
         Err(failure) => return failure.report(),
     };
     tracing::info!(token = hello.token, "custodian ready");
-    match serve(&mut peer, operations, &hello) {
+    match serve(&mut frames, &peer, operations, &hello) {
         Ok(end) => end,
         Err(error) => {
             tracing::error!(%error, "custodian: the conversation broke");
@@ -174,11 +178,16 @@ fn login(module: &Module, token: &Token, pin: &Pin, boot: &Boot) -> Result<Sessi
 }
 
 /// Answers calls in their order until the peer is gone.
-fn serve(peer: &mut UnixStream, mut operations: Operations, hello: &Hello) -> io::Result<ExitCode> {
-    if !write_frame(peer, hello)? {
+fn serve(
+    frames: &mut Frames<impl Read>,
+    mut peer: &UnixStream,
+    mut operations: Operations,
+    hello: &Hello,
+) -> io::Result<ExitCode> {
+    if !write_frame(&mut peer, hello)? {
         return Ok(ExitCode::SUCCESS);
     }
-    while let Some(Call { id, request }) = read_frame(peer)? {
+    while let Some(Call { id, request }) = frames.next()? {
         let begun = Instant::now();
         let result = operations.answer(request);
         let busy_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -193,7 +202,8 @@ fn serve(peer: &mut UnixStream, mut operations: Operations, hello: &Hello) -> io
             }
             Ok(_) => false,
         };
-        let heard = write_frame(peer, &Reply { id, busy_ns, result })?;
+        // Each by itself: the front takes what is not answered yet for what a crash came from.
+        let heard = write_frame(&mut peer, &Reply { id, busy_ns, result })?;
         if hsm_failed {
             return Ok(ExitCode::from(EXIT_HSM_FAILED));
         }
@@ -204,30 +214,52 @@ fn serve(peer: &mut UnixStream, mut operations: Operations, hello: &Hello) -> io
     Ok(ExitCode::SUCCESS)
 }
 
-/// The next message; `None`: the peer is gone, be it within a frame.
-///
-/// # Errors
-/// The stream failed, or the frame is too long or holds no such message.
-fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<Option<T>> {
-    let mut header = [0; 4];
-    if !read_whole(stream, &mut header)? {
-        return Ok(None);
-    }
-    let length = frame_length(header).map_err(io::Error::other)?;
-    // Of its final size from the start and zeroized: it may hold a seed or a code.
-    let mut body = Zeroizing::new(vec![0; length]);
-    if !read_whole(stream, &mut body)? {
-        return Ok(None);
-    }
-    decode(&body).map(Some).map_err(io::Error::other)
+/// Messages out of a stream of bytes: one read may bring several.
+struct Frames<R> {
+    stream: R,
+    /// Of its final size from the start and zeroized: it may hold a seed or a code.
+    buffer: Zeroizing<Vec<u8>>,
+    /// Where in it the bytes are that were read and not yet used.
+    unused: Range<usize>,
 }
 
-/// Fills the buffer; `false`: the stream ended first.
-fn read_whole(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
-    match stream.read_exact(buffer) {
-        Ok(()) => Ok(true),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(error) => Err(error),
+impl<R: Read> Frames<R> {
+    fn new(stream: R) -> Self {
+        Self { stream, buffer: Zeroizing::new(vec![0; 4 + FRAME_BYTES_MAX]), unused: 0..0 }
+    }
+
+    /// The next message; `None`: the peer is gone, be it within a frame.
+    ///
+    /// # Errors
+    /// The stream failed, or the frame is too long or holds no such message.
+    fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        loop {
+            let unused = self.buffer.get_mut(self.unused.clone()).unwrap_or_default();
+            if let Some((header, rest)) = unused.split_first_chunk_mut::<4>() {
+                let length = frame_length(*header).map_err(io::Error::other)?;
+                if let Some(body) = rest.get_mut(..length) {
+                    let message = decode(body).map_err(io::Error::other);
+                    body.zeroize();
+                    self.unused.start += 4 + length;
+                    return message.map(Some);
+                }
+            }
+            // What there is of a frame goes to the front, where there is room for all of it.
+            let count = unused.len();
+            self.buffer.copy_within(self.unused.clone(), 0);
+            if let Some(moved) = self.buffer.get_mut(count.max(self.unused.start)..self.unused.end) {
+                moved.zeroize();
+            }
+            self.unused = 0..count;
+            let room = self.buffer.get_mut(count..).unwrap_or_default();
+            match self.stream.read(room) {
+                Ok(0) => return Ok(None),
+                Ok(read) => self.unused.end += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_gone(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
@@ -248,23 +280,54 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hsm::messages::{FRAME_BYTES_MAX, Request};
+    use crate::hsm::messages::Request;
+    use crate::secret::SecretBytes;
+
+    /// Gives so many bytes a read.
+    struct Drip<'a>(&'a [u8], usize);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+            let drop = self.1.min(room.len());
+            self.0.read(&mut room[..drop])
+        }
+    }
+
+    fn call(id: u64, bytes: usize) -> Vec<u8> {
+        let request = Request::Fingerprint(SecretBytes::new(vec![0xa5; bytes]));
+        encode(&Call { id, request }).unwrap().to_vec()
+    }
+
+    #[test]
+    fn frames_are_read_whole_however_they_arrive() {
+        let sizes = [0, 1, 60_000, 7, 60_000, 60_000, 0];
+        let stream: Vec<u8> = (0..).zip(sizes).flat_map(|(id, bytes)| call(id, bytes)).collect();
+        for drop in [1, 3, 1_000, 65_000, stream.len()] {
+            let mut frames = Frames::new(Drip(&stream, drop));
+            for (id, bytes) in (0..).zip(sizes) {
+                let call: Call = frames.next().unwrap().unwrap();
+                let Request::Fingerprint(secret) = call.request else { panic!("another request") };
+                assert_eq!((call.id, secret.len()), (id, bytes), "{drop} bytes a read");
+            }
+            assert!(frames.next::<Call>().unwrap().is_none());
+            // No read and used byte is left: headers are no secret.
+            assert!(!frames.buffer.contains(&0xa5), "{drop} bytes a read");
+        }
+    }
 
     #[test]
     fn a_frame_is_read_whole_or_not_at_all() {
-        let frame = encode(&Call { id: 7, request: Request::Health }).unwrap();
-        let read = |bytes: &[u8]| read_frame::<Call>(&mut &*bytes).unwrap();
-        assert!(read(&frame).is_some_and(|call| call.id == 7));
+        let frame = call(7, 20);
         for end in 0..frame.len() {
-            assert!(read(&frame[..end]).is_none(), "{end} bytes");
+            assert!(Frames::new(&frame[..end]).next::<Call>().unwrap().is_none(), "{end} bytes");
         }
     }
 
     #[test]
     fn a_frame_that_is_too_long_is_refused_by_its_header() {
         let header = (FRAME_BYTES_MAX as u32 + 1).to_be_bytes();
-        assert!(read_frame::<Call>(&mut &header[..]).is_err());
-        assert!(read_frame::<Call>(&mut &[0, 0, 0, 1, 0xff][..]).is_err());
+        assert!(Frames::new(&header[..]).next::<Call>().is_err());
+        assert!(Frames::new(&[0, 0, 0, 1, 0xff][..]).next::<Call>().is_err());
     }
 }
 

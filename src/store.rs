@@ -31,6 +31,7 @@ use crate::metrics::StoreError;
 mod checkpoint;
 mod columns;
 mod files;
+mod reader;
 mod reads;
 mod rows;
 mod schema;

@@ -1,13 +1,16 @@
-//! `make demo`: a bank's backend and two users' tokens against an appliance of this demonstration's own.
+//! `make demo`: a bank's backend and its users' tokens against an appliance of this demonstration's own.
 //!
 //! It starts `hsm-authd dev` in a temporary folder, asks it over mutual TLS what a bank would ask, tells
 //! what came back and which process did what, and holds every answer against what it expects. The tokens
-//! are simulated here, with an HMAC that shares no code with the appliance.
+//! are simulated here, with codes and signatures that share no code with what verifies them.
 
 mod appliance;
 #[path = "../../tests/suite/client.rs"]
 mod client;
 mod narrator;
+mod ocra;
+mod operator;
+mod signers;
 
 use std::fmt::Display;
 use std::fs;
@@ -85,6 +88,11 @@ async fn play() -> Outcome {
     first_codes(&mut narrator, &bank, &appliance, &mut hotp).await?;
     time_codes(&mut narrator, &bank, &mut totp).await?;
     lockout(&mut narrator, &bank, &mut hotp).await?;
+    ocra::with_pin(&mut narrator, &bank, &appliance).await?;
+    let clock = ocra::with_time(&mut narrator, &bank).await?;
+    ocra::for_transactions(&mut narrator, &bank).await?;
+    signers::es256(&mut narrator, &bank).await?;
+    signers::rs256(&mut narrator, &bank).await?;
 
     narrator.heading("A restart forgets nothing")?;
     narrator.text("The operator stops the appliance (SIGTERM) and starts it on the same folder.")?;
@@ -104,12 +112,22 @@ async fn play() -> Outcome {
     bank.verify(&mut narrator, &totp.id, &totp.last).await?.is_refused(&mut narrator, 5)?;
     used_stays_used(&mut narrator, &bank, &mut hotp).await?;
 
+    ocra::answered_stays_answered(&mut narrator, &bank, &clock).await?;
+
     custodian_dies(&mut narrator, &bank, &appliance, &mut hotp).await?;
+    operator::metrics(&mut narrator, &bank, &appliance, &mut hotp).await?;
+    operator::description(&mut narrator, &bank).await?;
 
     narrator.heading("What is on the disk")?;
-    let searched = appliance.search_database(&[TOKEN_SEED, &totp.seed])?;
-    narrator.check(&format!("neither seed is in the database and its WAL ({searched} bytes)"), true)?;
-    narrator.note("There they are AES key-wrap blobs, under a key that does not leave the HSM.")?;
+    let ocra_secrets = ocra::secrets();
+    let mut secrets: Vec<&[u8]> = ocra_secrets.iter().map(Vec::as_slice).collect();
+    secrets.extend([TOKEN_SEED, &totp.seed]);
+    let searched = appliance.search_database(&secrets)?;
+    narrator.check(
+        &format!("no seed and no hash of a PIN is in the database and its WAL ({searched} bytes)"),
+        true,
+    )?;
+    narrator.note("There they are ciphertexts, under keys that do not leave the HSM.")?;
     appliance.stop()?;
     narrator.summary()
 }
@@ -130,11 +148,7 @@ impl Token {
     fn code(&self, factor: u64) -> Outcome<String> {
         let mut mac = Hmac::<sha1::Sha1>::new_from_slice(&self.seed).map_err(words)?;
         mac.update(&factor.to_be_bytes());
-        let mac: [u8; 20] = mac.finalize().into_bytes().into();
-        let offset = usize::from(mac[19] & 15);
-        let word = mac[offset..].iter().take(4).fold(0, |word, byte| word << 8 | u32::from(*byte));
-        let code = (word & 0x7fff_ffff) % 10u32.pow(self.digits);
-        Ok(format!("{code:0width$}", width = self.digits as usize))
+        Ok(truncated(&mac.finalize().into_bytes(), self.digits))
     }
 
     /// The next code; the one after it will be another.
@@ -151,6 +165,14 @@ impl Token {
         let all = (0..).map(|n: u32| format!("{n:0width$}", width = self.digits as usize));
         Ok(all.filter(|code| !right.contains(code)).take(count).collect())
     }
+}
+
+/// RFC 4226, section 5.3.
+fn truncated(mac: &[u8], digits: u32) -> String {
+    let offset = usize::from(mac.last().unwrap_or(&0) & 15);
+    let word = mac.iter().skip(offset).take(4).fold(0, |word, byte| word << 8 | u32::from(*byte));
+    let code = (word & 0x7fff_ffff) % 10u32.pow(digits);
+    format!("{code:0width$}", width = digits as usize)
 }
 
 async fn enrol_hotp(narrator: &mut Narrator, bank: &Bank, appliance: &Appliance) -> Outcome<Token> {
@@ -301,17 +323,22 @@ impl Bank {
     }
 
     async fn get(&self, narrator: &mut Narrator, path: &str) -> Outcome<Answer> {
-        narrator.asked("GET", path, "")?;
+        narrator.asked("GET", path, None)?;
         Answer::read(narrator, &self.0.get(path).await.map_err(words)?)
     }
 
     async fn post(&self, narrator: &mut Narrator, path: &str, body: &Value) -> Outcome<Answer> {
-        narrator.asked("POST", path, &body.to_string())?;
+        narrator.asked("POST", path, Some(body))?;
         Answer::read(narrator, &self.0.post(path, body).await.map_err(words)?)
     }
 
     async fn verify(&self, narrator: &mut Narrator, id: &str, otp: &str) -> Outcome<Answer> {
-        self.post(narrator, &format!("/v1/credentials/{id}/verify"), &json!({ "otp": otp })).await
+        self.present(narrator, id, &json!({ "otp": otp })).await
+    }
+
+    /// A code, a code to a question, or a signature.
+    async fn present(&self, narrator: &mut Narrator, id: &str, evidence: &Value) -> Outcome<Answer> {
+        self.post(narrator, &format!("/v1/credentials/{id}/verify"), evidence).await
     }
 }
 

@@ -63,19 +63,29 @@ impl Narrator {
         self.step = Some(what.to_owned());
     }
 
-    pub fn asked(&mut self, method: &str, path: &str, body: &str) -> Outcome {
+    pub fn asked(&mut self, method: &str, path: &str, body: Option<&Value>) -> Outcome {
         self.requests += 1;
         if let Some(step) = self.step.take() {
             self.line(&format!("\n  - {step}"))?;
         }
-        let (path, body) = (abridged(path, "cred_", 4), abridged(body, "\"seed_hex\":\"", 8));
+        let (path, body) = (abridged(path, "cred_", 4), body.map(told).unwrap_or_default());
         self.line(format!("    bank -> appliance   {method} {path} {body}").trim_end())
     }
 
     /// Status and body, without what only the next program needs.
     pub fn answered(&self, status: u16, json: &Value) -> Outcome {
-        let told =
-            ["id", "type", "attempts_remaining", "retry_after", "verified", "account", "state", "counter"];
+        let told = [
+            "id",
+            "type",
+            "attempts_remaining",
+            "retry_after",
+            "verified",
+            "account",
+            "state",
+            "counter",
+            "use",
+            "openapi",
+        ];
         let mut fields: Vec<String> = told
             .iter()
             .filter_map(|name| json.get(name).map(|value| format!("{name}: {}", short(value))))
@@ -108,6 +118,23 @@ impl Narrator {
             self.begun.elapsed().as_secs_f32()
         ))
     }
+}
+
+/// A body, with the beginnings of what is long, and without PINs.
+fn told(body: &Value) -> String {
+    fn member((name, value): (&String, &Value)) -> String {
+        let value = match value {
+            Value::Object(members) => {
+                format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
+            }
+            _ if name == "pin" => "\"...\"".to_owned(),
+            Value::String(text) if text.len() > 36 => format!("\"{}...\"", text.get(..8).unwrap_or_default()),
+            _ => value.to_string(),
+        };
+        format!("\"{name}\":{value}")
+    }
+    let members = body.as_object().map(|members| members.iter().map(member).collect::<Vec<_>>());
+    format!("{{{}}}", members.unwrap_or_default().join(","))
 }
 
 /// A value's text; of a problem's type its name.

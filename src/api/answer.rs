@@ -1,17 +1,71 @@
 //! What a use case's answer looks like in HTTP. A failed verification is never a 2xx.
 
+use axum::body::Bytes;
 use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::json;
+use utoipa::ToSchema;
 
+use crate::domain::account::AccountRef;
+use crate::domain::credential::Status;
+use crate::domain::id::CredentialId;
 use crate::metrics::Verdict;
 use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
 use crate::service::enrolment::Enrolled;
 
 use super::problem::Problem;
+use super::schema;
+
+/// What is left of a credential.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Deleted)]
+pub(super) struct DeletedBody {
+    #[schema(value_type = CredentialId)]
+    pub id: String,
+    #[schema(schema_with = schema::deleted)]
+    pub state: Status,
+}
+
+/// What was presented is right: a code is used up by it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Verified)]
+pub(super) struct VerifiedBody {
+    /// Whose it is.
+    #[schema(value_type = AccountRef)]
+    pub account: String,
+    #[schema(value_type = CredentialId)]
+    pub id: String,
+    #[schema(schema_with = schema::yes)]
+    pub verified: bool,
+}
+
+/// The token is found again, and both codes are used up.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Resynced)]
+pub(super) struct ResyncedBody {
+    /// Whose it is.
+    #[schema(value_type = AccountRef)]
+    pub account: String,
+    #[schema(value_type = CredentialId)]
+    pub id: String,
+    #[schema(schema_with = schema::yes)]
+    pub resynced: bool,
+}
+
+/// A new credential, with its seed where that was asked for.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EnrolledCredential)]
+pub(super) struct EnrolledBody<'a> {
+    #[serde(flatten)]
+    pub view: &'a CredentialView,
+    /// With `export`: the URI that authenticator apps read. It holds the seed, and is in this one answer: no
+    /// later one has it, nor does a replay by `Idempotency-Key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, pattern = "^otpauth://(hotp|totp)/")]
+    pub otpauth: Option<&'a str>,
+}
 
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
@@ -19,17 +73,17 @@ impl IntoResponse for Answer {
             Self::Enrolled(view) => enrolled(&view, None),
             Self::Changed(view) => json_response(StatusCode::OK, Verdict::Changed, &view),
             Self::Deleted { id } => {
-                json_response(StatusCode::OK, Verdict::Deleted, &json!({ "id": id, "state": "deleted" }))
+                json_response(StatusCode::OK, Verdict::Deleted, &DeletedBody { id, state: Status::Deleted })
             }
             Self::Verified { id, account } => json_response(
                 StatusCode::OK,
                 Verdict::Verified,
-                &json!({ "verified": true, "id": id, "account": account }),
+                &VerifiedBody { account, id, verified: true },
             ),
             Self::Resynced { id, account } => json_response(
                 StatusCode::OK,
                 Verdict::Resynced,
-                &json!({ "resynced": true, "id": id, "account": account }),
+                &ResyncedBody { account, id, resynced: true },
             ),
             Self::VerificationFailed { attempts_remaining } => {
                 Problem::VerificationFailed { attempts_remaining }.into_response()
@@ -48,14 +102,7 @@ impl IntoResponse for Enrolled {
 }
 
 fn enrolled(view: &CredentialView, otpauth: Option<&str>) -> Response {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        #[serde(flatten)]
-        view: &'a CredentialView,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        otpauth: Option<&'a str>,
-    }
-    let mut response = json_response(StatusCode::CREATED, Verdict::Enrolled, &Body { view, otpauth });
+    let mut response = json_response(StatusCode::CREATED, Verdict::Enrolled, &EnrolledBody { view, otpauth });
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/credentials/{}", view.id)) {
         response.headers_mut().insert(LOCATION, location);
     }
@@ -65,12 +112,15 @@ fn enrolled(view: &CredentialView, otpauth: Option<&str>) -> Response {
 /// A 2xx with its JSON, and the word for the log.
 pub(super) fn json_response(status: StatusCode, verdict: Verdict, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
-        Ok(body) => {
-            let mut response = (status, body).into_response();
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response.extensions_mut().insert(verdict);
-            response
-        }
+        Ok(body) => json_bytes(status, verdict, body.into()),
         Err(error) => Problem::unavailable(error, 1).into_response(),
     }
+}
+
+/// The same of JSON that is there already.
+pub(super) fn json_bytes(status: StatusCode, verdict: Verdict, body: Bytes) -> Response {
+    let mut response = (status, body).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.extensions_mut().insert(verdict);
+    response
 }

@@ -8,9 +8,11 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, Limited};
+use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use crate::config::TenantScope;
 use crate::domain::caller::{Caller, Permission};
@@ -34,7 +36,8 @@ impl<S: Sync> FromRequestParts<S> for Peer {
     }
 }
 
-/// A request of a known client. [`Call::allowed`] is the only way on.
+/// A request of a known client. [`Call::allowed`] is the only way on; [`Call::any_client`] says that there is
+/// nothing to go on to.
 pub(super) struct Call {
     parts: Parts,
     body: Body,
@@ -72,6 +75,9 @@ impl Call {
         let caller = Caller { client: self.client.name.clone(), tenant: tenant.clone() };
         Ok(AllowedCall { parts: self.parts, body: self.body, caller, request_id: self.request_id })
     }
+
+    /// For what is no tenant's: every configured client may, whatever its permissions and its tenant.
+    pub fn any_client(self) {}
 }
 
 impl AllowedCall {
@@ -93,9 +99,14 @@ impl AllowedCall {
 
     /// The body as JSON, and the request as its use case sees it.
     pub async fn json<T: DeserializeOwned>(self, api: &Api) -> Result<(Ask, T), Problem> {
-        self.is_json()?;
-        let (ask, body) = self.read(api).await?;
+        let (ask, body) = self.json_bytes(api).await?;
         Ok((ask, object(&body)?))
+    }
+
+    /// A body that is said to be JSON, for the caller to parse.
+    pub async fn json_bytes(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
+        self.is_json()?;
+        self.read(api).await
     }
 
     /// A request that says everything by its path: its body is empty or `{}`.
@@ -143,7 +154,7 @@ impl AllowedCall {
 }
 
 /// The fields that a caller may be told to mend by name.
-const FIELDS: [&str; 23] = [
+pub(super) const FIELDS: [&str; 23] = [
     "type",
     "account",
     "algorithm",
@@ -169,7 +180,7 @@ const FIELDS: [&str; 23] = [
     "format",
 ];
 /// Of each field with a fixed choice of values the first one, as serde lists them.
-const CHOICES: [(&str, &str); 6] = [
+pub(super) const CHOICES: [(&str, &str); 6] = [
     ("hotp", "type"),
     ("SHA1", "algorithm"),
     ("ES256", "algorithm"),
@@ -184,12 +195,13 @@ const REASONS: [(&str, &str); 3] = [
     ("suite", crate::domain::ocra::SUITE_RULE),
 ];
 
-#[derive(serde::Deserialize)]
+/// What says everything by its path has no fields.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct NoFields {}
+pub(super) struct NoFields {}
 
 /// A body as the object that it has to be.
-fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub(super) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     match serde_json::from_slice(body) {
         // Serde takes an array as well, and its elements for the fields in their order.
         Ok(parsed) if body.trim_ascii_start().starts_with(b"{") => Ok(parsed),

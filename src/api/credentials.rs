@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::account::AccountRef;
 use crate::domain::caller::Permission;
@@ -14,17 +15,20 @@ use crate::domain::id::CredentialId;
 use crate::metrics::Verdict;
 use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
-use crate::service::enrolment::Enrolled;
+use crate::service::enrolment::{Enrolled, Enrolment};
 use crate::service::management::Action;
 use crate::store::Page;
 
 use super::Api;
 use super::answer::json_response;
-use super::call::Call;
+use super::call::{Call, object};
 use super::problem::Problem;
 
 mod enrolment;
 mod evidence;
+mod examples;
+pub(super) mod operations;
+pub(super) mod schemas;
 
 use enrolment::EnrolBody;
 use evidence::{Evidence, ResyncBody, VerifyBody};
@@ -36,8 +40,13 @@ fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> 
 
 pub(super) async fn enrol(State(api): State<Arc<Api>>, call: Call) -> Result<Enrolled, Problem> {
     let call = call.allowed(Permission::Enroll)?;
-    let (ask, body) = call.json::<EnrolBody>(&api).await?;
-    Ok(api.service.enrol(ask, body.try_into()?).await?)
+    let (ask, body) = call.json_bytes(&api).await?;
+    Ok(api.service.enrol(ask, enrolment(&body)?).await?)
+}
+
+/// What a body asks to be enrolled.
+pub(super) fn enrolment(body: &[u8]) -> Result<Enrolment, Problem> {
+    object::<EnrolBody>(body)?.try_into()
 }
 
 pub(super) async fn verify(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
@@ -89,18 +98,29 @@ pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Respo
 }
 
 /// `GET /v1/credentials?account=&limit=&after=`
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
+    /// Only this account's.
     account: Option<AccountRef>,
+    /// How many a page.
+    #[param(minimum = 1, maximum = 100, default = 50)]
     limit: Option<u16>,
+    /// The `next` of the page before.
+    #[param(value_type = Option<CredentialId>)]
     after: Option<String>,
 }
 
 /// A page, as every list answers.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CredentialPage)]
 struct ListBody {
+    /// In the order of their enrolment; without deleted ones.
+    #[schema(max_items = 100)]
     items: Vec<CredentialView>,
+    /// `after` of the next page; null on the last one.
+    #[schema(required, value_type = Option<CredentialId>)]
     next: Option<String>,
 }
 

@@ -4,9 +4,12 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::metrics::Verdict;
 use crate::service::Refused;
+
+mod described;
 
 /// Everything that is not a yes. The caller learns what to mend; the cause goes to the log.
 #[derive(Clone, Debug)]
@@ -39,20 +42,30 @@ pub(super) enum Problem {
 }
 
 /// The JSON. `title` and `detail` are constant for a name; nothing of the request is repeated.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Document<'a> {
     r#type: String,
     title: &'static str,
     status: u16,
     detail: &'static str,
+    /// The value of `x-request-id`, to be found in the request log and in the audit log.
+    #[schema(pattern = "^req_[0-9a-v]{16}$")]
     request_id: &'a str,
+    /// The field, parameter or header, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     field: Option<&'static str>,
+    /// What to mend. Repeats nothing of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<&'static str>,
+    /// How many failures are left before the next lock: the smaller of the credential's and the account's.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, maximum = 5)]
     attempts_remaining: Option<u32>,
+    /// Seconds until it is worth to come back, as the header `Retry-After`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     retry_after: Option<u64>,
 }
 
@@ -159,16 +172,33 @@ impl Problem {
         }
     }
 
-    /// The document, with the header that says when to come back.
-    pub fn render(&self, request_id: &str) -> Response {
-        let (verdict, status, title, detail) = self.words();
-        let (field, reason) = match self {
+    /// Field and reason, where the caller can mend something.
+    pub fn to_mend(&self) -> (Option<&'static str>, Option<&'static str>) {
+        match self {
             Self::Invalid { field, reason } => {
                 (Some(*field).filter(|field| !field.is_empty()), Some(*reason))
             }
             Self::Malformed(reason) => (None, Some(*reason)),
             _ => (None, None),
-        };
+        }
+    }
+
+    /// The document, with the header that says when to come back.
+    pub fn render(&self, request_id: &str) -> Response {
+        let document = self.document(request_id);
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = (self.status(), body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = document.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    fn document<'a>(&self, request_id: &'a str) -> Document<'a> {
+        let (verdict, status, title, detail) = self.words();
+        let (field, reason) = self.to_mend();
         let attempts_remaining = match self {
             Self::VerificationFailed { attempts_remaining } => Some(*attempts_remaining),
             _ => None,
@@ -178,7 +208,7 @@ impl Problem {
             Self::Unavailable { retry_after_s, .. } => Some(u64::from(*retry_after_s)),
             _ => None,
         };
-        let document = Document {
+        Document {
             r#type: format!("urn:hsm-authd:problem:{}", verdict.name()),
             title,
             status: status.as_u16(),
@@ -188,15 +218,7 @@ impl Problem {
             reason,
             attempts_remaining,
             retry_after,
-        };
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = (status, body).into_response();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(seconds) = retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{KeyName, Kind, survey};
 use super::pin::Pin;
 use super::pkcs11::{Module, Pkcs11Error, Session, Token};
-use super::{StartFailure, find_token, load_module, login, read_frame, read_pin, shut_in};
+use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -35,7 +35,7 @@ pub fn run_setup(supervisor_pid: i32) -> ExitCode {
     if let Err(failure) = shut_in(supervisor_pid, c"hsm-token-setup") {
         return failure.report();
     }
-    let setup = match read_frame::<Setup>(&mut io::stdin().lock()) {
+    let setup = match Frames::new(io::stdin().lock()).next::<Setup>() {
         Ok(Some(setup)) => setup,
         Ok(None) => return StartFailure::new("standard input holds no setup: run `hsm-authd init`").report(),
         Err(error) => return StartFailure::new(format!("standard input holds no setup ({error})")).report(),

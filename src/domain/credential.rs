@@ -183,6 +183,13 @@ impl CredentialState {
         Self { version: self.version.saturating_add(1), ..self.clone() }
     }
 
+    /// With the mark beyond time step `step`, so that what is forgotten of it stays used up; `None` if it is
+    /// there already.
+    pub fn beyond(&self, step: u64) -> Option<Self> {
+        let mark = step.saturating_add(1);
+        (self.next_factor < mark).then(|| Self { next_factor: mark, ..self.next() })
+    }
+
     /// With another status.
     pub fn with_status(&self, status: Status) -> Self {
         Self { status, ..self.next() }

@@ -255,6 +255,8 @@ impl RowSum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::credential::{EncryptedPinHash, OcraToken, OcraUse};
+    use crate::domain::ocra::Suite;
     use proptest::prelude::*;
 
     fn sum(low: u128) -> RowSum {
@@ -314,6 +316,54 @@ mod tests {
                 Row::UsedInput(_) => false,
             };
             assert!(is_table, "{number}");
+        }
+    }
+
+    /// OCRA and what it used up, spelt by the release that brought them; likewise.
+    const OCRA_SPELLINGS: [&str; 3] = [
+        "1068736d2d61757468642f726f772f763104878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d610661\
+         6363742d3101e80701234f4352412d313a484f54502d534841312d363a432d514e30382d50534841312d54314d\
+         0a0101010120070707070707070707070707070707070707070707070707070707070707070701013009090909\
+         090909090909090909090909090909090909090909090909090909090909090909090909090909090909090900",
+        "1068736d2d61757468642f726f772f763104878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d610661\
+         6363742d3101e80701174f4352412d313a484f54502d534841312d363a514e30380a0100000000",
+        "1068736d2d61757468642f726f772f763105878e9cb8f0e0c183878e9cb8f0e0c183870e050505050505050505\
+         05050505050505050505050505050505050505050505050662616e6b2d6101016401c0c4f502",
+    ];
+
+    #[test]
+    fn ocra_is_spelt_as_ever() {
+        let credential = |suite: &str, usage, secret, pin_hash| {
+            let suite = Suite::parse(suite).unwrap();
+            let token = OcraToken { suite, look_ahead: 10, skew_steps: 1, usage, secret, pin_hash };
+            Row::Credential(Credential {
+                id: CredentialId::from_random([7; 16]),
+                tenant: Tenant::try_from("bank-a".to_owned()).unwrap(),
+                account: AccountRef::try_from("acct-1".to_owned()).unwrap(),
+                version: 1,
+                created_unix_ms: 1_000,
+                kind: Kind::Ocra(token),
+                deleted_unix_ms: None,
+            })
+        };
+        let secret = Some(WrappedSecret { kek_version: 1, blob: vec![7; 32] });
+        let pin_hash = Some(EncryptedPinHash { data_version: 1, blob: vec![9; 48] });
+        let input = UsedInput {
+            id: CredentialId::from_random([7; 16]),
+            fingerprint: [5; 32],
+            tenant: Tenant::try_from("bank-a".to_owned()).unwrap(),
+            version: 1,
+            time_step: Some(100),
+            expires_unix_ms: Some(6_120_000),
+        };
+        let rows = [
+            credential("OCRA-1:HOTP-SHA1-6:C-QN08-PSHA1-T1M", OcraUse::Verify, secret, pin_hash),
+            credential("OCRA-1:HOTP-SHA1-6:QN08", OcraUse::Transaction, None, None),
+            Row::UsedInput(input),
+        ];
+        for (row, spelling) in rows.into_iter().zip(OCRA_SPELLINGS) {
+            assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), spelling);
+            assert_eq!(row.encode().decode(), Some(row));
         }
     }
 

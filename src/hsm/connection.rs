@@ -1,14 +1,14 @@
 //! One custodian's socket: requests out, replies in, in order; and what is left when it ends.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use zeroize::Zeroizing;
@@ -63,7 +63,7 @@ impl End {
     }
 
     /// Of a custodian that dies, Linux says to its peer whether something was left in its socket.
-    fn broken(error: &std::io::Error) -> Self {
+    fn broken(error: &io::Error) -> Self {
         let unread = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
         Self { loss: Loss::Ended, reason: error.to_string(), unread, answered: false }
     }
@@ -133,25 +133,34 @@ pub(super) async fn serve(
     let mut waiting: VecDeque<Job> = VecDeque::with_capacity(WINDOW);
     let mut head_due = Instant::now();
     // Written beside reading: while a large message waits for room, answers go on to arrive.
-    let mut outgoing: Option<Outgoing> = None;
+    let mut outgoing = Outgoing::default();
 
     let end = loop {
         tokio::select! {
-            job = jobs.recv(), if outgoing.is_none() && may_follow(&waiting) => {
-                let Some(job) = job else { break End::because(Loss::Ended, "nobody asks any more") };
-                if job.answer.is_closed() {
-                    continue; // the caller has gone, and no request changes anything by itself
+            job = jobs.recv(), if may_follow(&waiting) => {
+                let Some(mut job) = job else { break End::because(Loss::Ended, "nobody asks any more") };
+                // Those that wait already go with it: one write, and the custodian wakes once.
+                loop {
+                    // If the caller has gone: no request changes anything by itself.
+                    if !job.answer.is_closed() {
+                        if waiting.is_empty() {
+                            head_due = Instant::now() + REQUEST_MAX;
+                        }
+                        outgoing.frames.push_back(job.frame.clone());
+                        waiting.push_back(job);
+                    }
+                    if !may_follow(&waiting) {
+                        break;
+                    }
+                    match jobs.try_recv() {
+                        Ok(next) => job = next,
+                        Err(_) => break,
+                    }
                 }
-                if waiting.is_empty() {
-                    head_due = Instant::now() + REQUEST_MAX;
-                }
-                let frame = job.frame.clone();
-                waiting.push_back(job);
-                outgoing = Some(Outgoing { frame, sent: 0 });
             }
-            sent = write_half.write(outgoing.as_ref().map_or(&[], Outgoing::rest)), if outgoing.is_some() => {
+            sent = outgoing.write(&mut write_half), if !outgoing.frames.is_empty() => {
                 match sent {
-                    Ok(count) => outgoing = outgoing.and_then(|outgoing| outgoing.advance(count)),
+                    Ok(count) => outgoing.advance(count),
                     Err(error) => break End::broken(&error),
                 }
             }
@@ -201,21 +210,28 @@ fn may_follow(waiting: &VecDeque<Job>) -> bool {
     waiting.len() < WINDOW && !waiting.back().is_some_and(|job| job.suspect)
 }
 
-/// A frame that is being written.
+/// Frames that are being written.
+#[derive(Default)]
 struct Outgoing {
-    frame: Arc<Zeroizing<Vec<u8>>>,
+    frames: VecDeque<Arc<Zeroizing<Vec<u8>>>>,
+    /// So much of the first.
     sent: usize,
 }
 
 impl Outgoing {
-    fn rest(&self) -> &[u8] {
-        self.frame.get(self.sent..).unwrap_or_default()
+    /// As much as there is room for.
+    async fn write(&self, stream: &mut OwnedWriteHalf) -> io::Result<usize> {
+        let from = std::iter::once(self.sent).chain(std::iter::repeat(0));
+        let rests = self.frames.iter().zip(from).map(|(frame, from)| frame.get(from..).unwrap_or_default());
+        stream.write_vectored(&rests.map(IoSlice::new).collect::<Vec<_>>()).await
     }
 
-    /// `None`: all of it was sent.
-    fn advance(self, count: usize) -> Option<Self> {
-        let sent = self.sent.saturating_add(count);
-        (sent < self.frame.len()).then_some(Self { sent, ..self })
+    fn advance(&mut self, count: usize) {
+        self.sent = self.sent.saturating_add(count);
+        while let Some(rest) = self.frames.front().and_then(|first| self.sent.checked_sub(first.len())) {
+            self.sent = rest;
+            self.frames.pop_front();
+        }
     }
 }
 

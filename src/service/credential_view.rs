@@ -3,19 +3,28 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
 
+use crate::domain::account::AccountRef;
+use crate::domain::caller::Tenant;
 use crate::domain::credential::{Credential, CredentialState, Kind, OcraUse, Status};
+use crate::domain::id::CredentialId;
+use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::signer::SignatureAlgorithm;
 
 /// The JSON of a credential, in answers and in idempotency records: there, fields are only ever added.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Credential, description = "A credential: everything but its secret.")]
 pub struct CredentialView {
     /// `cred_…`
+    #[schema(value_type = CredentialId)]
     pub id: String,
     /// The bank's own reference.
+    #[schema(value_type = AccountRef)]
     pub account: String,
     /// The tenant it belongs to.
+    #[schema(value_type = Tenant)]
     pub tenant: String,
     /// `active` or `suspended`.
     pub state: Status,
@@ -24,12 +33,14 @@ pub struct CredentialView {
     pub kind: KindView,
     /// Failures of this credential since its last success; a signer has none.
     pub failures: u32,
-    /// When it was enrolled, RFC 3339.
+    /// When it was enrolled, RFC 3339 in UTC, whole seconds.
+    #[schema(format = DateTime, pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
     pub created_at: String,
 }
 
 /// What is particular to a type.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = CredentialType)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum KindView {
     /// A counter: RFC 4226.
@@ -39,8 +50,10 @@ pub enum KindView {
         /// The length of its codes.
         digits: Digits,
         /// The next counter expected.
+        #[schema(maximum = 9223372036854775808u64)]
         counter: u64,
         /// How many codes beyond it are tried.
+        #[schema(maximum = 100)]
         look_ahead: u8,
     },
     /// The time: RFC 6238.
@@ -50,8 +63,10 @@ pub enum KindView {
         /// The length of its codes.
         digits: Digits,
         /// Seconds a code lives.
+        #[schema(minimum = 5, maximum = 600)]
         period: u16,
         /// Steps tried on either side.
+        #[schema(maximum = 2)]
         skew_steps: u8,
         /// How many steps the token's clock is ahead, as the last resync found.
         drift_steps: i16,
@@ -59,17 +74,21 @@ pub enum KindView {
     /// Challenge and response: RFC 6287.
     Ocra {
         /// Hash, code length and data inputs.
+        #[schema(value_type = Suite)]
         suite: String,
         /// What its codes are good for.
         r#use: OcraUse,
         /// Suites with C: the next counter expected.
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false, maximum = 9223372036854775808u64)]
         counter: Option<u64>,
         /// Suites with C: how many codes beyond it are tried.
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false, maximum = 100)]
         look_ahead: Option<u8>,
         /// Suites with T: steps tried on either side.
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false, maximum = 2)]
         skew_steps: Option<u8>,
     },
     /// A device that signs.
@@ -77,6 +96,7 @@ pub enum KindView {
         /// How it signs.
         algorithm: SignatureAlgorithm,
         /// Its key's RFC 7638 thumbprint: SHA-256, base64url.
+        #[schema(pattern = "^[A-Za-z0-9_-]{43}$")]
         thumbprint: String,
     },
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::domain::audit::{AuditEntry, Event};
-use crate::domain::credential::{CredentialState, UsedInput};
+use crate::domain::credential::UsedInput;
 use crate::domain::id::CredentialId;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
@@ -73,9 +73,7 @@ impl Service {
             let rows = self.store.credential(&first.row.tenant, id).await?;
             let rows = rows.ok_or_else(|| Refused::unavailable("a used input has no credential"))?;
             let highest = inputs.iter().filter_map(|input| input.row.time_step).max();
-            let mark = highest.map_or(0, |step| step.saturating_add(1));
-            if rows.state.row.next_factor < mark {
-                let next = CredentialState { next_factor: mark, ..rows.state.row.next() };
+            if let Some(next) = highest.and_then(|step| rows.state.row.beyond(step)) {
                 batch.replace(rows.state, next.into());
             }
             inputs.into_iter().for_each(|input| batch.remove(input));

@@ -45,15 +45,109 @@ pub(super) enum Fault {
     },
 }
 
-/// One row of `table`, read by column name.
+/// A table, with its columns in the order of `SELECT *`.
+struct Table {
+    name: &'static str,
+    columns: &'static [&'static str],
+}
+
+const CREDENTIAL: Table = Table {
+    name: "credential",
+    columns: &[
+        "id",
+        "tenant",
+        "account",
+        "version",
+        "created_unix_ms",
+        "type",
+        "algorithm",
+        "digits",
+        "look_ahead",
+        "period_s",
+        "skew_steps",
+        "suite",
+        "usage",
+        "kek_version",
+        "secret",
+        "data_version",
+        "pin_hash",
+        "public_key",
+        "deleted_unix_ms",
+        "seal_key_version",
+        "seal",
+    ],
+};
+const STATE: Table = Table {
+    name: "credential_state",
+    columns: &[
+        "id",
+        "tenant",
+        "version",
+        "status",
+        "next_factor",
+        "last_accepted",
+        "drift_steps",
+        "failures",
+        "lock",
+        "account_share",
+        "account_epoch",
+        "seal_key_version",
+        "seal",
+    ],
+};
+const ACCOUNT: Table = Table {
+    name: "account",
+    columns: &["tenant", "account", "version", "failures", "lock", "epoch", "seal_key_version", "seal"],
+};
+const IDEMPOTENCY: Table = Table {
+    name: "idempotency",
+    columns: &[
+        "client",
+        "key",
+        "version",
+        "fingerprint",
+        "answer",
+        "expires_unix_ms",
+        "seal_key_version",
+        "seal",
+    ],
+};
+const USED_INPUT: Table = Table {
+    name: "used_input",
+    columns: &[
+        "id",
+        "fingerprint",
+        "tenant",
+        "version",
+        "time_step",
+        "expires_unix_ms",
+        "seal_key_version",
+        "seal",
+    ],
+};
+const AUDIT: Table = Table {
+    name: "audit",
+    columns: &["seq", "unix_ms", "event", "tenant", "client", "request_id", "credential"],
+};
+
+/// One row of `SELECT *` from `table`. SQLite finds a column by its name far more slowly than this does.
 struct Columns<'a> {
     row: &'a Row<'a>,
-    table: &'static str,
+    table: &'static Table,
 }
 
 impl Columns<'_> {
     fn get<T: FromSql>(&self, column: &'static str) -> Result<T, Fault> {
-        self.row.get(column).map_err(|_| self.invalid(column))
+        let place = self.place(column)?;
+        self.row.get(place).map_err(|_| self.invalid(column))
+    }
+
+    fn is_null(&self, column: &'static str) -> Result<bool, Fault> {
+        Ok(self.row.get_ref(self.place(column)?)? == ValueRef::Null)
+    }
+
+    fn place(&self, column: &'static str) -> Result<usize, Fault> {
+        self.table.columns.iter().position(|name| *name == column).ok_or_else(|| self.invalid(column))
     }
 
     fn u64(&self, column: &'static str) -> Result<u64, Fault> {
@@ -73,7 +167,7 @@ impl Columns<'_> {
     }
 
     fn invalid(&self, column: &'static str) -> Fault {
-        Fault::Invalid { table: self.table, column }
+        Fault::Invalid { table: self.table.name, column }
     }
 
     fn id(&self) -> Result<CredentialId, Fault> {
@@ -113,7 +207,7 @@ fn canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 
 /// A row of `SELECT * FROM credential`.
 pub(super) fn credential(row: &Row<'_>) -> Result<Sealed<Credential>, Fault> {
-    let columns = Columns { row, table: "credential" };
+    let columns = Columns { row, table: &CREDENTIAL };
     columns.sealed(Credential {
         id: columns.id()?,
         tenant: columns.tenant()?,
@@ -162,7 +256,7 @@ fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
         _ => return Err(columns.invalid("type")),
     };
     for column in of_others {
-        if columns.row.get_ref(*column)? != ValueRef::Null {
+        if !columns.is_null(column)? {
             return Err(columns.invalid("type"));
         }
     }
@@ -220,7 +314,7 @@ fn secret(columns: &Columns<'_>) -> Result<Option<WrappedSecret>, Fault> {
 
 /// A row of `SELECT * FROM used_input`.
 pub(super) fn used_input(row: &Row<'_>) -> Result<Sealed<UsedInput>, Fault> {
-    let columns = Columns { row, table: "used_input" };
+    let columns = Columns { row, table: &USED_INPUT };
     columns.sealed(UsedInput {
         id: columns.id()?,
         fingerprint: columns.get("fingerprint")?,
@@ -233,7 +327,7 @@ pub(super) fn used_input(row: &Row<'_>) -> Result<Sealed<UsedInput>, Fault> {
 
 /// A row of `SELECT * FROM credential_state`.
 pub(super) fn state(row: &Row<'_>) -> Result<Sealed<CredentialState>, Fault> {
-    let columns = Columns { row, table: "credential_state" };
+    let columns = Columns { row, table: &STATE };
     columns.sealed(CredentialState {
         id: columns.id()?,
         tenant: columns.tenant()?,
@@ -252,7 +346,7 @@ pub(super) fn state(row: &Row<'_>) -> Result<Sealed<CredentialState>, Fault> {
 
 /// A row of `SELECT * FROM account`.
 pub(super) fn account(row: &Row<'_>) -> Result<Sealed<Account>, Fault> {
-    let columns = Columns { row, table: "account" };
+    let columns = Columns { row, table: &ACCOUNT };
     columns.sealed(Account {
         tenant: columns.tenant()?,
         account: columns.account()?,
@@ -264,7 +358,7 @@ pub(super) fn account(row: &Row<'_>) -> Result<Sealed<Account>, Fault> {
 
 /// A row of `SELECT * FROM idempotency`.
 pub(super) fn idempotency(row: &Row<'_>) -> Result<Sealed<IdempotencyRecord>, Fault> {
-    let columns = Columns { row, table: "idempotency" };
+    let columns = Columns { row, table: &IDEMPOTENCY };
     columns.sealed(IdempotencyRecord {
         client: columns.parsed("client", |text: String| ClientName::try_from(text).ok())?,
         key: columns.parsed("key", |text: String| IdempotencyKey::parse(&text))?,
@@ -277,7 +371,7 @@ pub(super) fn idempotency(row: &Row<'_>) -> Result<Sealed<IdempotencyRecord>, Fa
 
 /// A row of `SELECT * FROM audit`, with its place in the log.
 pub(super) fn audit(row: &Row<'_>) -> Result<(u64, AuditEntry), Fault> {
-    let columns = Columns { row, table: "audit" };
+    let columns = Columns { row, table: &AUDIT };
     let actor = match (columns.get("tenant")?, columns.get("client")?, columns.get("request_id")?) {
         (None::<String>, None::<String>, None) => None,
         (Some(tenant), Some(client), Some(request_id)) => Some(Actor {
@@ -294,4 +388,24 @@ pub(super) fn audit(row: &Row<'_>) -> Result<(u64, AuditEntry), Fault> {
         credential: columns.get::<Option<[u8; 16]>>("credential")?.map(CredentialId::from_random),
     };
     Ok((columns.u64("seq")?, entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::schema;
+
+    #[test]
+    fn columns_stand_where_the_schema_has_them() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection, Path::new("memory")).unwrap();
+        for table in [CREDENTIAL, STATE, ACCOUNT, IDEMPOTENCY, USED_INPUT, AUDIT] {
+            let statement = connection.prepare(&format!("SELECT * FROM {}", table.name)).unwrap();
+            assert_eq!(statement.column_names().collect::<Vec<_>>(), table.columns, "{}", table.name);
+        }
+    }
 }

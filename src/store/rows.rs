@@ -1,7 +1,8 @@
 //! Rows into the database: comparing, writing and removing them, each one statement.
 //!
-//! Every function runs inside the writer's transaction. A statement that changes another number of
-//! rows than one is an error: comparing came first, so only a commit that names a row twice gets there.
+//! Every function runs inside the writer's transaction. But for [`write`], a statement that changes another
+//! number of rows than one is an error: comparing came first, so only a commit that names a row twice gets
+//! there.
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
@@ -76,8 +77,9 @@ pub(super) fn remove(connection: &Connection, key: &RowKey) -> Result<()> {
     }
 }
 
-/// Writes a row: version 1 as a new one, any other over the version before it.
-pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<()> {
+/// Writes a row: version 1 as a new one, any other over the version before it. `false`: that version is
+/// not there, and nothing was written.
+pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<bool> {
     match &sealed.row {
         Row::Credential(row) => write_credential(connection, row, &sealed.seal),
         Row::State(row) => write_state(connection, row, &sealed.seal),
@@ -145,7 +147,7 @@ impl<'a> KindColumns<'a> {
     }
 }
 
-fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> Result<()> {
+fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> Result<bool> {
     let kind = KindColumns::new(&row.kind)?;
     put(
         connection,
@@ -185,7 +187,7 @@ fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> R
     )
 }
 
-fn write_state(connection: &Connection, row: &CredentialState, seal: &Seal) -> Result<()> {
+fn write_state(connection: &Connection, row: &CredentialState, seal: &Seal) -> Result<bool> {
     put(
         connection,
         row.version,
@@ -214,7 +216,7 @@ fn write_state(connection: &Connection, row: &CredentialState, seal: &Seal) -> R
     )
 }
 
-fn write_account(connection: &Connection, row: &Account, seal: &Seal) -> Result<()> {
+fn write_account(connection: &Connection, row: &Account, seal: &Seal) -> Result<bool> {
     put(
         connection,
         row.version,
@@ -236,7 +238,7 @@ fn write_account(connection: &Connection, row: &Account, seal: &Seal) -> Result<
     )
 }
 
-fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Seal) -> Result<()> {
+fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Seal) -> Result<bool> {
     put(
         connection,
         row.version,
@@ -259,7 +261,7 @@ fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Se
     )
 }
 
-fn write_used_input(connection: &Connection, row: &UsedInput, seal: &Seal) -> Result<()> {
+fn write_used_input(connection: &Connection, row: &UsedInput, seal: &Seal) -> Result<bool> {
     put(
         connection,
         row.version,
@@ -313,13 +315,14 @@ fn put(
     insert: &str,
     update: &str,
     values: &[&dyn ToSql],
-) -> Result<()> {
+) -> Result<bool> {
     if version == 1 {
-        return change(connection, insert, values);
+        return change(connection, insert, values).map(|()| true);
     }
     let before = version.wrapping_sub(1).cast_signed();
     let values: Vec<&dyn ToSql> = values.iter().copied().chain([&before as &dyn ToSql]).collect();
-    change(connection, update, &values)
+    // Keys are unique: it is one row or none.
+    Ok(connection.prepare_cached(update)?.execute(values.as_slice())? == 1)
 }
 
 fn change(connection: &Connection, sql: &str, values: &[&dyn ToSql]) -> Result<()> {

@@ -1,24 +1,27 @@
 //! The embedded backend: SQLite in WAL mode, one writer thread, one that makes checkpoints, and
 //! readers that wait for neither.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
 use super::columns::Fault;
+use super::reader::{self, Question};
 use super::writer::{Request, Writer};
 use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
 use super::{files, schema};
 use crate::metrics::{self, StoreError, StoreMetrics};
 
-/// So many reads at once; the others wait. More would only fight for the same pages.
-const READERS_MAX: usize = 8;
+/// So many threads read: one can wait for the disk while another goes on.
+const READERS: usize = 2;
+/// So many reads wait for one; a caller beyond that waits to hand its own over.
+const READS_MAX: usize = 1_024;
 /// How long a commit waits for somebody else's write lock: an operator's shell, say.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -28,12 +31,11 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// Dropped in this order: idle readers close, the queue closes, the threads finish what waits in it
+/// Dropped in this order: the readers end, the queue closes, the threads finish what waits in it
 /// and end, the last connection empties the WAL, and only then another process may come.
 struct Inner {
-    path: PathBuf,
-    readers: Mutex<Vec<Connection>>,
-    permits: Arc<Semaphore>,
+    questions: mpsc::Sender<Question>,
+    _readers: Vec<Joined>,
     failed: watch::Receiver<bool>,
     queue: mpsc::Sender<Request>,
     metrics: StoreMetrics,
@@ -72,6 +74,8 @@ impl Store {
         schema::migrate(&mut connection, path)?;
         configure(&connection).map_err(|error| unusable(path, &error))?;
         let checkpoints = connect(path)?;
+        let idle = (0..READERS).map(|_| reader::open(path).map_err(|error| unusable(path, &error)));
+        let idle: Vec<Connection> = idle.collect::<Result<_, _>>()?;
 
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
         let (latch, failed) = watch::channel(false);
@@ -84,11 +88,17 @@ impl Store {
             Joined::spawn("store-writer", move || writer.run(requests))?,
             Joined::spawn("store-checkpoint", move || checkpoint::run(&checkpoints, &asked, &wal, &counted))?,
         ];
+        let (questions, asked) = mpsc::channel(READS_MAX);
+        let asked = Arc::new(Mutex::new(asked));
+        let readers = idle.into_iter().map(|connection| {
+            let (path, asked) = (path.to_owned(), Arc::clone(&asked));
+            Joined::spawn("store-reader", move || reader::run(&path, connection, &asked))
+        });
+        let readers = readers.collect::<Result<_, _>>()?;
         Ok(Self {
             inner: Arc::new(Inner {
-                path: path.to_owned(),
-                readers: Mutex::new(Vec::new()),
-                permits: Arc::new(Semaphore::new(READERS_MAX)),
+                questions,
+                _readers: readers,
                 failed,
                 queue,
                 metrics,
@@ -140,48 +150,29 @@ impl Store {
         *self.inner.failed.borrow()
     }
 
-    /// Runs `read` in one read transaction, off the async threads.
+    /// Has `read` done by a reader, within one snapshot of the database, off the async threads.
     pub(super) async fn read<T, F>(&self, read: F) -> Result<T, ReadError>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
     {
-        let permit = Arc::clone(&self.inner.permits).acquire_owned().await.map_err(|_| ReadError)?;
-        let inner = Arc::clone(&self.inner);
-        let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            inner.read(read)
+        let (answer, outcome) = oneshot::channel();
+        let question: Question = Box::new(move |transaction| {
+            let result = read(transaction);
+            let fault = result.as_ref().err().map(ToString::to_string);
+            // Who stopped waiting needs no answer.
+            let _ = answer.send(result.map_err(|_| ReadError));
+            fault
         });
-        match done.await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(fault)) => {
-                self.inner.metrics.errors.count(StoreError::Read);
-                tracing::error!(cause = %fault, "a read failed");
-                Err(ReadError)
-            }
-            Err(error) => {
-                self.inner.metrics.errors.count(StoreError::Read);
-                tracing::error!(panicked = error.is_panic(), "a read did not end");
-                Err(ReadError)
-            }
+        // No answer: it was dropped with a connection that cannot be used, or its reader panicked.
+        let result = match self.inner.questions.send(question).await {
+            Ok(()) => outcome.await.unwrap_or(Err(ReadError)),
+            Err(_) => Err(ReadError),
+        };
+        if result.is_err() {
+            self.inner.metrics.errors.count(StoreError::Read);
         }
-    }
-}
-
-impl Inner {
-    fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
-        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => reader(&self.path)?,
-        };
-        let value = {
-            let transaction = connection.transaction()?;
-            read(&transaction)?
-        };
-        // A connection that met an error is not used again.
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        Ok(value)
+        result
     }
 }
 
@@ -219,14 +210,4 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", -64 * 1_024)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
-}
-
-fn reader(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(PATIENCE)?;
-    connection.pragma_update(None, "query_only", true)?;
-    connection.pragma_update(None, "trusted_schema", false)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
 }

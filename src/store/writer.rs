@@ -169,45 +169,50 @@ impl Writer {
         let mut verdicts = Vec::with_capacity(commits.len());
         for commit in commits {
             // A commit sees those before it in the group: of two that race, the second conflicts.
-            if !self.versions_hold(commit)? {
-                verdicts.push(Verdict::Conflict);
-                continue;
+            let verdict = self.write_one(commit)?;
+            if let Verdict::Written = verdict {
+                change = change.plus(commit.sum_change);
             }
-            for row in &commit.rows {
-                rows::write(&self.connection, row)?;
-            }
-            for (key, _) in &commit.removed {
-                rows::remove(&self.connection, key)?;
-            }
-            rows::append(&self.connection, &commit.audit)?;
-            change = change.plus(commit.sum_change);
-            verdicts.push(Verdict::Written);
+            verdicts.push(verdict);
         }
         rows::add_to_sum(&self.connection, change)?;
         Ok(verdicts)
     }
 
-    /// Whether every row that the commit names still has the version it was computed from.
-    fn versions_hold(&self, commit: &Commit) -> rusqlite::Result<bool> {
+    fn write_one(&self, commit: &Commit) -> rusqlite::Result<Verdict> {
         let is = |key: &RowKey, version: Option<u64>| -> rusqlite::Result<bool> {
             Ok(rows::version(&self.connection, key)? == version)
         };
         for (key, version) in commit.standing.iter().chain(&commit.removed) {
             if !is(key, Some(*version))? {
-                return Ok(false);
+                return Ok(Verdict::Conflict);
             }
         }
-        for sealed in &commit.rows {
+        for (place, sealed) in commit.rows.iter().enumerate() {
             let holds = match sealed.row.version() {
                 0 => false,
                 1 => is(&sealed.row.key(), None)?,
+                // Compared below, by what writes it: it comes before everything else.
+                _ if place == 0 => true,
                 version => is(&sealed.row.key(), Some(version - 1))?,
             };
             if !holds {
-                return Ok(false);
+                return Ok(Verdict::Conflict);
             }
         }
-        Ok(true)
+        for (place, row) in commit.rows.iter().enumerate() {
+            match rows::write(&self.connection, row)? {
+                true => {}
+                false if place == 0 => return Ok(Verdict::Conflict),
+                // It was there a moment ago: this commit names it twice.
+                false => return Err(rusqlite::Error::StatementChangedRows(0)),
+            }
+        }
+        for (key, _) in &commit.removed {
+            rows::remove(&self.connection, key)?;
+        }
+        rows::append(&self.connection, &commit.audit)?;
+        Ok(Verdict::Written)
     }
 
     fn commit(&self) -> Result<(), Failure> {

@@ -152,6 +152,11 @@ async fn fields_of_an_enrolment() {
             let body = enrolment(kind, "seed_base32", base32.to_string().into());
             cases.push(post(base32, body).about("seed_base32"));
         }
+        for (letters, padding) in [(32, 1), (32, 8), (26, 5), (26, 7), (103, 2)] {
+            let base32 = "A".repeat(letters) + &"=".repeat(padding);
+            let body = enrolment(kind, "seed_base32", base32.into());
+            cases.push(post("padding that is not its own", body).about("seed_base32"));
+        }
         for seed in [json!(7), json!(["a5"]), json!({})] {
             cases.push(post("a seed that is no text", enrolment(kind, "seed_hex", seed)));
         }

@@ -260,6 +260,12 @@ async fn the_hsm_is_in_the_custodians_alone_and_the_pin_in_no_command_line() {
     done(&verify(&bank, &id, &crate::daemon::rfc_code(0)).await);
     assert_eq!(failed(&verify(&bank, &id, &crate::daemon::rfc_code(0)).await), 5);
 
+    // It is ready with the first custodian; the second may not have loaded its module yet.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while daemon.log().matches("custodian is up").count() < 2 {
+        assert!(Instant::now() < deadline, "no second custodian: {}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let supervisor = daemon.info["pid"].as_i64().unwrap() as i32;
     let (front, custodians) = (daemon.pids("front"), daemon.pids("custodian"));
     assert_eq!((front.len(), custodians.len()), (1, 2));

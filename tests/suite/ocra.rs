@@ -3,7 +3,7 @@
 use rusqlite::Connection as Database;
 use serde_json::{Value, json};
 
-use crate::bank::{credential, done, failed, path, refused};
+use crate::bank::{act, credential, done, failed, path, refused};
 use crate::client::{Connection, Response};
 use crate::daemon::{Daemon, enrol, text};
 use crate::ocra_token::{Input, OcraToken, golden, question, rfc};
@@ -11,6 +11,29 @@ use crate::ocra_token::{Input, OcraToken, golden, question, rfc};
 /// When the RFC's codes with a time were shown: step 20107446 of minutes.
 pub const NOW: u64 = 20_107_446 * 60;
 pub const STEP: u64 = NOW / 60;
+
+/// Suites by what their codes are used up by.
+pub const PLAIN: &str = "OCRA-1:HOTP-SHA256-8:QA08";
+pub const BY_TIME: &str = "OCRA-1:HOTP-SHA256-8:QN08-T1M";
+pub const BY_COUNTER: &str = "OCRA-1:HOTP-SHA256-8:C-QN08";
+pub const BY_BOTH: &str = "OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1-T1M";
+
+/// A question in a time step.
+pub fn at(step: u64, text: &str) -> Input<'_> {
+    Input { step: Some(step), ..question(text) }
+}
+
+/// Enrols a token for `/verify`.
+pub async fn enrolled(bank: &Connection, suite: &str, account: &str) -> (String, OcraToken) {
+    let token = OcraToken::new(suite);
+    (enrol(bank, &token.enrolment(account)).await, token)
+}
+
+/// How many inputs are remembered.
+pub fn inputs(daemon: &Daemon) -> i64 {
+    let database = Database::open(daemon.database()).unwrap();
+    database.query_row("SELECT count(*) FROM used_input", [], |row| row.get(0)).unwrap()
+}
 
 /// The body that submits a code for what was asked.
 pub fn submission(otp: &str, input: Input<'_>) -> Value {
@@ -127,7 +150,7 @@ async fn every_data_input_counts() {
         }
         for (what, code) in others {
             failed(&answer(&bank, &id, &code, input).await);
-            done(&crate::bank::act(&bank, &id, "unlock").await);
+            done(&act(&bank, &id, "unlock").await);
             println!("{suite}: another {what} is wrong");
         }
         verifies_once(&bank, &id, &token.code(input), input, suite).await;
@@ -276,4 +299,85 @@ async fn an_edited_row_verifies_nothing() {
     let edit = format!("UPDATE credential SET usage = 'verify' WHERE id = x'{other_hex}'");
     assert_eq!(database.execute(&edit, []), Ok(1));
     refused(&answer(&bank, &other, &code, input).await, 503, "unavailable");
+}
+
+#[tokio::test]
+async fn two_codes_for_one_question_find_a_counter() {
+    let daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    for (number, (suite, usage)) in
+        [(BY_COUNTER, "verify"), (BY_COUNTER, "transaction"), (BY_BOTH, "transaction")]
+            .into_iter()
+            .enumerate()
+    {
+        let token = OcraToken::new(suite);
+        let mut body = token.enrolment(&format!("acct-{number}"));
+        body["use"] = json!(usage);
+        let id = enrol(&bank, &body).await;
+        let asked = |counter, step| Input { counter: Some(counter), ..at(step, "12345678") };
+        let pair = |first: u64| [first, first + 1].map(|counter| token.code(asked(counter, STEP)));
+        let find = async |otps| resync(&bank, &id, otps, question("12345678")).await;
+        let found = done(&find(pair(500)).await);
+        assert_eq!(found, json!({ "resynced": true, "id": id, "account": format!("acct-{number}") }));
+        assert_eq!(credential(&bank, &id).await["counter"], 502);
+        assert_eq!(failed(&find(pair(500)).await), 5, "the same two again cost nothing");
+        assert_eq!(failed(&find(pair(499)).await), 4, "used up");
+        assert_eq!(failed(&find(pair(501)).await), 3, "one of them is used up");
+        let [first, second] = pair(600);
+        assert_eq!(failed(&find([second, first]).await), 2, "the wrong way round");
+        let other = resync(&bank, &id, pair(600), question("12345679")).await;
+        assert_eq!(failed(&other), 1, "of another question");
+        done(&act(&bank, &id, "unlock").await);
+        assert_eq!(failed(&find(pair(502 + 1_000)).await), 4, "beyond the window");
+        done(&find(pair(502 + 999)).await);
+        assert_eq!(credential(&bank, &id).await["counter"], 1_503);
+        if suite == BY_BOTH {
+            // Between the two codes the step may have changed.
+            let later = [token.code(asked(1_600, STEP)), token.code(asked(1_601, STEP + 1))];
+            done(&find(later.clone()).await);
+            assert_eq!(failed(&find(later).await), 5);
+        }
+        let next = credential(&bank, &id).await["counter"].as_u64().unwrap();
+        let last = answer(&bank, &id, &token.code(asked(next - 1, STEP)), question("12345678")).await;
+        let fresh = answer(&bank, &id, &token.code(asked(next, STEP)), question("12345678")).await;
+        if usage == "verify" {
+            assert_eq!(failed(&last), 5, "the second one is the one accepted last");
+            done(&fresh);
+        } else {
+            refused(&last, 409, "state-conflict");
+            refused(&fresh, 409, "state-conflict");
+        }
+    }
+    for (number, suite) in [PLAIN, BY_TIME].into_iter().enumerate() {
+        let (id, token) = enrolled(&bank, suite, &format!("without-{number}")).await;
+        let otps = [STEP, STEP + 1].map(|step| token.code(at(step, "12345678")));
+        refused(&resync(&bank, &id, otps, question("12345678")).await, 409, "state-conflict");
+        assert_eq!(credential(&bank, &id).await["failures"], 0);
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_transactions_never_tells_whether_a_code_is_right() {
+    let daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    for (number, suite) in [PLAIN, BY_TIME, BY_COUNTER, BY_BOTH].into_iter().enumerate() {
+        let token = OcraToken::new(suite);
+        let mut body = token.enrolment(&format!("acct-{number}"));
+        body.as_object_mut().unwrap().remove("use");
+        let id = enrol(&bank, &body).await;
+        let before = credential(&bank, &id).await;
+        assert_eq!(before["use"], "transaction", "it is the default");
+        let input = Input { counter: Some(0), ..at(STEP, "12345678") };
+        let code = token.code(input);
+        for _ in 0..7 {
+            for otp in [&*code, &wrong(&code), "123456"] {
+                let answer = answer(&bank, &id, otp, input).await;
+                refused(&answer, 409, "state-conflict");
+            }
+            let without = bank.post(&path(&id, "verify"), &json!({ "otp": code })).await.unwrap();
+            refused(&without, 409, "state-conflict");
+        }
+        assert_eq!(credential(&bank, &id).await, before);
+        assert_eq!(inputs(&daemon), 0);
+    }
 }

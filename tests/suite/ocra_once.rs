@@ -4,38 +4,19 @@ use hsm_authd::domain::row::Row;
 use serde_json::json;
 
 use crate::bank::{act, credential, delete, done, failed, path, refused};
-use crate::client::Connection;
 use crate::daemon::{Daemon, enrol};
-use crate::ocra::{NOW, STEP, answer, resync, submission, wrong};
+use crate::ocra::{
+    BY_BOTH, BY_COUNTER, BY_TIME, NOW, PLAIN, STEP, answer, at, enrolled, inputs, submission, wrong,
+};
 use crate::ocra_token::{Input, OcraToken, question};
 use crate::pruning::{pruned, rows, sum};
 use crate::submissions::{Crowd, Submission, Tally};
 use crate::token::TestToken;
 
-const PLAIN: &str = "OCRA-1:HOTP-SHA256-8:QA08";
-const BY_TIME: &str = "OCRA-1:HOTP-SHA256-8:QN08-T1M";
-const BY_COUNTER: &str = "OCRA-1:HOTP-SHA256-8:C-QN08";
-const BY_BOTH: &str = "OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1-T1M";
 const DAY: u64 = 86_400;
-
-/// Of what is remembered for the life of the credential, and of what is not.
-fn at(step: u64, text: &str) -> Input<'_> {
-    Input { step: Some(step), ..question(text) }
-}
 
 fn counted(counter: u64, text: &str) -> Input<'_> {
     Input { counter: Some(counter), ..question(text) }
-}
-
-async fn enrolled(bank: &Connection, suite: &str, account: &str) -> (String, OcraToken) {
-    let token = OcraToken::new(suite);
-    (enrol(bank, &token.enrolment(account)).await, token)
-}
-
-/// How many inputs are remembered.
-fn inputs(daemon: &Daemon) -> i64 {
-    let database = rusqlite::Connection::open(daemon.database()).unwrap();
-    database.query_row("SELECT count(*) FROM used_input", [], |row| row.get(0)).unwrap()
 }
 
 // Stopping waits for the client's end of its connection, which needs a thread of its own.
@@ -373,86 +354,5 @@ async fn a_killed_daemon_accepts_no_answer_twice() {
         }
         let again = crowd.tally(&all, 1).await;
         assert!(again.iter().all(|tally| tally.no == 1), "{again:?}");
-    }
-}
-
-#[tokio::test]
-async fn two_codes_for_one_question_find_a_counter() {
-    let daemon = Daemon::start_at(NOW);
-    let bank = daemon.connect("bank-a").await;
-    for (number, (suite, usage)) in
-        [(BY_COUNTER, "verify"), (BY_COUNTER, "transaction"), (BY_BOTH, "transaction")]
-            .into_iter()
-            .enumerate()
-    {
-        let token = OcraToken::new(suite);
-        let mut body = token.enrolment(&format!("acct-{number}"));
-        body["use"] = json!(usage);
-        let id = enrol(&bank, &body).await;
-        let asked = |counter, step| Input { counter: Some(counter), ..at(step, "12345678") };
-        let pair = |first: u64| [first, first + 1].map(|counter| token.code(asked(counter, STEP)));
-        let find = async |otps| resync(&bank, &id, otps, question("12345678")).await;
-        let found = done(&find(pair(500)).await);
-        assert_eq!(found, json!({ "resynced": true, "id": id, "account": format!("acct-{number}") }));
-        assert_eq!(credential(&bank, &id).await["counter"], 502);
-        assert_eq!(failed(&find(pair(500)).await), 5, "the same two again cost nothing");
-        assert_eq!(failed(&find(pair(499)).await), 4, "used up");
-        assert_eq!(failed(&find(pair(501)).await), 3, "one of them is used up");
-        let [first, second] = pair(600);
-        assert_eq!(failed(&find([second, first]).await), 2, "the wrong way round");
-        let other = resync(&bank, &id, pair(600), question("12345679")).await;
-        assert_eq!(failed(&other), 1, "of another question");
-        done(&act(&bank, &id, "unlock").await);
-        assert_eq!(failed(&find(pair(502 + 1_000)).await), 4, "beyond the window");
-        done(&find(pair(502 + 999)).await);
-        assert_eq!(credential(&bank, &id).await["counter"], 1_503);
-        if suite == BY_BOTH {
-            // Between the two codes the step may have changed.
-            let later = [token.code(asked(1_600, STEP)), token.code(asked(1_601, STEP + 1))];
-            done(&find(later.clone()).await);
-            assert_eq!(failed(&find(later).await), 5);
-        }
-        let next = credential(&bank, &id).await["counter"].as_u64().unwrap();
-        let last = answer(&bank, &id, &token.code(asked(next - 1, STEP)), question("12345678")).await;
-        let fresh = answer(&bank, &id, &token.code(asked(next, STEP)), question("12345678")).await;
-        if usage == "verify" {
-            assert_eq!(failed(&last), 5, "the second one is the one accepted last");
-            done(&fresh);
-        } else {
-            refused(&last, 409, "state-conflict");
-            refused(&fresh, 409, "state-conflict");
-        }
-    }
-    for (number, suite) in [PLAIN, BY_TIME].into_iter().enumerate() {
-        let (id, token) = enrolled(&bank, suite, &format!("without-{number}")).await;
-        let otps = [STEP, STEP + 1].map(|step| token.code(at(step, "12345678")));
-        refused(&resync(&bank, &id, otps, question("12345678")).await, 409, "state-conflict");
-        assert_eq!(credential(&bank, &id).await["failures"], 0);
-    }
-}
-
-#[tokio::test]
-async fn a_token_for_transactions_never_tells_whether_a_code_is_right() {
-    let daemon = Daemon::start_at(NOW);
-    let bank = daemon.connect("bank-a").await;
-    for (number, suite) in [PLAIN, BY_TIME, BY_COUNTER, BY_BOTH].into_iter().enumerate() {
-        let token = OcraToken::new(suite);
-        let mut body = token.enrolment(&format!("acct-{number}"));
-        body.as_object_mut().unwrap().remove("use");
-        let id = enrol(&bank, &body).await;
-        let before = credential(&bank, &id).await;
-        assert_eq!(before["use"], "transaction", "it is the default");
-        let input = Input { counter: Some(0), ..at(STEP, "12345678") };
-        let code = token.code(input);
-        for _ in 0..7 {
-            for otp in [&*code, &wrong(&code), "123456"] {
-                let answer = answer(&bank, &id, otp, input).await;
-                refused(&answer, 409, "state-conflict");
-            }
-            let without = bank.post(&path(&id, "verify"), &json!({ "otp": code })).await.unwrap();
-            refused(&without, 409, "state-conflict");
-        }
-        assert_eq!(credential(&bank, &id).await, before);
-        assert_eq!(inputs(&daemon), 0);
     }
 }

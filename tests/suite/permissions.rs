@@ -13,7 +13,7 @@ use crate::client::{Connection, Response};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, text, verify};
 
 /// Every route: its method, its path as the router has it, and the permission it asks for.
-pub const ROUTES: [(&str, &str, &str); 9] = [
+pub const ROUTES: [(&str, &str, &str); 10] = [
     ("GET", "/v1/credentials", "enroll"),
     ("POST", "/v1/credentials", "enroll"),
     ("GET", "/v1/credentials/{id}", "enroll"),
@@ -23,7 +23,11 @@ pub const ROUTES: [(&str, &str, &str); 9] = [
     ("POST", "/v1/credentials/{id}/suspend", "enroll"),
     ("POST", "/v1/credentials/{id}/resume", "enroll"),
     ("POST", "/v1/credentials/{id}/unlock", "admin"),
+    ("GET", "/v1/openapi.json", ANYBODY),
 ];
+
+/// In the place of a permission: every client may, also one without any.
+const ANYBODY: &str = "any client";
 
 const PERMISSIONS: [&str; 6] = ["enroll", "verify", "transact", "deliver", "audit", "admin"];
 const BANK: &[&str] = &["enroll", "verify", "transact", "admin"];
@@ -72,7 +76,7 @@ fn every_route_of_the_code_is_in_the_table() {
         ROUTES.iter().map(|(method, path, _)| (method.to_string(), path.to_string())).collect();
     assert_eq!(table.len(), ROUTES.len(), "a route is there twice");
     assert_eq!(routes_in(include_str!("../../src/api.rs")), table);
-    assert!(ROUTES.iter().all(|(.., permission)| PERMISSIONS.contains(permission)));
+    assert!(ROUTES.iter().all(|(.., permission)| *permission == ANYBODY || PERMISSIONS.contains(permission)));
 }
 
 #[test]
@@ -135,7 +139,8 @@ async fn allowed(
 }
 
 fn routes_for(permissions: &[&str]) -> Vec<(&'static str, &'static str)> {
-    let of = ROUTES.into_iter().filter(|(.., permission)| permissions.contains(permission));
+    let may = |permission: &str| permission == ANYBODY || permissions.contains(&permission);
+    let of = ROUTES.into_iter().filter(|(.., permission)| may(permission));
     of.map(|(method, route, _)| (method, route)).collect()
 }
 
@@ -149,7 +154,7 @@ async fn every_client_may_what_its_permissions_say() {
     }
     // Without the permission nothing else is looked at: neither id nor body.
     let auditor = daemon.connect("auditor").await;
-    for (method, route, _) in ROUTES {
+    for (method, route, _) in ROUTES.into_iter().filter(|(.., permission)| *permission != ANYBODY) {
         let path = route.replace("{id}", "no-id");
         let answer = auditor.request(method, &path, &[("content-type", "text/plain")], "{").await.unwrap();
         refused(&answer, 403, "forbidden");
@@ -187,7 +192,7 @@ async fn each_permission_alone_opens_its_own_routes() {
     }
     permit(&daemon, "bank-a-gateway", &[]);
     let found = allowed(&admin, &daemon.connect("bank-a-gateway").await, "none").await;
-    assert_eq!(found, []);
+    assert_eq!(found, routes_for(&[]));
 }
 
 #[tokio::test]

@@ -2,9 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use data_encoding::{BASE32_NOPAD, HEXLOWER_PERMISSIVE};
+use data_encoding::{BASE32, BASE32_NOPAD, HEXLOWER_PERMISSIVE};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::domain::account::AccountRef;
@@ -29,80 +30,134 @@ pub(super) enum EnrolBody {
     Signer(SignerBody),
 }
 
-#[derive(Deserialize)]
+/// A token with a counter: RFC 4226.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolHotp)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HotpBody {
     account: AccountRef,
     #[serde(default)]
+    #[schema(default = Algorithm::default)]
     algorithm: Algorithm,
     #[serde(default, deserialize_with = "hotp_digits")]
+    #[schema(default = Digits::default)]
     digits: Digits,
+    /// The first counter expected.
     #[serde(default)]
+    #[schema(default = 0, maximum = 9223372036854775807u64)]
     counter: u64,
+    /// How many counters beyond the expected one are tried.
     #[serde(default = "default_look_ahead")]
+    #[schema(default = default_look_ahead, maximum = 100)]
     look_ahead: u64,
+    /// The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 32, max_length = 128, pattern = "^([0-9A-Fa-f]{2})+$")]
     seed_hex: Option<Zeroizing<String>>,
+    /// The same in base32 (RFC 4648, section 6), in either case, with its padding or without.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 26, max_length = 104, pattern = "^[A-Za-z2-7]+={0,6}$")]
     seed_base32: Option<Zeroizing<String>>,
+    /// The answer holds the seed as an `otpauth` URI, once. Only where the configuration allows it.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     export: Option<Export>,
 }
 
-#[derive(Deserialize)]
+/// A token with a clock: RFC 6238.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolTotp)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TotpBody {
     account: AccountRef,
     #[serde(default)]
+    #[schema(default = Algorithm::default)]
     algorithm: Algorithm,
     #[serde(default, deserialize_with = "hotp_digits")]
+    #[schema(default = Digits::default)]
     digits: Digits,
+    /// How long a code lives, in seconds.
     #[serde(default = "default_period")]
+    #[schema(default = default_period, minimum = 5, maximum = 600)]
     period: u64,
+    /// How many steps are tried on either side of the present one.
     #[serde(default = "default_skew_steps")]
+    #[schema(default = default_skew_steps, maximum = 2)]
     skew_steps: u64,
+    /// The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 32, max_length = 128, pattern = "^([0-9A-Fa-f]{2})+$")]
     seed_hex: Option<Zeroizing<String>>,
+    /// The same in base32 (RFC 4648, section 6), in either case, with its padding or without.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 26, max_length = 104, pattern = "^[A-Za-z2-7]+={0,6}$")]
     seed_base32: Option<Zeroizing<String>>,
+    /// The answer holds the seed as an `otpauth` URI, once. Only where the configuration allows it.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     export: Option<Export>,
 }
 
-#[derive(Deserialize)]
+/// A token that answers questions: RFC 6287.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolOcra)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OcraBody {
     account: AccountRef,
     suite: Suite,
     #[serde(default)]
+    #[schema(default = OcraUse::default)]
     r#use: OcraUse,
+    /// The first counter expected. Only for suites with C; 0 by default.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false, maximum = 9223372036854775807u64)]
     counter: Option<u64>,
+    /// How many counters beyond the expected one are tried. Only for suites with C; 10 by default.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false, maximum = 100)]
     look_ahead: Option<u64>,
+    /// How many time steps are tried on either side of the present one. Only for suites with T; 1 by default.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false, maximum = 2)]
     skew_steps: Option<u64>,
+    /// The text that the token hashes: 4 to 64 bytes of UTF-8 without control characters. Suites with P need it,
+    /// others may not have it.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 1, max_length = 64, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
     pin: Option<Zeroizing<String>>,
+    /// The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 32, max_length = 128, pattern = "^([0-9A-Fa-f]{2})+$")]
     seed_hex: Option<Zeroizing<String>>,
+    /// The same in base32 (RFC 4648, section 6), in either case, with its padding or without.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, nullable = false, min_length = 26, max_length = 104, pattern = "^[A-Za-z2-7]+={0,6}$")]
     seed_base32: Option<Zeroizing<String>>,
 }
 
-#[derive(Deserialize)]
+/// A device that signs. Its public key comes in one of the two forms.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolSigner)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SignerBody {
     account: AccountRef,
+    /// How it signs, if that is to be checked: by default as its key says.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     algorithm: Option<SignatureAlgorithm>,
+    /// One `PUBLIC KEY` block (SubjectPublicKeyInfo) with nothing around it: P-256, or RSA of 2048 to 4096 bits.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(
+        nullable = false,
+        pattern = "^\\s*-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\\s]+-----END PUBLIC KEY-----\\s*$"
+    )]
     public_key_pem: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     jwk: Option<Jwk>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Export {
     Otpauth,
@@ -262,8 +317,9 @@ fn seed(
         (Some(_), Some(_)) => return Err(invalid("seed_hex", "give seed_hex or seed_base32, not both")),
         (Some(hex), None) => ("seed_hex", HEXLOWER_PERMISSIVE.decode(hex.as_bytes())),
         (None, Some(base32)) => {
-            let upper = Zeroizing::new(base32.trim_end_matches('=').to_ascii_uppercase());
-            ("seed_base32", BASE32_NOPAD.decode(upper.as_bytes()))
+            let upper = Zeroizing::new(base32.to_ascii_uppercase());
+            let encoding = if upper.ends_with('=') { BASE32 } else { BASE32_NOPAD };
+            ("seed_base32", encoding.decode(upper.as_bytes()))
         }
     };
     let seed = decoded.map(SecretBytes::new).map_err(|_| invalid(field, "is not of that encoding"))?;

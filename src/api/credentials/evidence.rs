@@ -3,40 +3,53 @@
 use data_encoding::BASE64;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use crate::domain::otp::Otp;
 use crate::domain::signer::signature::SignatureFormat;
 use crate::service::verification::{PresentedSignature, Question};
 
 use super::super::problem::Problem;
+use super::super::schema;
 use super::not_null;
 
 /// `POST /v1/credentials/{id}/verify`
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VerifyBody {
+    /// As many digits as the credential's codes have.
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false, min_length = 6, max_length = 10, pattern = "^[0-9]+$")]
     otp: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::challenge)]
     challenge: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::session)]
     session: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::payload)]
     payload_base64: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::signature)]
     signature_base64: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     format: Option<SignatureFormat>,
 }
 
 /// `POST /v1/credentials/{id}/resync`
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Resync, description = "Two codes of one token.")]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResyncBody {
+    #[schema(schema_with = schema::otps)]
     otps: [String; 2],
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::challenge)]
     challenge: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::session)]
     session: Option<String>,
 }
 

@@ -114,174 +114,139 @@ fn used_input(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{BTreeMap, HashSet};
 
+    use super::super::tests::{Rows, at};
     use super::*;
     use crate::domain::credential::{Kind, OcraUse};
-    use crate::domain::lockout::Locked;
     use crate::domain::ocra::Suite;
     use crate::domain::resync;
-    use crate::domain::verification::tests::{Rows, at};
     use proptest::prelude::*;
 
-    const PLAIN: &str = "OCRA-1:HOTP-SHA1-6:QN08";
-    const TIMED: &str = "OCRA-1:HOTP-SHA1-6:QN08-T1M";
-    const COUNTED: &str = "OCRA-1:HOTP-SHA1-6:C-QN08";
-    const BOTH: &str = "OCRA-1:HOTP-SHA1-6:C-QN08-T1M";
-
-    fn token(suite: &str) -> OcraToken {
-        OcraToken {
-            suite: Suite::parse(suite).unwrap(),
-            look_ahead: 2,
-            skew_steps: 1,
-            usage: OcraUse::Verify,
-            secret: None,
-            pin_hash: None,
-        }
+    fn token(suite: &str, skew_steps: u8) -> OcraToken {
+        let suite = Suite::parse(suite).unwrap();
+        OcraToken { suite, look_ahead: 1, skew_steps, usage: OcraUse::Verify, secret: None, pin_hash: None }
     }
 
-    fn rows(suite: &str) -> Rows {
-        Rows::of(Kind::Ocra(token(suite)), 0)
+    fn challenge(token: &OcraToken, question: &str) -> Challenge {
+        Challenge::new(&token.suite, question, None).unwrap()
     }
 
-    fn ask(suite: &str, question: &str) -> Challenge {
-        Challenge::new(&Suite::parse(suite).unwrap(), question, None).unwrap()
-    }
-
-    fn plan_of(rows: &Rows, suite: &str, question: &str, used: &[[u8; 32]], now: &Now) -> Vec<Candidate> {
-        begin(rows.subject(), &token(suite), &ask(suite, question), used, now).unwrap().candidates
-    }
-
-    fn factors(candidates: &[Candidate]) -> Vec<(Option<u64>, Option<u64>, bool)> {
+    fn factors(plan: &Plan) -> Vec<(Option<u64>, Option<u64>, bool)> {
         let repeated = |candidate: &Candidate| candidate.verdict == Verdict::Repeated;
-        candidates.iter().map(|c| (c.factor.counter, c.factor.time_step, repeated(c))).collect()
+        let of = |c: &Candidate| (c.factor.counter, c.factor.time_step, repeated(c));
+        plan.candidates.iter().map(of).collect()
     }
 
     #[test]
-    fn a_counter_is_looked_ahead_for_at_each_time_step_and_the_last_one_is_a_repeat() {
-        let mut rows = rows(BOTH);
-        (rows.1.next_factor, rows.1.last_accepted) = (7, Some(6));
-        let now = at(600);
-        let of = |counter, repeated| [10, 9, 11].map(|step| (Some(counter), Some(step), repeated)).to_vec();
-        let expected = [of(6, true), of(7, false), of(8, false), of(9, false)].concat();
-        assert_eq!(factors(&plan_of(&rows, BOTH, "1", &[], &now)), expected);
-        assert!(inputs(&token(BOTH), &ask(BOTH, "1"), &now).is_empty(), "the counter is enough");
+    fn every_counter_is_tried_in_every_step_and_the_last_one_first_as_a_repeat() {
+        let token = token("OCRA-1:HOTP-SHA1-6:C-QN08-T1M", 1);
+        let mut rows = Rows::of(Kind::Ocra(token.clone()), 7);
+        let (asked, now) = (challenge(&token, "1"), at(6_000));
+        let fresh = |counter, steps: [u64; 3]| steps.map(|step| (Some(counter), Some(step), false));
+        let steps = [100, 99, 101];
+        assert_eq!(inputs(&token, &asked, &now), [[0; 32]; 0]);
+        let plan = begin(rows.subject(), &token, &asked, &[], &now).unwrap();
+        assert_eq!(factors(&plan), [fresh(7, steps), fresh(8, steps)].concat());
+        let Verdict::Accepted { state, used: None } = plan.candidates[4].verdict.clone() else { panic!() };
+        assert_eq!((state.next_factor, state.last_accepted), (9, Some(8)));
+        rows.1 = state;
+        let plan = begin(rows.subject(), &token, &asked, &[], &now).unwrap();
+        let repeats = steps.map(|step| (Some(8), Some(step), true));
+        assert_eq!(factors(&plan), [repeats, fresh(9, steps), fresh(10, steps)].concat());
     }
 
     #[test]
-    fn without_a_counter_the_input_is_remembered() {
-        let rows = rows(TIMED);
-        let now = at(600);
-        let known = inputs(&token(TIMED), &ask(TIMED, "1"), &now);
-        let fresh = plan_of(&rows, TIMED, "1", &[], &now);
-        assert_eq!(factors(&fresh), [10, 9, 11].map(|step| (None, Some(step), false)));
-        for (candidate, fingerprint) in fresh.iter().zip(&known) {
-            let Verdict::Accepted { state, used: Some(used) } = &candidate.verdict else {
-                panic!("not accepted")
-            };
-            assert_eq!((state.next_factor, used.fingerprint), (0, *fingerprint));
-            let reach = candidate.factor.time_step.unwrap() + 1;
-            assert_eq!(used.expires_unix_ms, Some((reach + 1) * 60_000), "one step of skew, and its own end");
-        }
-        let again = plan_of(&rows, TIMED, "1", &known[..1], &now);
-        assert_eq!(
-            factors(&again),
-            [(None, Some(10), true), (None, Some(9), false), (None, Some(11), false)]
-        );
-        assert_eq!(factors(&plan_of(&rows, TIMED, "2", &known, &now)), factors(&fresh), "another question");
+    fn what_was_used_is_tried_first_and_nothing_before_the_mark() {
+        let token = token("OCRA-1:HOTP-SHA1-6:QN08-T1M", 1);
+        let mut rows = Rows::of(Kind::Ocra(token.clone()), 0);
+        let (asked, now) = (challenge(&token, "1"), at(6_000));
+        let used = [asked.fingerprint(Some(101)), challenge(&token, "2").fingerprint(Some(99))];
+        let plan = begin(rows.subject(), &token, &asked, &used, &now).unwrap();
+        let steps = [(None, Some(101), true), (None, Some(100), false), (None, Some(99), false)];
+        assert_eq!(factors(&plan), steps);
+        rows.1 = rows.1.beyond(99).unwrap();
+        assert_eq!(rows.1.beyond(99), None);
+        let plan = begin(rows.subject(), &token, &asked, &used, &now).unwrap();
+        assert_eq!(factors(&plan), steps[..2]);
+        let Verdict::Accepted { state, used: Some(used) } = plan.candidates[1].verdict.clone() else {
+            panic!()
+        };
+        assert_eq!((state.next_factor, state.last_accepted), (100, None));
+        // Step 101 is the last present one from which step 100 is within reach.
+        assert_eq!((used.time_step, used.expires_unix_ms), (Some(100), Some(102 * 60_000)));
+        let Err(Refusal::ClockUntrusted) =
+            begin(rows.subject(), &token, &asked, &[], &Now { trusted: false, ..now })
+        else {
+            panic!("by a clock that stepped")
+        };
     }
 
     #[test]
-    fn without_counter_and_time_an_answer_is_good_once_for_all() {
-        let rows = rows(PLAIN);
-        let known = inputs(&token(PLAIN), &ask(PLAIN, "00000001"), &at(0));
-        let fresh = plan_of(&rows, PLAIN, "00000001", &[], &at(0));
-        let Verdict::Accepted { used: Some(used), .. } = &fresh[0].verdict else { panic!("not accepted") };
-        assert_eq!((fresh.len(), used.time_step, used.expires_unix_ms), (1, None, None));
-        let collides = plan_of(&rows, PLAIN, "00000016", &known, &at(1_000_000));
-        assert_eq!(factors(&collides), [(None, None, true)]);
-    }
-
-    #[test]
-    fn what_was_forgotten_lies_before_the_mark() {
-        let mut rows = rows(TIMED);
-        rows.1.next_factor = 11;
-        assert_eq!(factors(&plan_of(&rows, TIMED, "1", &[], &at(600))), [(None, Some(11), false)]);
-        assert!(plan_of(&rows, TIMED, "1", &[], &at(0)).is_empty(), "a clock set back revives nothing");
-    }
-
-    #[test]
-    fn an_untrusted_clock_stops_what_depends_on_it() {
-        let stepped = Now { trusted: false, ..at(600) };
-        let begun =
-            |suite| begin(rows(suite).subject(), &token(suite), &ask(suite, "1"), &[], &stepped).err();
-        assert_eq!([begun(TIMED), begun(BOTH)], [Some(Refusal::ClockUntrusted); 2]);
-        assert_eq!([begun(PLAIN), begun(COUNTED)], [None, None]);
-    }
-
-    #[test]
-    fn five_misses_lock() {
-        let mut rows = rows(PLAIN);
-        for _ in 0..5 {
-            let plan = begin(rows.subject(), &token(PLAIN), &ask(PLAIN, "1"), &[], &at(0)).unwrap();
-            (rows.1, rows.2) = (plan.missed_state, plan.missed_account);
-        }
-        let refused = begin(rows.subject(), &token(PLAIN), &ask(PLAIN, "1"), &[], &at(0)).err();
-        assert_eq!(refused, Some(Refusal::Locked(Locked { retry_after_s: Some(900) })));
+    fn without_counter_and_time_there_is_one_candidate_for_ever() {
+        let token = token("OCRA-1:HOTP-SHA1-6:QN08", 0);
+        let rows = Rows::of(Kind::Ocra(token.clone()), 0);
+        let asked = challenge(&token, "1");
+        let plan = begin(rows.subject(), &token, &asked, &[], &Now { trusted: false, ..at(0) }).unwrap();
+        let Verdict::Accepted { used: Some(used), .. } = plan.candidates[0].verdict.clone() else { panic!() };
+        assert_eq!((used.time_step, used.expires_unix_ms), (None, None));
+        let known = inputs(&token, &asked, &at(u64::MAX / 1_000));
+        assert_eq!(known, [used.fingerprint]);
+        let plan = begin(rows.subject(), &token, &asked, &known, &at(u64::MAX / 1_000)).unwrap();
+        assert_eq!(factors(&plan), [(None, None, true)]);
     }
 
     #[test]
     fn a_resync_is_for_counters() {
-        let mut ran_away = rows(BOTH);
-        ran_away.1.last_accepted = Some(5);
-        let plan = resync::begin(ran_away.subject(), &at(600)).unwrap().unwrap();
+        let counting = token("OCRA-1:HOTP-SHA1-6:C-QN08-T1M", 1);
+        let mut rows = Rows::of(Kind::Ocra(counting), 0);
+        rows.1.last_accepted = Some(5);
+        let plan = resync::begin(rows.subject(), &at(600)).unwrap().unwrap();
         assert_eq!(plan.candidates.len(), 3 + 3_000);
-        assert_eq!(factors(&plan.candidates)[2..4], [(Some(4), Some(11), true), (Some(0), Some(10), false)]);
+        assert_eq!(factors(&plan)[2..4], [(Some(4), Some(11), true), (Some(0), Some(10), false)]);
         let successors: Vec<_> = plan.candidates[3].factor.successors().collect();
         let next = |time_step| Factor { counter: Some(1), time_step: Some(time_step) };
         assert_eq!(successors, [next(10), next(11)]);
-        for suite in [PLAIN, TIMED] {
-            assert!(resync::begin(rows(suite).subject(), &at(600)).unwrap().is_none());
+        for suite in ["OCRA-1:HOTP-SHA1-6:QN08", "OCRA-1:HOTP-SHA1-6:QN08-T1M"] {
+            let rows = Rows::of(Kind::Ocra(token(suite, 1)), 0);
+            assert!(resync::begin(rows.subject(), &at(600)).unwrap().is_none());
         }
     }
 
     proptest! {
-        /// However questions, waits, clock changes and prunings follow each other: no input twice.
+        /// However answers, waits, clock changes and prunings follow each other: no input twice.
         #[test]
         fn no_input_is_ever_accepted_twice(
-            suite in prop::sample::select(vec![PLAIN, TIMED, COUNTED, BOTH]),
-            steps in prop::collection::vec((0usize..4, 0usize..12, -200i64..400, any::<bool>()), 1..100),
+            skew in 0u8..=2,
+            acts in prop::collection::vec((0usize..6, 0usize..5, -400i64..400), 1..200),
         ) {
-            let mut rows = rows(suite);
-            let mut kept: Vec<UsedInput> = Vec::new();
-            let mut accepted = HashSet::new();
-            let mut unix_s = 30_000u64;
-            for (question, pick, wait_s, prune) in steps {
+            let token = token("OCRA-1:HOTP-SHA1-6:QN08-T1M", skew);
+            let mut rows = Rows::of(Kind::Ocra(token.clone()), 0);
+            let mut remembered: BTreeMap<[u8; 32], UsedInput> = BTreeMap::new();
+            let mut ever = HashSet::new();
+            let mut unix_s = 60_000u64;
+            for (which, pick, wait_s) in acts {
                 unix_s = unix_s.saturating_add_signed(wait_s);
                 let now = at(unix_s);
-                if prune {
-                    // As `service/pruning.rs` does it: the mark moves beyond what goes.
-                    let (gone, rest): (Vec<_>, Vec<_>) =
-                        kept.into_iter().partition(|input| input.expires_unix_ms.is_some_and(|ms| ms <= now.unix_ms));
-                    kept = rest;
-                    let mark = gone.iter().filter_map(|input| input.time_step).max().map_or(0, |step| step + 1);
-                    rows.1.next_factor = rows.1.next_factor.max(mark);
+                if which == 5 {
+                    let over = remembered.extract_if(.., |_, input| input.expires_unix_ms.unwrap() <= now.unix_ms);
+                    let highest = over.filter_map(|(_, input)| input.time_step).max();
+                    rows.1 = highest.and_then(|step| rows.1.beyond(step)).unwrap_or(rows.1);
+                    continue;
                 }
-                let question = ["1", "10", "00000016", "7"][question];
-                let challenge = ask(suite, question);
-                let known: Vec<_> = kept.iter().map(|input| input.fingerprint).collect();
-                let plan = begin(rows.subject(), &token(suite), &challenge, &known, &now).unwrap();
-                let Some(Candidate { factor, verdict: Verdict::Accepted { state, used } }) =
+                let asked = challenge(&token, ["1", "16", "2", "3", "5"][which]);
+                let known = inputs(&token, &asked, &now);
+                let used: Vec<_> = known.into_iter().filter(|known| remembered.contains_key(known)).collect();
+                let plan = begin(rows.subject(), &token, &asked, &used, &now).unwrap();
+                let Some(Candidate { verdict: Verdict::Accepted { state, used }, .. }) =
                     plan.candidates.into_iter().nth(pick)
                 else {
                     continue;
                 };
-                // A counter is never used for any question again.
-                let input = if factor.counter.is_some() { [0; 32] } else { challenge.fingerprint(None) };
-                let step = if factor.counter.is_some() { None } else { factor.time_step };
-                prop_assert!(accepted.insert((factor.counter, step, input)));
+                let used = used.unwrap();
+                prop_assert!(ever.insert(used.fingerprint));
+                remembered.insert(used.fingerprint, *used);
                 rows.1 = state;
-                kept.extend(used.map(|used| *used));
             }
         }
     }

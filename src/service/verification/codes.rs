@@ -7,7 +7,7 @@ use crate::domain::otp::{Digits, Otp};
 use crate::domain::row::{Row, Sealed};
 use crate::domain::verification::{self, Plan, Verdict, ocra, usable};
 use crate::domain::{credential::CredentialState, resync};
-use crate::hsm::messages::{Candidate, CheckOtp, SealedRows};
+use crate::hsm::messages::{Candidate, CheckOtp};
 
 use super::{ACCOUNT, Answer, Attempt, Ending, Judged, Refused, STATE, Service};
 
@@ -107,8 +107,8 @@ impl Service {
         otps: &[&Otp],
         possible: Possible,
     ) -> Result<Judged, Refused> {
-        let Possible { plan, challenge, used, .. } = &possible;
-        let endings = Endings { attempt, purpose, plan };
+        let Possible { plan, challenge, used, .. } = possible;
+        let Endings { accepted, repeated, missed } = Endings::new(attempt, purpose, &plan)?;
         let mut standing = attempt.standing();
         standing.extend(used.iter().map(|input| Row::UsedInput(input.row.clone())));
         // Even without a candidate (a counter at its end) there is a miss to charge.
@@ -116,21 +116,30 @@ impl Service {
         loop {
             let (chunk, after) = rest.split_at(rest.len().min(CANDIDATES_PER_MESSAGE));
             rest = after;
-            let mut message = endings.message(otps, chunk)?;
-            message.challenge.clone_from(challenge);
-            message.standing.extend(used.iter().map(Sealed::to_bytes));
+            let mut standing_bytes = attempt.standing_bytes();
+            standing_bytes.extend(used.iter().map(Sealed::to_bytes));
+            let message = CheckOtp {
+                standing: standing_bytes,
+                codes: otps.iter().map(|otp| otp.duplicate()).collect(),
+                challenge: challenge.clone(),
+                candidates: chunk.iter().map(as_asked).collect(),
+                // Behind the candidate's own rows.
+                accepted: accepted.outcome(),
+                repeated: repeated.outcome(),
+                missed: missed.outcome(),
+            };
             let id = attempt.rows.credential.row.id;
-            let (matched, sealed): (_, SealedRows) = self.hsm.check_otp(id, message).await?;
+            let (matched, sealed) = self.hsm.check_otp(id, message).await?;
             let ending = match matched {
                 None if !rest.is_empty() => continue,
-                None => endings.missed()?,
+                None => missed,
                 Some(index) => match chunk.get(usize::from(index)).map(|candidate| &candidate.verdict) {
                     Some(Verdict::Accepted { state, used }) => {
-                        let mut ending = endings.accepted()?;
+                        let mut ending = accepted;
                         ending.rows.splice(..0, own_rows(state, used.as_deref()));
                         ending
                     }
-                    Some(Verdict::Repeated) => endings.repeated()?,
+                    Some(Verdict::Repeated) => repeated,
                     None => return Err(Refused::unavailable("the custodian matched what nobody asked")),
                 },
             };
@@ -165,63 +174,49 @@ fn own_rows(state: &CredentialState, used: Option<&UsedInput>) -> Vec<Row> {
     std::iter::once(Row::State(state.clone())).chain(used).collect()
 }
 
-/// All the ways one check can end.
-struct Endings<'a> {
-    attempt: Attempt<'a>,
-    purpose: Purpose,
-    plan: &'a Plan,
+fn as_asked(candidate: &verification::Candidate) -> Candidate {
+    let rows = match &candidate.verdict {
+        Verdict::Accepted { state, used } => {
+            Some(own_rows(state, used.as_deref()).iter().map(Row::encode).collect())
+        }
+        Verdict::Repeated => None,
+    };
+    Candidate { factor: candidate.factor, rows }
 }
 
-impl Endings<'_> {
-    fn message(&self, otps: &[&Otp], candidates: &[verification::Candidate]) -> Result<CheckOtp, Refused> {
-        let candidate = |candidate: &verification::Candidate| Candidate {
-            factor: candidate.factor,
-            rows: match &candidate.verdict {
-                Verdict::Accepted { state, used } => {
-                    Some(own_rows(state, used.as_deref()).iter().map(Row::encode).collect())
-                }
-                Verdict::Repeated => None,
-            },
-        };
-        Ok(CheckOtp {
-            standing: self.attempt.standing_bytes(),
-            codes: otps.iter().map(|otp| otp.duplicate()).collect(),
-            challenge: None,
-            candidates: candidates.iter().map(candidate).collect(),
-            // Behind the candidate's own rows.
-            accepted: self.accepted()?.outcome(),
-            repeated: self.repeated()?.outcome(),
-            missed: self.missed()?.outcome(),
-        })
-    }
+/// All the ways one check can end.
+struct Endings {
+    /// What an accepted candidate writes besides its own rows. The same for every candidate: it is sealed
+    /// before one of them matches.
+    accepted: Ending,
+    repeated: Ending,
+    missed: Ending,
+}
 
-    /// What an accepted candidate writes besides its own rows.
-    fn accepted(&self) -> Result<Ending, Refused> {
-        let credential = &self.attempt.rows.credential.row;
-        // The same for every candidate: its record is sealed before one of them matches.
+impl Endings {
+    fn new(attempt: Attempt<'_>, purpose: Purpose, plan: &Plan) -> Result<Self, Refused> {
+        let credential = &attempt.rows.credential.row;
         let (id, account) = (credential.id.to_string(), credential.account.to_string());
-        let (event, answer) = match self.purpose {
-            Purpose::Verify => (Event::Verified, Answer::Verified { id, account }),
-            Purpose::Resync => (Event::Resynced, Answer::Resynced { id, account }),
+        let (event, missed_event, answer) = match purpose {
+            Purpose::Verify => (Event::Verified, Event::Refused, Answer::Verified { id, account }),
+            Purpose::Resync => (Event::Resynced, Event::ResyncRefused, Answer::Resynced { id, account }),
         };
+        let failed = |attempts_remaining| Answer::VerificationFailed { attempts_remaining };
         let (mut replaces, mut rows) = (vec![STATE], Vec::new());
-        if let Some(account) = &self.plan.accepted_account {
+        if let Some(account) = &plan.accepted_account {
             rows.push(Row::Account(account.clone()));
             replaces.push(ACCOUNT);
         }
-        self.attempt.ending(event, replaces, rows, answer)
-    }
-
-    fn repeated(&self) -> Result<Ending, Refused> {
-        let answer = Answer::VerificationFailed { attempts_remaining: self.plan.remaining };
-        self.attempt.ending(Event::Repeated, Vec::new(), Vec::new(), answer)
-    }
-
-    fn missed(&self) -> Result<Ending, Refused> {
-        let event = if self.purpose == Purpose::Verify { Event::Refused } else { Event::ResyncRefused };
-        let answer = Answer::VerificationFailed { attempts_remaining: self.plan.remaining_if_missed };
-        let rows =
-            vec![Row::State(self.plan.missed_state.clone()), Row::Account(self.plan.missed_account.clone())];
-        self.attempt.ending(event, vec![STATE, ACCOUNT], rows, answer)
+        let missed = vec![Row::State(plan.missed_state.clone()), Row::Account(plan.missed_account.clone())];
+        Ok(Self {
+            accepted: attempt.ending(event, replaces, rows, answer)?,
+            repeated: attempt.ending(Event::Repeated, Vec::new(), Vec::new(), failed(plan.remaining))?,
+            missed: attempt.ending(
+                missed_event,
+                vec![STATE, ACCOUNT],
+                missed,
+                failed(plan.remaining_if_missed),
+            )?,
+        })
     }
 }

@@ -1,0 +1,74 @@
+//! The body of `POST /v1/credentials`, as that route reads it.
+
+use hsm_authd::api::enrolment;
+use hsm_authd::domain::otp::{COUNTER_END, MovingFactor};
+use hsm_authd::secret::SecretBytes;
+use hsm_authd::service::enrolment::{Enrolment, NewKind, NewOcraToken, NewOtpToken};
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+/// The input is a body.
+pub fn run(input: &[u8]) {
+    let is_json =
+        std::str::from_utf8(input).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+    match enrolment(input) {
+        Ok(wanted) => is_right(&wanted),
+        // All that is said of a refusal is a constant of the program: nothing of the input can be in it.
+        Err((status, field, reason)) => {
+            assert_eq!(status, if is_json { 422 } else { 400 }, "{reason}");
+            assert!(!reason.is_empty() && field != Some(""), "a refusal says why");
+            return;
+        }
+    }
+    let Ok(Value::Object(fields)) = serde_json::from_slice(input) else { panic!("only objects are taken") };
+    let text = Value::Object(fields.clone()).to_string();
+    assert!(enrolment(text.as_bytes()).is_ok(), "white space, order and escapes mean nothing");
+    let refused = |body: String, why: &str| {
+        assert!(matches!(enrolment(body.as_bytes()), Err((422, ..))), "{why}");
+    };
+    refused(format!(r#"{{"unmistakable":0,{}"#, &text[1..]), "an unknown field");
+    refused(format!("[{text}]"), "an array");
+    refused(format!(r#"["{}",{text}]"#, fields["type"].as_str().expect("a type")), "serde's other form");
+    assert!(matches!(enrolment(format!("{text}{{}}").as_bytes()), Err((400, ..))), "one object, no more");
+    for (name, value) in &fields {
+        refused(format!(r#"{{"{name}":{value},{}"#, &text[1..]), "a field twice");
+        let mut without = fields.clone();
+        without.insert(name.clone(), Value::Null);
+        refused(Value::Object(without).to_string(), "null");
+    }
+}
+
+/// What was understood is within the limits that `docs/api.md` states.
+fn is_right(wanted: &Enrolment) {
+    let characters = wanted.account.as_str().chars().count();
+    assert!((1..=128).contains(&characters) && !wanted.account.as_str().contains(char::is_control));
+    match &wanted.kind {
+        NewKind::Otp(token) => is_right_otp(token),
+        NewKind::Ocra(token) => is_right_ocra(token),
+        NewKind::Signer(key) => super::jwk::is_the_same_in_every_form(key),
+    }
+}
+
+fn is_right_otp(token: &NewOtpToken) {
+    assert!((6..=8).contains(&u8::from(token.digits)) && token.counter < COUNTER_END);
+    match token.moving_factor {
+        MovingFactor::Hotp { look_ahead } => assert!(look_ahead <= 100),
+        MovingFactor::Totp { period_s, skew_steps } => {
+            assert!((5..=600).contains(&period_s) && skew_steps <= 2 && token.counter == 0);
+        }
+    }
+    is_right_seed(token.seed.as_ref());
+}
+
+fn is_right_ocra(token: &NewOcraToken) {
+    assert!(token.counter < COUNTER_END && token.look_ahead <= 100 && token.skew_steps <= 2);
+    assert!(token.suite.has_counter() || (token.counter, token.look_ahead) == (0, 0), "no C, no counter");
+    assert!(token.suite.time_step_s().is_some() || token.skew_steps == 0, "no T, no steps");
+    assert_eq!(token.pin.is_some(), token.suite.pin_hash().is_some(), "a PIN where the suite has P");
+    assert!(token.pin.as_ref().is_none_or(|pin| (4..=64).contains(&pin.len())));
+    is_right_seed(token.seed.as_ref());
+}
+
+fn is_right_seed(seed: Option<&SecretBytes>) {
+    assert!(seed.is_none_or(|seed| (16..=64).contains(&seed.len())));
+}

@@ -1,0 +1,166 @@
+//! The examples of these routes. Answers are made of the types that real ones are made of.
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::domain::credential::{OcraUse, Status};
+use crate::domain::otp::{Algorithm, Digits};
+use crate::domain::signer::SignatureAlgorithm;
+use crate::service::credential_view::{CredentialView, KindView, rfc3339};
+
+use super::super::answer::EnrolledBody;
+use super::super::openapi::operation::{Named, example};
+
+pub const HOTP_ID: &str = "cred_0htt0zhawqx4kqtnakpjs4ttxy";
+const TOTP_ID: &str = "cred_26daj92h7tg6acttawtvk6360e";
+const OCRA_ID: &str = "cred_3w9m7zrdq0hkx1n5tb8c2f4gvj";
+const SIGNER_ID: &str = "cred_5s2k8pyx0v7c3gq9zb1m4t6hnd";
+
+const SUITE: &str = "OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1";
+const OTPAUTH: &str = "otpauth://totp/bank-a:account-1002?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=bank-a\
+    &algorithm=SHA1&digits=6&period=30";
+
+/// RFC 7515, appendix A.3: a point on P-256; then the same as SubjectPublicKeyInfo, and its thumbprint.
+const X: &str = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
+const Y: &str = "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0";
+const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
+    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV7\n\
+    6e8Tus9uPHvRVEXH8UTNG72bfocs3+257rn0s2ldbqkLJK2KRiMohYjlrQ==\n\
+    -----END PUBLIC KEY-----\n";
+const THUMBPRINT: &str = "oKIywvGUpTVTyxMQ3bwIIeQUudfr_CkLMjCE19ECD-U";
+
+/// The same appendix: what was signed, and the signature.
+const PAYLOAD: &str = "ZXlKaGJHY2lPaUpGVXpJMU5pSjkuZXlKcGMzTWlPaUpxYjJVaUxBMEtJQ0psZUhBaU9qRXpNREE0TV\
+    Rrek9EQXNEUW9nSW1oMGRIQTZMeTlsZUdGdGNHeGxMbU52YlM5cGMxOXliMjkwSWpwMGNuVmxmUQ==";
+const SIGNATURE: &str =
+    "DtEhU3ljbEg8L38VWAfUAqOyKAM6+Xx+F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3+Kg6NU1Q==";
+
+/// An answer as an example.
+pub fn named(name: &str, summary: &str, body: &impl Serialize) -> Named {
+    example(name, summary, serde_json::to_value(body).unwrap_or_default())
+}
+
+/// Requests to enrol.
+pub fn enrolments() -> Vec<Named> {
+    vec![
+        example(
+            "hotp",
+            "A counter, with RFC 4226's test seed",
+            json!({ "type": "hotp", "account": "account-1001",
+                "seed_hex": "3132333435363738393031323334353637383930" }),
+        ),
+        example(
+            "totp",
+            "A clock; the HSM makes the seed, and the answer holds it once",
+            json!({ "type": "totp", "account": "account-1002", "export": "otpauth" }),
+        ),
+        example(
+            "ocra",
+            "Questions of 8 digits, with a counter and a PIN, and with RFC 6287's test seed",
+            json!({ "type": "ocra", "account": "account-1003", "suite": SUITE, "use": "verify", "pin": "1234",
+                "seed_hex": "3132333435363738393031323334353637383930313233343536373839303132" }),
+        ),
+        example(
+            "signer",
+            "A device's public key in PEM",
+            json!({ "type": "signer", "account": "account-1004", "algorithm": "ES256", "public_key_pem": PEM }),
+        ),
+        example(
+            "signer-jwk",
+            "The same as a JWK",
+            json!({ "type": "signer", "account": "account-1004",
+                "jwk": { "kty": "EC", "crv": "P-256", "x": X, "y": Y } }),
+        ),
+    ]
+}
+
+/// What is presented to `verify`.
+pub fn verifications() -> Vec<Named> {
+    vec![
+        example("otp", "A code of hotp or totp", json!({ "otp": "755224" })),
+        example("ocra", "A code of ocra", json!({ "otp": "65347737", "challenge": "12345678" })),
+        example(
+            "signature",
+            "A signature",
+            json!({ "payload_base64": PAYLOAD, "signature_base64": SIGNATURE, "format": "p1363" }),
+        ),
+    ]
+}
+
+/// Pairs of codes.
+pub fn resyncs() -> Vec<Named> {
+    vec![
+        example("otps", "Two codes of hotp or totp", json!({ "otps": ["359152", "969429"] })),
+        example(
+            "ocra",
+            "Two codes of ocra, to one question",
+            json!({ "otps": ["65347737", "86775851"], "challenge": "12345678" }),
+        ),
+    ]
+}
+
+/// A credential with a counter.
+pub fn hotp() -> CredentialView {
+    let (algorithm, digits) = (Algorithm::Sha1, Digits::default());
+    credential(HOTP_ID, "account-1001", KindView::Hotp { algorithm, digits, counter: 0, look_ahead: 10 })
+}
+
+fn totp() -> CredentialView {
+    let kind = KindView::Totp {
+        algorithm: Algorithm::Sha1,
+        digits: Digits::default(),
+        period: 30,
+        skew_steps: 1,
+        drift_steps: 0,
+    };
+    credential(TOTP_ID, "account-1002", kind)
+}
+
+fn ocra() -> CredentialView {
+    let kind = KindView::Ocra {
+        suite: SUITE.to_owned(),
+        r#use: OcraUse::Verify,
+        counter: Some(0),
+        look_ahead: Some(10),
+        skew_steps: None,
+    };
+    credential(OCRA_ID, "account-1003", kind)
+}
+
+fn signer() -> CredentialView {
+    let kind = KindView::Signer { algorithm: SignatureAlgorithm::Es256, thumbprint: THUMBPRINT.to_owned() };
+    credential(SIGNER_ID, "account-1004", kind)
+}
+
+fn credential(id: &str, account: &str, kind: KindView) -> CredentialView {
+    CredentialView {
+        id: id.to_owned(),
+        account: account.to_owned(),
+        tenant: "bank-a".to_owned(),
+        state: Status::Active,
+        kind,
+        failures: 0,
+        created_at: rfc3339(1_893_456_000_000),
+    }
+}
+
+/// A credential of each type.
+pub fn views() -> Vec<Named> {
+    vec![
+        named("hotp", "A counter", &hotp()),
+        named("totp", "A clock", &totp()),
+        named("ocra", "Questions", &ocra()),
+        named("signer", "A device that signs", &signer()),
+    ]
+}
+
+/// The same, just enrolled.
+pub fn enrolled() -> Vec<Named> {
+    let plain = |view| EnrolledBody { view, otpauth: None };
+    vec![
+        named("hotp", "A counter", &plain(&hotp())),
+        named("totp", "A clock, with its seed", &EnrolledBody { view: &totp(), otpauth: Some(OTPAUTH) }),
+        named("ocra", "Questions", &plain(&ocra())),
+        named("signer", "A device that signs", &plain(&signer())),
+    ]
+}

@@ -1,0 +1,182 @@
+//! The routes of `/v1/credentials` as the OpenAPI document says them.
+
+use axum::http::StatusCode;
+use utoipa::IntoParams;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::path::{HttpMethod, ParameterIn};
+use utoipa::openapi::schema::Schema;
+
+use crate::domain::caller::Permission;
+use crate::domain::credential::Status;
+use crate::service::credential_view::CredentialView;
+use crate::service::management::Action;
+
+use super::super::answer::{DeletedBody, EnrolledBody, ResyncedBody, VerifiedBody};
+use super::super::call::NoFields;
+use super::super::openapi::operation::{Answered, Asked, Operation};
+use super::super::schema::reference;
+use super::enrolment::EnrolBody;
+use super::evidence::ResyncBody;
+use super::examples::{HOTP_ID, enrolled, enrolments, hotp, named, resyncs, verifications, views};
+use super::schemas::VerifyForms;
+use super::{ListBody, ListQuery};
+
+const ENROL: &str = "\
+With one of the two seed fields the seed is imported; with both it is an error; with none the HSM generates it, and \
+nobody ever sees it. An imported or exported seed passes the front's memory once.
+
+An `ocra` credential's fields have to fit its suite: one for an input that the suite does not have (`counter`, \
+`look_ahead`, `skew_steps`, `pin`) is 422. Its `use` is for its life: with `transaction`, `/verify` is 409 whatever \
+the code is.
+
+A `signer` has a public key instead, checked before it is kept: on its curve, or of a size and exponent that are safe.";
+
+const LIST: &str = "\
+In the order of their enrolment, without deleted ones. An unknown, repeated or malformed parameter is an error.";
+
+const VERIFY: &str = "\
+A code of a `hotp` or `totp` credential, a code that answers a question of an `ocra` credential with `use` `verify`, \
+or a signature of a `signer`.
+
+A code is accepted at most once, ever. With it all earlier counters or time steps are used up. Of an `ocra` token \
+without a counter each answered question (with its session and time step) is used up instead. HOTP tries the expected \
+counter and `look_ahead` more; TOTP the present step, corrected by the drift, and `skew_steps` on either side.
+
+A wrong code is charged to the credential and to its account. The code accepted last, submitted again, is refused and \
+not charged; a code of the wrong length is 422 and not charged. What another type of credential would need is 422.
+
+A signature is neither used up nor charged, and no lock stops it: who must not act twice puts something into the \
+payload that happens once, and remembers it.
+
+409: the credential is suspended, or answers transactions' questions only.";
+
+const RESYNC: &str = "\
+Finds a token that ran away, by two consecutive codes. With a counter it is looked for among 1000, from the expected \
+one on; a TOTP token 120 steps to either side of the present step, and the difference is kept as `drift_steps`. \
+Counters and steps that are used up are never accepted. A success uses both codes up. A failure is charged like one \
+wrong code; the two codes used last, submitted again, are refused and not charged.
+
+Both codes of an `ocra` token answer the same question; its `use` does not matter here.
+
+409: the credential is suspended, or there is nothing to find (`signer`; `ocra` without a counter).";
+
+/// All routes of this folder.
+pub(in super::super) fn operations() -> Vec<Operation> {
+    let (id, account) = (|| HOTP_ID.to_owned(), || "account-1001".to_owned());
+    let changed = |status| CredentialView { state: status, ..hotp() };
+    vec![
+        operation(HttpMethod::Post, "/v1/credentials", "enrolCredential", "Enrol", ENROL)
+            .asks(reference::<EnrolBody>(), enrolments())
+            .answers(StatusCode::CREATED, reference::<EnrolledBody<'_>>(), "Enrolled.", enrolled()),
+        Operation {
+            query: ListQuery::into_params(|| Some(ParameterIn::Query)),
+            ..operation(HttpMethod::Get, "/v1/credentials", "listCredentials", "List", LIST)
+        }
+        .answers(
+            StatusCode::OK,
+            reference::<ListBody>(),
+            "A page.",
+            vec![
+                named("page", "A page, and there are more", &ListBody { items: vec![hotp()], next: Some(id()) }),
+                named("none", "There is none", &ListBody { items: vec![], next: None }),
+            ],
+        ),
+        operation(HttpMethod::Get, "/v1/credentials/{id}", "getCredential", "Read", "A deleted one is not there.")
+            .answers(StatusCode::OK, reference::<CredentialView>(), "It.", views()),
+        change(HttpMethod::Delete, "/v1/credentials/{id}", "deleteCredential", Action::Delete)
+            .said(
+                "Delete",
+                "The wrapped secret is removed. The id stays taken, and answers 404. The failures stay with the \
+                 account: a deletion gives no guesses back.",
+            )
+            .answers(
+                StatusCode::OK,
+                reference::<DeletedBody>(),
+                "Deleted.",
+                vec![named("deleted", "Deleted", &DeletedBody { id: id(), state: Status::Deleted })],
+            ),
+        Operation {
+            permission: Some(Permission::Verify),
+            guesses: true,
+            ..operation(HttpMethod::Post, "/v1/credentials/{id}/verify", "verify", "Verify", VERIFY)
+        }
+        .asks(reference::<VerifyForms>(), verifications())
+        .answers(
+            StatusCode::OK,
+            reference::<VerifiedBody>(),
+            "It is right, and a code is used up by it, durably.",
+            vec![named("verified", "Right", &VerifiedBody { account: account(), id: id(), verified: true })],
+        ),
+        Operation {
+            guesses: true,
+            ..operation(HttpMethod::Post, "/v1/credentials/{id}/resync", "resync", "Resync", RESYNC)
+        }
+        .asks(reference::<ResyncBody>(), resyncs())
+        .answers(
+            StatusCode::OK,
+            reference::<ResyncedBody>(),
+            "The token is found, and both codes are used up, durably.",
+            vec![named("resynced", "Found", &ResyncedBody { account: account(), id: id(), resynced: true })],
+        ),
+        change(HttpMethod::Post, "/v1/credentials/{id}/suspend", "suspend", Action::Suspend)
+            .said("Suspend", "It verifies nothing until it is resumed. 409: it is suspended.")
+            .changes("It is suspended.", changed(Status::Suspended)),
+        change(HttpMethod::Post, "/v1/credentials/{id}/resume", "resume", Action::Resume)
+            .said("Resume", "It verifies again. 409: it is active.")
+            .changes("It is active.", hotp()),
+        change(HttpMethod::Post, "/v1/credentials/{id}/unlock", "unlock", Action::Unlock)
+            .said(
+                "Unlock",
+                "Clears the failures and the lock of the credential and of its account. It is 200 also where nothing \
+                 was locked.",
+            )
+            .changes("Nothing is locked.", hotp()),
+    ]
+}
+
+/// A route that asks for `enroll`, as most do.
+fn operation(
+    method: HttpMethod,
+    path: &'static str,
+    id: &'static str,
+    summary: &'static str,
+    description: &'static str,
+) -> Operation {
+    Operation {
+        method,
+        path,
+        id,
+        summary,
+        description,
+        permission: Some(Permission::Enroll),
+        query: Vec::new(),
+        asked: Asked::Nothing,
+        answer: Answered {
+            status: StatusCode::OK,
+            description: "",
+            schema: RefOr::T(Schema::default()),
+            examples: Vec::new(),
+        },
+        guesses: false,
+    }
+}
+
+/// A route that says everything by its path.
+fn change(method: HttpMethod, path: &'static str, id: &'static str, action: Action) -> Operation {
+    Operation {
+        permission: Some(action.permission()),
+        asked: Asked::NoFields(reference::<NoFields>()),
+        ..operation(method, path, id, "", "")
+    }
+}
+
+impl Operation {
+    fn said(self, summary: &'static str, description: &'static str) -> Self {
+        Self { summary, description, ..self }
+    }
+
+    fn changes(self, description: &'static str, view: CredentialView) -> Self {
+        let examples = vec![named("credential", "As it is now", &view)];
+        self.answers(StatusCode::OK, reference::<CredentialView>(), description, examples)
+    }
+}

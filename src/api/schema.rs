@@ -1,0 +1,208 @@
+//! What the domain's types look like in JSON, for the OpenAPI document; `domain` itself knows of no such thing.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::domain::account::AccountRef;
+use crate::domain::caller::Tenant;
+use crate::domain::credential::{OcraUse, Status};
+use crate::domain::id::CredentialId;
+use crate::domain::ocra::Suite;
+use crate::domain::otp::{Algorithm, Digits};
+use crate::domain::signer::SignatureAlgorithm;
+use crate::domain::signer::jwk::Jwk;
+use crate::domain::signer::signature::SignatureFormat;
+
+/// All that `AccountRef` takes for printable.
+const PRINTABLE: &str = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffd\u{e0000}-\u{e007f}]+$";
+/// All that `Suite` takes.
+const SUITE: &str = "^OCRA-1:HOTP-SHA(1|256|512)-([6-9]|10):(C-)?Q[ANH](0[89]|[1-5][0-9]|6[0-4])\
+    (-PSHA(1|256|512))?(-S(00[1-9]|0[1-9][0-9]|[1-4][0-9]{2}|50[0-9]|51[0-2]))?\
+    (-T(([1-9]|[1-5][0-9])[SM]|([1-9]|[1-3][0-9]|4[0-8])H))?$";
+
+/// What a type is in JSON.
+macro_rules! described {
+    ($($type:ty => $schema:expr;)*) => {$(
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<Schema> {
+                RefOr::T($schema.into())
+            }
+        }
+        impl ToSchema for $type {}
+    )*};
+}
+
+described! {
+    AccountRef => text("The bank's own reference to an account: 1 to 128 printable characters, which are not control \
+        characters and not such that hide or reorder text.")
+        .min_length(Some(1)).max_length(Some(128)).pattern(Some(PRINTABLE)).examples([json!("account-1002")]);
+    Tenant => text("A tenant's name, as configured.")
+        .min_length(Some(1)).max_length(Some(64)).pattern(Some("^[a-z0-9._-]+$")).examples([json!("bank-a")]);
+    CredentialId => text("A credential's id: 128 random bits in 26 characters.")
+        .pattern(Some("^cred_[0-7][0-9a-hjkmnp-tv-z]{25}$"))
+        .examples([json!("cred_26daj92h7tg6acttawtvk6360e")]);
+    Status => choice("Whether it may be used. A suspended credential verifies nothing.",
+        &[Status::Active, Status::Suspended]);
+    Algorithm => choice("The hash under the HMAC.", &[Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512]);
+    Digits => number("How many digits a code has.", 6, 8);
+    OcraUse => choice("What its codes are good for, never both: `transaction`, questions that the appliance \
+        derives from a transaction; `verify`, questions that the caller chooses, by `/verify`.",
+        &[OcraUse::Transaction, OcraUse::Verify]);
+    Suite => text("An OCRASuite (RFC 6287, section 6): hash, digits, and of the data inputs C, Q, P, S and T \
+        those that it has. Weaker ones than the pattern has are refused, though the RFC knows them: without \
+        truncation or with 4 or 5 digits, and questions shorter than 8.")
+        .pattern(Some(SUITE)).examples([json!("OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1")]);
+    SignatureAlgorithm => choice("ES256: ECDSA with P-256 and SHA-256. RS256: RSASSA-PKCS1-v1_5 with SHA-256.",
+        &[SignatureAlgorithm::Es256, SignatureAlgorithm::Rs256]);
+    SignatureFormat => choice("How a signature is written. `der` (r and s in DER) and `p1363` (r and s, 32 bytes \
+        each) are for ES256, `raw` (as many bytes as the modulus) is for RS256.",
+        &[SignatureFormat::Der, SignatureFormat::P1363, SignatureFormat::Raw]);
+}
+
+impl PartialSchema for Jwk {
+    fn schema() -> RefOr<Schema> {
+        let key = |kind: &str, algorithm| {
+            ObjectBuilder::new()
+                .property("kty", constant(kind))
+                .required("kty")
+                .property("alg", constant(algorithm))
+                .property("use", constant("sig"))
+                .property(
+                    "key_ops",
+                    ArrayBuilder::new()
+                        .description(Some("`verify` has to be among them."))
+                        .min_items(Some(1)),
+                )
+        };
+        let coordinate = || text("32 bytes, base64url without padding.").pattern(Some("^[A-Za-z0-9_-]{43}$"));
+        let number = |description| text(description).pattern(Some("^[A-Za-z0-9_-]{2,}$"));
+        let ec = key("EC", "ES256")
+            .title(Some("P-256"))
+            .property("crv", constant("P-256"))
+            .property("x", coordinate())
+            .property("y", coordinate());
+        let rsa = key("RSA", "RS256")
+            .title(Some("RSA"))
+            .property("n", number("The modulus: 2048 to 4096 bits, base64url without padding."))
+            .property("e", number("The exponent: odd, 65537 or more, below 2^64."));
+        OneOfBuilder::new()
+            .description(Some(
+                "A public key as a JWK (RFC 7517). Members that RFC 7518 does not give to such keys are ignored; one \
+                 of a private key is refused.",
+            ))
+            .item(["crv", "x", "y"].into_iter().fold(ec, ObjectBuilder::required))
+            .item(["n", "e"].into_iter().fold(rsa, ObjectBuilder::required))
+            .into()
+    }
+}
+
+impl ToSchema for Jwk {}
+
+/// A string.
+pub(super) fn text(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).description(Some(description))
+}
+
+/// A whole number within these bounds.
+pub(super) fn number(description: &str, minimum: usize, maximum: usize) -> ObjectBuilder {
+    text(description).schema_type(Type::Integer).minimum(Some(minimum)).maximum(Some(maximum))
+}
+
+/// The digits of a code.
+pub(super) fn otp(description: &str) -> ObjectBuilder {
+    text(description).min_length(Some(6)).max_length(Some(10)).pattern(Some("^[0-9]+$"))
+}
+
+/// What an OCRA token is asked.
+pub(super) fn challenge() -> ObjectBuilder {
+    text(
+        "The question (RFC 6287: Q), of an ocra credential only: 1 character up to twice the suite's length, as in \
+         the mutual mode; decimal digits (QN), letters and digits (QA) or hexadecimal digits (QH). Not every two \
+         texts are two questions. A numeric one is an integer, written in hexadecimal and padded on the RIGHT: \
+         `00000001` and `00000016` are one question and have one code, and so do all whose integers differ by a \
+         power of 16. Hexadecimal ones that differ in zeros at their end or in case are one, too. Numeric \
+         questions should not begin with 0, and should all have one length.",
+    )
+    .min_length(Some(1))
+    .max_length(Some(128))
+    .pattern(Some("^[0-9A-Za-z]+$"))
+    .examples([json!("12345678")])
+}
+
+/// The session of an OCRA token's challenge.
+pub(super) fn session() -> ObjectBuilder {
+    text(
+        "The session (RFC 6287: S), where the suite has one: its UTF-8, 1 byte up to the suite's length, padded with \
+         zero bytes on the left.",
+    )
+    .min_length(Some(1))
+    .max_length(Some(512))
+}
+
+/// Two codes of a resync.
+pub(super) fn otps() -> ArrayBuilder {
+    ArrayBuilder::new()
+        .description(Some("Two consecutive codes, in their order."))
+        .items(otp("As many digits as the credential's codes have."))
+        .min_items(Some(2))
+        .max_items(Some(2))
+}
+
+/// What was signed.
+pub(super) fn payload() -> ObjectBuilder {
+    base64("What was signed, in base64 (RFC 4648, section 4) with padding; not empty.")
+}
+
+/// A signature's bytes.
+pub(super) fn signature() -> ObjectBuilder {
+    base64("The signature, written as `format` says, in the same base64.")
+}
+
+fn base64(description: &str) -> ObjectBuilder {
+    text(description)
+        .min_length(Some(4))
+        .pattern(Some("^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})$"))
+        .content_encoding("base64")
+}
+
+/// The one value.
+pub(super) fn constant(value: impl Into<Value>) -> ObjectBuilder {
+    let value = value.into();
+    let kind = match value {
+        Value::Bool(_) => Type::Boolean,
+        Value::Number(_) => Type::Integer,
+        _ => Type::String,
+    };
+    ObjectBuilder::new().schema_type(kind).enum_values(Some([value]))
+}
+
+/// The state of what was deleted.
+pub(super) fn deleted() -> ObjectBuilder {
+    constant("deleted")
+}
+
+/// `true`: whatever else would be a problem.
+pub(super) fn yes() -> ObjectBuilder {
+    constant(true)
+}
+
+/// One of these, by the names that serde gives them.
+fn choice<T: Serialize>(description: &str, values: &[T]) -> ObjectBuilder {
+    text(description).enum_values(Some(values.iter().filter_map(|value| serde_json::to_value(value).ok())))
+}
+
+/// A reference to a type's schema.
+pub(super) fn reference<T: ToSchema>() -> RefOr<Schema> {
+    Ref::from_schema_name(T::name()).into()
+}
+
+/// The schema of a type that is an object with fields of its own.
+pub(super) fn object<T: PartialSchema>() -> Object {
+    match T::schema() {
+        RefOr::T(Schema::Object(object)) => object,
+        _ => Object::default(),
+    }
+}

@@ -1,0 +1,156 @@
+//! The threads that read: each takes what waits, and answers all of it from one snapshot.
+//!
+//! A snapshot begins after its questions were asked, so it shows every commit that was answered before them. It
+//! is shared because the first page that a connection reads after a commit empties its cache: alone, each
+//! question would fetch the tops of the same trees again, and be a wake-up of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{Connection, OpenFlags, Transaction};
+use tokio::sync::mpsc::Receiver;
+
+use super::sqlite::PATIENCE;
+
+/// At most so many questions share a snapshot: a checkpoint cannot pass one that is in use.
+const BATCH_MAX: usize = 64;
+
+/// Reads, tells whoever waits, and says what went wrong, if something did.
+pub(super) type Question = Box<dyn FnOnce(&Transaction<'_>) -> Option<String> + Send>;
+
+/// Works on a connection from [`open`] until the last [`super::Store`] is gone and nothing waits.
+pub(super) fn run(path: &Path, connection: Connection, asked: &Mutex<Receiver<Question>>) {
+    let mut idle = Some(connection);
+    // What panics is one question; those of its batch get no answer, and the thread goes on.
+    while catch_unwind(AssertUnwindSafe(|| answer_all(path, &mut idle, asked))).is_err() {}
+}
+
+fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver<Question>>) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        // Held while it waits: the other readers queue up behind it, and each wakes for a batch.
+        let taken =
+            asked.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv_many(&mut batch, BATCH_MAX);
+        if taken == 0 {
+            return;
+        }
+        let mut questions = batch.drain(..);
+        while questions.len() > 0 {
+            if let Err(error) = answer(path, idle, &mut questions) {
+                tracing::error!(cause = %error, "the store cannot be read");
+                break;
+            }
+        }
+    }
+}
+
+/// Answers until a question meets an error: a connection that met one is not used again.
+fn answer(
+    path: &Path,
+    idle: &mut Option<Connection>,
+    questions: &mut impl Iterator<Item = Question>,
+) -> rusqlite::Result<()> {
+    let mut connection = match idle.take() {
+        Some(connection) => connection,
+        None => open(path)?,
+    };
+    let transaction = connection.transaction()?;
+    for question in questions {
+        if let Some(fault) = question(&transaction) {
+            tracing::error!(cause = fault, "a read failed");
+            return Ok(());
+        }
+    }
+    drop(transaction);
+    *idle = Some(connection);
+    Ok(())
+}
+
+/// A connection with all the descriptors it will need: later the process may be short of them.
+pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(PATIENCE)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // The WAL is opened by the first read.
+    connection.query_row("SELECT count(*) FROM row_sum", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::columns::Fault;
+    use super::super::{ReadError, Store};
+
+    /// A store in a folder of its own, which goes with it.
+    struct Scratch(std::path::PathBuf, Store);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("hsm-authd-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&folder).unwrap();
+            let store = Store::open(&folder.join("db")).unwrap();
+            Self(folder, store)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_that_panics_is_its_own_loss_alone() {
+        let scratch = Scratch::new("panics");
+        for _ in 0..10 {
+            let panicked = scratch.1.read(|_| -> Result<(), Fault> { panic!("on purpose") }).await;
+            assert_eq!(panicked, Err(ReadError));
+        }
+        assert_eq!(scratch.1.clock_stepped().await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn a_slow_question_holds_nobody_up_and_readers_have_what_they_need() {
+        let scratch = Scratch::new("slow");
+        // Nobody could open it now.
+        std::fs::rename(scratch.0.join("db"), scratch.0.join("moved")).unwrap();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let store = scratch.1.clone();
+        let slow = tokio::spawn(async move {
+            let read = store.read(move |_| {
+                let _ = begun.send(());
+                Ok(ends.recv().is_ok())
+            });
+            read.await
+        });
+        has_begun.await.unwrap();
+        assert_eq!(scratch.1.clock_stepped().await, Ok(false));
+        end.send(()).unwrap();
+        assert_eq!(slow.await.unwrap(), Ok(true));
+    }
+
+    #[tokio::test]
+    async fn a_question_that_fails_spoils_no_other() {
+        let scratch = Scratch::new("fails");
+        let store = &scratch.1;
+        let questions: Vec<_> = (0..200)
+            .map(|number| {
+                let store = store.clone();
+                let sql = if number % 7 == 0 { "SELECT 1 FROM nowhere" } else { "SELECT 1" };
+                tokio::spawn(async move {
+                    let read = store.read(move |tx| Ok(tx.query_row(sql, [], |row| row.get::<_, u8>(0))?));
+                    (number % 7 == 0, read.await)
+                })
+            })
+            .collect();
+        for question in questions {
+            let (fails, answer) = question.await.unwrap();
+            assert_eq!(answer, if fails { Err(ReadError) } else { Ok(1) });
+        }
+    }
+}
