@@ -6,30 +6,28 @@
 
 mod checks;
 mod codes;
+mod frames;
 mod keys;
 mod operations;
 mod pin;
 mod pin_hash;
 mod pkcs11;
 mod secrets;
+#[cfg(test)]
+mod test_token;
 pub mod token;
 
 use std::ffi::CStr;
-use std::io::{self, ErrorKind, Read, Write};
-use std::ops::Range;
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use serde::de::DeserializeOwned;
-use zeroize::{Zeroize, Zeroizing};
-
 use crate::control;
-use crate::hsm::messages::{
-    BUILD_ID, Boot, Call, FRAME_BYTES_MAX, Fault, Hello, Reply, decode, encode, frame_length,
-};
+use crate::hsm::messages::{BUILD_ID, Boot, Call, Fault, Hello, Reply};
+use frames::{Frames, write_frame};
 use keys::{KeyError, Keys};
 use operations::Operations;
 use pin::Pin;
@@ -213,123 +211,3 @@ fn serve(
     }
     Ok(ExitCode::SUCCESS)
 }
-
-/// Messages out of a stream of bytes: one read may bring several.
-struct Frames<R> {
-    stream: R,
-    /// Of its final size from the start and zeroized: it may hold a seed or a code.
-    buffer: Zeroizing<Vec<u8>>,
-    /// Where in it the bytes are that were read and not yet used.
-    unused: Range<usize>,
-}
-
-impl<R: Read> Frames<R> {
-    fn new(stream: R) -> Self {
-        Self { stream, buffer: Zeroizing::new(vec![0; 4 + FRAME_BYTES_MAX]), unused: 0..0 }
-    }
-
-    /// The next message; `None`: the peer is gone, be it within a frame.
-    ///
-    /// # Errors
-    /// The stream failed, or the frame is too long or holds no such message.
-    fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
-        loop {
-            let unused = self.buffer.get_mut(self.unused.clone()).unwrap_or_default();
-            if let Some((header, rest)) = unused.split_first_chunk_mut::<4>() {
-                let length = frame_length(*header).map_err(io::Error::other)?;
-                if let Some(body) = rest.get_mut(..length) {
-                    let message = decode(body).map_err(io::Error::other);
-                    body.zeroize();
-                    self.unused.start += 4 + length;
-                    return message.map(Some);
-                }
-            }
-            // What there is of a frame goes to the front, where there is room for all of it.
-            let count = unused.len();
-            self.buffer.copy_within(self.unused.clone(), 0);
-            if let Some(moved) = self.buffer.get_mut(count.max(self.unused.start)..self.unused.end) {
-                moved.zeroize();
-            }
-            self.unused = 0..count;
-            let room = self.buffer.get_mut(count..).unwrap_or_default();
-            match self.stream.read(room) {
-                Ok(0) => return Ok(None),
-                Ok(read) => self.unused.end += read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if is_gone(&error) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-/// Writes one message; `false`: the peer is gone.
-fn write_frame<T: serde::Serialize>(stream: &mut impl Write, message: &T) -> io::Result<bool> {
-    let frame = encode(message).map_err(io::Error::other)?;
-    match stream.write_all(&frame) {
-        Ok(()) => Ok(true),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hsm::messages::Request;
-    use crate::secret::SecretBytes;
-
-    /// Gives so many bytes a read.
-    struct Drip<'a>(&'a [u8], usize);
-
-    impl Read for Drip<'_> {
-        fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-            let drop = self.1.min(room.len());
-            self.0.read(&mut room[..drop])
-        }
-    }
-
-    fn call(id: u64, bytes: usize) -> Vec<u8> {
-        let request = Request::Fingerprint(SecretBytes::new(vec![0xa5; bytes]));
-        encode(&Call { id, request }).unwrap().to_vec()
-    }
-
-    #[test]
-    fn frames_are_read_whole_however_they_arrive() {
-        let sizes = [0, 1, 60_000, 7, 60_000, 60_000, 0];
-        let stream: Vec<u8> = (0..).zip(sizes).flat_map(|(id, bytes)| call(id, bytes)).collect();
-        for drop in [1, 3, 1_000, 65_000, stream.len()] {
-            let mut frames = Frames::new(Drip(&stream, drop));
-            for (id, bytes) in (0..).zip(sizes) {
-                let call: Call = frames.next().unwrap().unwrap();
-                let Request::Fingerprint(secret) = call.request else { panic!("another request") };
-                assert_eq!((call.id, secret.len()), (id, bytes), "{drop} bytes a read");
-            }
-            assert!(frames.next::<Call>().unwrap().is_none());
-            // No read and used byte is left: headers are no secret.
-            assert!(!frames.buffer.contains(&0xa5), "{drop} bytes a read");
-        }
-    }
-
-    #[test]
-    fn a_frame_is_read_whole_or_not_at_all() {
-        let frame = call(7, 20);
-        for end in 0..frame.len() {
-            assert!(Frames::new(&frame[..end]).next::<Call>().unwrap().is_none(), "{end} bytes");
-        }
-    }
-
-    #[test]
-    fn a_frame_that_is_too_long_is_refused_by_its_header() {
-        let header = (FRAME_BYTES_MAX as u32 + 1).to_be_bytes();
-        assert!(Frames::new(&header[..]).next::<Call>().is_err());
-        assert!(Frames::new(&[0, 0, 0, 1, 0xff][..]).next::<Call>().is_err());
-    }
-}
-
-#[cfg(test)]
-mod test_token;

@@ -139,17 +139,17 @@ impl Hsm {
             Ok(hello) => hello.token,
             Err(reason) => {
                 tracing::warn!(slot, generation, reason, "custodian did not come up");
-                self.inner.metrics.losses.count(Loss::NoHello);
+                self.inner.metrics.losses.get_or_create(&Loss::NoHello).inc();
                 let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
                 return;
             }
         };
         tracing::info!(slot, generation, token, "custodian is up");
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let (metrics, label) = (&self.inner.metrics, metrics::Custodian(slot));
-        let queue_depth = metrics.queue_depth.gauge(label);
+        let (metrics, label) = (&self.inner.metrics, metrics::Custodian { custodian: slot });
+        let queue_depth = metrics.queue_depth.get_or_create_owned(&label);
         let custodian = Arc::new(Custodian { jobs: sender, queue_depth });
-        metrics.starts.count(label);
+        metrics.starts.get_or_create(&label).inc();
         place.store(Some(custodian.clone()));
         self.inner.came_up.notify_waiters();
         let _ = self.inner.events.send(CustodianEvent::Up { slot, generation });
@@ -159,7 +159,7 @@ impl Hsm {
         let withdraw = || drop(place.compare_and_swap(&Some(custodian), None));
         let end = connection::serve(stream, receiver, (metrics, label), withdraw).await;
         probe.abort();
-        metrics.losses.count(end.loss);
+        metrics.losses.get_or_create(&end.loss).inc();
         tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
         // Also if it said that it ends by itself: a module may hang in the process's last steps.
         let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
@@ -201,10 +201,10 @@ impl Hsm {
     }
 
     fn count(&self, operation: Operation, end: OperationEnd, begun: Instant) {
-        self.inner.metrics.operations.count((operation, end));
+        self.inner.metrics.operations.get_or_create(&(operation, end)).inc();
         // One that was turned away took no time, and would make the others look fast.
         if end != OperationEnd::Busy {
-            self.inner.metrics.seconds.observe(operation, begun.elapsed());
+            self.inner.metrics.seconds.get_or_create(&operation).observe(begun.elapsed().as_secs_f64());
         }
     }
 

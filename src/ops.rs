@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -30,8 +30,8 @@ const CONNECTIONS_MAX: usize = 16;
 /// The time for a request's header, and for everything a connection does.
 const HEADER_MAX: Duration = Duration::from_secs(5);
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
-/// The media type of Prometheus' own text.
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The media type of what `/metrics` answers.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What the operator can see.
 pub struct Ops {
@@ -114,8 +114,8 @@ impl Ops {
     fn text(&self) -> Response {
         self.look();
         let mut text = String::new();
-        match encode_registry(&mut text, &self.registry) {
-            Ok(()) => ([(CONTENT_TYPE, TEXT)], text).into_response(),
+        match encode(&mut text, &self.registry) {
+            Ok(()) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }

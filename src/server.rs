@@ -143,7 +143,7 @@ impl Server {
             Ok(Err(error)) => (Handshake::Refused, Err(error.to_string())),
             Err(_) => (Handshake::TimedOut, Err("the handshake took too long".to_owned())),
         };
-        self.metrics.handshakes.count(outcome);
+        self.metrics.handshakes.get_or_create(&outcome).inc();
         let stream = stream?;
         let (_, session) = stream.get_ref();
         let peer = Peer(

@@ -111,6 +111,22 @@ pub(super) fn number(description: &str, minimum: usize, maximum: usize) -> Objec
     text(description).schema_type(Type::Integer).minimum(Some(minimum)).maximum(Some(maximum))
 }
 
+/// A seed that is imported.
+pub(super) fn seed_hex() -> ObjectBuilder {
+    text("The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.")
+        .min_length(Some(32))
+        .max_length(Some(128))
+        .pattern(Some("^([0-9A-Fa-f]{2})+$"))
+}
+
+/// The same in its other form.
+pub(super) fn seed_base32() -> ObjectBuilder {
+    text("The same in base32 (RFC 4648, section 6), in either case, with its padding or without.")
+        .min_length(Some(26))
+        .max_length(Some(104))
+        .pattern(Some("^[A-Za-z2-7]+={0,6}$"))
+}
+
 /// The digits of a code.
 pub(super) fn otp(description: &str) -> ObjectBuilder {
     text(description).min_length(Some(6)).max_length(Some(10)).pattern(Some("^[0-9]+$"))

@@ -8,16 +8,13 @@ use zeroize::Zeroizing;
 
 use super::keys::Keys;
 use super::pkcs11::{Object, Pkcs11Error, Session};
-use super::secrets::{PublicKeys, SEED_BYTES_MAX, Secrets, departing, padded_bytes};
+use super::secrets::{PublicKeys, Secrets, departing, padded_bytes};
 use super::{codes, pin_hash};
 use crate::domain::credential::WrappedSecret;
-use crate::domain::otp::{Algorithm, Digits, Otp};
+use crate::domain::otp::{Algorithm, Digits, Otp, SEED_BYTES};
 use crate::domain::row::{RowBytes, RowSum, SealedBytes};
 use crate::hsm::messages::{Fault, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
-
-/// The shortest seed that may come in, in bytes (RFC 4226, section 4, R6: 128 bits).
-const SEED_BYTES_MIN: usize = 16;
 
 /// The most rows of one message: a [`Fault::Seal`] names them by one byte.
 const ROWS_MAX: usize = 256;
@@ -126,7 +123,7 @@ impl Operations {
     }
 
     fn import(&self, algorithm: Algorithm, seed: &SecretBytes) -> Result<WrappedSecret, Fault> {
-        if !(SEED_BYTES_MIN..=SEED_BYTES_MAX).contains(&seed.len()) {
+        if !SEED_BYTES.contains(&seed.len()) {
             return Err(Fault::Request("a seed must have 16 to 64 bytes".into()));
         }
         let length_bytes = padded_bytes(seed.len(), algorithm);
@@ -216,61 +213,20 @@ pub(super) fn replaced<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::pin::Pin;
-    use super::super::pkcs11::{Module, Shape};
+    use super::super::pkcs11::Shape;
     use super::super::secrets::checked;
+    use super::super::test_token::with_session;
     use super::super::token::make_keys;
     use super::*;
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
 
-    const FOLDER: &str = "HSM_AUTHD_TEST_FOLDER";
-
-    /// Session objects are seen by their own process alone, and the module takes its configuration
-    /// from the environment: so the test runs itself again, in a child.
     #[test]
     fn no_session_object_outlives_its_use_or_gives_its_seed_away() {
-        match std::env::var_os(FOLDER) {
-            Some(folder) => in_child(Path::new(&folder)),
-            None => in_parent(),
-        }
+        const NAME: &str =
+            "custodian::operations::tests::no_session_object_outlives_its_use_or_gives_its_seed_away";
+        with_session(NAME, nothing_is_left_behind);
     }
 
-    fn in_parent() {
-        let memory = Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let folder = base.join(format!("hsm-authd-unit-{}", std::process::id()));
-        let tokens = folder.join("tokens");
-        std::fs::create_dir_all(&tokens).unwrap();
-        let conf = folder.join("softhsm2.conf");
-        std::fs::write(&conf, format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display()))
-            .unwrap();
-        std::fs::write(folder.join("pin"), "1234-5678").unwrap();
-        let name = "custodian::operations::tests::no_session_object_outlives_its_use_or_gives_its_seed_away";
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env("SOFTHSM2_CONF", conf)
-            .env(FOLDER, &folder)
-            .output();
-        let _ = std::fs::remove_dir_all(&folder);
-        let output = output.unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    }
-
-    fn module_path() -> PathBuf {
-        let places = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so"];
-        places.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM")
-    }
-
-    fn in_child(folder: &Path) {
-        let pin_file = folder.join("pin");
-        let module = Module::load(&module_path()).unwrap();
-        let pin = Pin::read(&pin_file).unwrap();
-        assert!(module.init_token("unit", &pin).unwrap());
-        let token = module.tokens_labelled("unit").unwrap().pop().unwrap();
-        module.init_user_pin(&token, &pin, &pin).unwrap();
-        let session = module.login(&token, &pin).unwrap();
+    fn nothing_is_left_behind(session: Session) {
         make_keys(&session, "unit", &mut std::io::sink()).unwrap();
         let keys = Keys::load(&session).unwrap();
         let mut operations = Operations::new(session, keys, 2);

@@ -7,12 +7,9 @@ use std::rc::Rc;
 use super::keys::Keys;
 use super::pkcs11::{Material, Object, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
 use crate::domain::credential::WrappedSecret;
-use crate::domain::otp::Algorithm;
+use crate::domain::otp::{Algorithm, SEED_BYTES};
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Fault;
-
-/// The longest seed, in bytes: a block of SHA-1 and SHA-256, up to which zero-padding changes no HMAC.
-pub const SEED_BYTES_MAX: usize = 64;
 
 /// How long the padded form of a seed is, in bytes: key wrap takes multiples of 8, and modules
 /// refuse an HMAC key that is shorter than the hash. Padding with zeros changes no HMAC.
@@ -77,7 +74,7 @@ impl Secrets {
             return Ok(*object);
         }
         let length_bytes = key.blob.len().saturating_sub(WRAP_OVERHEAD_BYTES);
-        let plausible = padded_bytes(0, algorithm)..=SEED_BYTES_MAX;
+        let plausible = padded_bytes(0, algorithm)..=*SEED_BYTES.end();
         if !length_bytes.is_multiple_of(8) || !plausible.contains(&length_bytes) {
             return Err(Fault::Request("a wrapped secret of an impossible length".into()));
         }

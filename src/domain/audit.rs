@@ -3,85 +3,66 @@
 use super::caller::{ClientName, Tenant};
 use super::id::CredentialId;
 
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+/// Makes the enum of its variants, each with its name in the log: an event without one cannot be.
+macro_rules! events {
+    ($($(#[$about:meta])* $variant:ident $name:literal,)+) => {
+        /// What happened.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Event {
+            $($(#[$about])* $variant,)+
+        }
+
+        impl Event {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name in the log.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+events! {
     /// A credential was enrolled.
-    Enrolled,
+    Enrolled "credential.enrolled",
     /// A credential was deleted.
-    Deleted,
+    Deleted "credential.deleted",
     /// A credential was suspended.
-    Suspended,
+    Suspended "credential.suspended",
     /// A credential was resumed.
-    Resumed,
+    Resumed "credential.resumed",
     /// Failures and locks of a credential and its account were cleared.
-    Unlocked,
+    Unlocked "credential.unlocked",
     /// A code was accepted.
-    Verified,
+    Verified "otp.verified",
     /// A code was wrong and charged.
-    Refused,
+    Refused "otp.refused",
     /// The code accepted last came again; refused, not charged.
-    Repeated,
+    Repeated "otp.repeated",
     /// Two consecutive codes were found.
-    Resynced,
+    Resynced "otp.resynced",
     /// Two codes were not found and charged.
-    ResyncRefused,
+    ResyncRefused "otp.resync_refused",
     /// A signature was verified.
-    SignatureVerified,
+    SignatureVerified "signature.verified",
     /// A signature was wrong; nothing is charged.
-    SignatureRefused,
+    SignatureRefused "signature.refused",
     /// Rows past their time were removed.
-    Pruned,
+    Pruned "store.pruned",
     /// The wall clock stepped; what depends on the time is refused from here on.
-    ClockStepped,
+    ClockStepped "clock.stepped",
     /// An operator accepted the wall clock.
-    ClockAccepted,
+    ClockAccepted "clock.accepted",
 }
 
 impl Event {
-    /// All of them, in the order in which they are declared.
-    pub const ALL: [Self; 15] = [
-        Self::Enrolled,
-        Self::Deleted,
-        Self::Suspended,
-        Self::Resumed,
-        Self::Unlocked,
-        Self::Verified,
-        Self::Refused,
-        Self::Repeated,
-        Self::Resynced,
-        Self::ResyncRefused,
-        Self::SignatureVerified,
-        Self::SignatureRefused,
-        Self::Pruned,
-        Self::ClockStepped,
-        Self::ClockAccepted,
-    ];
-
     /// The event of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|event| event.name() == name)
-    }
-
-    /// The name in the log.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Enrolled => "credential.enrolled",
-            Self::Deleted => "credential.deleted",
-            Self::Suspended => "credential.suspended",
-            Self::Resumed => "credential.resumed",
-            Self::Unlocked => "credential.unlocked",
-            Self::Verified => "otp.verified",
-            Self::Refused => "otp.refused",
-            Self::Repeated => "otp.repeated",
-            Self::Resynced => "otp.resynced",
-            Self::ResyncRefused => "otp.resync_refused",
-            Self::SignatureVerified => "signature.verified",
-            Self::SignatureRefused => "signature.refused",
-            Self::Pruned => "store.pruned",
-            Self::ClockStepped => "clock.stepped",
-            Self::ClockAccepted => "clock.accepted",
-        }
+        Self::ALL.iter().copied().find(|event| event.name() == name)
     }
 }
 

@@ -1,5 +1,7 @@
 //! One-time passwords: RFC 4226 (HOTP) and RFC 6238 (TOTP), without the HMAC, which is the HSM's.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -8,6 +10,10 @@ use super::verification::Factor;
 
 /// The first counter that does not exist (it has to fit a signed 64-bit column, too).
 pub const COUNTER_END: u64 = 1 << 63;
+
+/// How long a seed that comes in may be: 128 bits (RFC 4226, section 4, R6) up to a block of SHA-1 and SHA-256,
+/// to which zero-padding changes no HMAC.
+pub const SEED_BYTES: RangeInclusive<usize> = 16..=64;
 
 /// The hash under the HMAC (RFC 6238, section 1.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -178,7 +178,7 @@ pub(super) async fn serve(
                 }
                 let failed = matches!(reply.result, Err(Fault::Hsm(_)));
                 let reason = reply.result.as_ref().err().map(ToString::to_string);
-                metrics.busy.add_ns(custodian, reply.busy_ns);
+                metrics.busy.get_or_create(&custodian).inc_by(reply.busy_ns as f64 / 1e9);
                 job.end(Ok(reply.result));
                 if failed {
                     // It ends by itself now; what waits behind this one is not to blame.

@@ -2,21 +2,22 @@
 
 use std::fmt;
 
-use prometheus_client::encoding::{EncodeLabel, LabelSetEncoder};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use super::{FixedLabels, Labels};
 use crate::domain::audit::Event;
 
 /// A label and its values.
 macro_rules! label {
     ($(#[$about:meta])* $name:ident as $key:literal: $($variant:ident $value:literal,)+) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(missing_docs, reason = "the values say it, and docs/metrics.md")]
         pub enum $name { $($variant),+ }
 
         impl $name {
-            const ALL: &[Self] = &[$(Self::$variant),+];
+            pub(super) fn all() -> impl Iterator<Item = Self> {
+                [$(Self::$variant),+].into_iter()
+            }
 
             /// The label's value.
             pub fn name(self) -> &'static str {
@@ -24,53 +25,12 @@ macro_rules! label {
             }
         }
 
-        impl Labels for $name {
-            fn index(self) -> usize {
-                self as usize
-            }
-
-            fn encode(self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        impl EncodeLabelSet for $name {
+            fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
                 ($key, self.name()).encode(encoder.encode_label())
             }
         }
-
-        impl FixedLabels for $name {
-            const COUNT: usize = Self::ALL.len();
-
-            fn all() -> Vec<Self> {
-                Self::ALL.to_vec()
-            }
-        }
     };
-}
-
-label! {
-    /// A request's method.
-    Method as "method":
-    Get "GET",
-    Post "POST",
-    Delete "DELETE",
-    Other "other",
-}
-
-label! {
-    /// An answer's status.
-    Status as "status":
-    Ok "200",
-    Created "201",
-    BadRequest "400",
-    Unauthorized "401",
-    Forbidden "403",
-    NotFound "404",
-    MethodNotAllowed "405",
-    Conflict "409",
-    TooLarge "413",
-    UnsupportedMediaType "415",
-    Unprocessable "422",
-    Locked "423",
-    TooMany "429",
-    Unavailable "503",
-    Other "other",
 }
 
 label! {
@@ -166,96 +126,37 @@ label! {
     ClientCa "client-ca",
 }
 
-impl Method {
-    /// That of this name.
-    pub fn of(method: &str) -> Self {
-        let known = Self::ALL.iter().find(|known| known.name() == method);
-        known.copied().unwrap_or(Self::Other)
-    }
-}
-
-impl Status {
-    /// That of this number.
-    pub fn of(status: u16) -> Self {
-        match status {
-            200 => Self::Ok,
-            201 => Self::Created,
-            400 => Self::BadRequest,
-            401 => Self::Unauthorized,
-            403 => Self::Forbidden,
-            404 => Self::NotFound,
-            405 => Self::MethodNotAllowed,
-            409 => Self::Conflict,
-            413 => Self::TooLarge,
-            415 => Self::UnsupportedMediaType,
-            422 => Self::Unprocessable,
-            423 => Self::Locked,
-            429 => Self::TooMany,
-            503 => Self::Unavailable,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// A route of the API as it is written in its table, or none of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A route of the API as its router has it, or `none`; never a path as a client wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Route {
-    index: usize,
-    name: &'static str,
+    /// The pattern that the path matched.
+    pub route: String,
 }
 
-impl Route {
-    /// These routes, and behind them the one for requests that match none.
-    pub fn list(names: impl IntoIterator<Item = &'static str>) -> Vec<Self> {
-        let names = names.into_iter().chain(["none"]);
-        names.enumerate().map(|(index, name)| Self { index, name }).collect()
-    }
-
-    /// The one that was matched.
-    pub fn of(list: &[Self], matched: Option<&str>) -> Self {
-        let known = matched.and_then(|path| list.iter().find(|route| route.name == path));
-        known.or(list.last()).copied().unwrap_or(Self { index: 0, name: "none" })
-    }
+/// What was asked of a route, and the status of the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Exchange {
+    method: &'static str,
+    status: u16,
 }
 
-impl Labels for Route {
-    fn index(self) -> usize {
-        self.index
-    }
-
-    fn encode(self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        ("route", self.name).encode(encoder.encode_label())
+impl Exchange {
+    /// Of a request with this method; a client may invent one, so those that no route has are `other`.
+    pub fn of(method: &str, status: u16) -> Self {
+        let known = ["GET", "POST", "DELETE"].into_iter().find(|known| *known == method);
+        Self { method: known.unwrap_or("other"), status }
     }
 }
 
 /// A custodian's slot; who takes the place of one that was lost has the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Custodian(pub u16);
-
-impl Labels for Custodian {
-    fn index(self) -> usize {
-        usize::from(self.0)
-    }
-
-    fn encode(self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        ("custodian", self.0).encode(encoder.encode_label())
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Custodian {
+    /// From 0.
+    pub custodian: u16,
 }
 
-impl Labels for Event {
-    fn index(self) -> usize {
-        self as usize
-    }
-
-    fn encode(self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+impl EncodeLabelSet for Event {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         ("event", self.name()).encode(encoder.encode_label())
-    }
-}
-
-impl FixedLabels for Event {
-    const COUNT: usize = Self::ALL.len();
-
-    fn all() -> Vec<Self> {
-        Self::ALL.to_vec()
     }
 }

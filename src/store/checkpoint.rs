@@ -36,7 +36,7 @@ pub(super) fn run(connection: &Connection, asked: &Receiver<()>, wal: &Wal, metr
             Ok(bytes) if bytes > WAL_BYTES_MAX => wal.past_cap.store(true, Ordering::Relaxed),
             Ok(_) => {}
             Err(error) => {
-                metrics.errors.count(error_kind(&error, StoreError::Checkpoint));
+                metrics.errors.get_or_create(&error_kind(&error, StoreError::Checkpoint)).inc();
                 tracing::error!(cause = %error, "a checkpoint failed; the WAL grows until one succeeds");
             }
         }
@@ -74,7 +74,7 @@ pub(super) fn cut_if_past_cap(
         Ok(false) => {}
         Ok(true) => tracing::warn!("the WAL is past its cap, and a reader keeps it from being cut"),
         Err(error) => {
-            metrics.errors.count(error_kind(&error, StoreError::Checkpoint));
+            metrics.errors.get_or_create(&error_kind(&error, StoreError::Checkpoint)).inc();
             tracing::error!(cause = %error, "the WAL is past its cap and cannot be cut");
         }
     }

@@ -17,16 +17,16 @@ use super::sqlite::PATIENCE;
 const BATCH_MAX: usize = 64;
 
 /// Reads, tells whoever waits, and says what went wrong, if something did.
-pub(super) type Question = Box<dyn FnOnce(&Transaction<'_>) -> Option<String> + Send>;
+pub(super) type Read = Box<dyn FnOnce(&Transaction<'_>) -> Option<String> + Send>;
 
 /// Works on a connection from [`open`] until the last [`super::Store`] is gone and nothing waits.
-pub(super) fn run(path: &Path, connection: Connection, asked: &Mutex<Receiver<Question>>) {
+pub(super) fn run(path: &Path, connection: Connection, asked: &Mutex<Receiver<Read>>) {
     let mut idle = Some(connection);
     // What panics is one question; those of its batch get no answer, and the thread goes on.
     while catch_unwind(AssertUnwindSafe(|| answer_all(path, &mut idle, asked))).is_err() {}
 }
 
-fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver<Question>>) {
+fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver<Read>>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         // Held while it waits: the other readers queue up behind it, and each wakes for a batch.
@@ -49,7 +49,7 @@ fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver
 fn answer(
     path: &Path,
     idle: &mut Option<Connection>,
-    questions: &mut impl Iterator<Item = Question>,
+    questions: &mut impl Iterator<Item = Read>,
 ) -> rusqlite::Result<()> {
     let mut connection = match idle.take() {
         Some(connection) => connection,

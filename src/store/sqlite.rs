@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
 use super::columns::Fault;
-use super::reader::{self, Question};
+use super::reader::{self, Read};
 use super::writer::{Request, Writer};
 use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
 use super::{files, schema};
@@ -34,7 +34,7 @@ pub struct Store {
 /// Dropped in this order: the readers end, the queue closes, the threads finish what waits in it
 /// and end, the last connection empties the WAL, and only then another process may come.
 struct Inner {
-    questions: mpsc::Sender<Question>,
+    questions: mpsc::Sender<Read>,
     _readers: Vec<Joined>,
     failed: watch::Receiver<bool>,
     queue: mpsc::Sender<Request>,
@@ -114,7 +114,7 @@ impl Store {
         let (answer, outcome) = oneshot::channel();
         self.inner.queue.try_send(Request { commit, answer }).map_err(|error| match error {
             TrySendError::Full(_) => {
-                self.inner.metrics.commits.count(metrics::Commit::Busy);
+                self.inner.metrics.commits.get_or_create(&metrics::Commit::Busy).inc();
                 CommitError::Busy
             }
             TrySendError::Closed(_) => self.writer_is_gone(),
@@ -124,7 +124,7 @@ impl Store {
     }
 
     fn writer_is_gone(&self) -> CommitError {
-        self.inner.metrics.commits.count(metrics::Commit::Unavailable);
+        self.inner.metrics.commits.get_or_create(&metrics::Commit::Unavailable).inc();
         CommitError::Unavailable
     }
 
@@ -157,7 +157,7 @@ impl Store {
         F: FnOnce(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
     {
         let (answer, outcome) = oneshot::channel();
-        let question: Question = Box::new(move |transaction| {
+        let question: Read = Box::new(move |transaction| {
             let result = read(transaction);
             let fault = result.as_ref().err().map(ToString::to_string);
             // Who stopped waiting needs no answer.
@@ -170,7 +170,7 @@ impl Store {
             Err(_) => Err(ReadError),
         };
         if result.is_err() {
-            self.inner.metrics.errors.count(StoreError::Read);
+            self.inner.metrics.errors.get_or_create(&StoreError::Read).inc();
         }
         result
     }

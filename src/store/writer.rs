@@ -88,14 +88,15 @@ impl Writer {
 
     /// Before it is answered, so that nobody sees an answer that is not counted yet.
     fn count(&self, commit: &Commit, result: &Result<Committed, CommitError>) {
-        self.metrics.commits.count(match result {
+        let outcome = match result {
             Ok(_) => metrics::Commit::Written,
             Err(CommitError::Conflict) => metrics::Commit::Conflict,
             Err(CommitError::Busy) => metrics::Commit::Busy,
             Err(CommitError::Unavailable) => metrics::Commit::Unavailable,
-        });
+        };
+        self.metrics.commits.get_or_create(&outcome).inc();
         if result.is_ok() {
-            self.metrics.events.count(commit.audit.event);
+            self.metrics.events.get_or_create(&commit.audit.event).inc();
         }
     }
 
@@ -142,13 +143,13 @@ impl Writer {
     fn transaction(&self, commits: &[Commit]) -> Result<Vec<Verdict>, Failure> {
         if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
             // Nothing was written yet, whatever the error is.
-            self.metrics.errors.count(error_kind(&error, StoreError::Begin));
+            self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Begin)).inc();
             tracing::error!(cause = %error, "the store cannot begin a transaction");
             return Err(Failure::NotWritten);
         }
         match self.write(commits) {
             Err(error) => {
-                self.metrics.errors.count(error_kind(&error, StoreError::Statement));
+                self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Statement)).inc();
                 tracing::error!(cause = %error, commits = commits.len(), "a statement failed; rolling back");
                 self.roll_back()?;
                 Err(Failure::Statement)
@@ -217,7 +218,7 @@ impl Writer {
 
     fn commit(&self) -> Result<(), Failure> {
         let Err(error) = self.connection.execute_batch("COMMIT") else { return Ok(()) };
-        self.metrics.errors.count(error_kind(&error, StoreError::Commit));
+        self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Commit)).inc();
         tracing::error!(cause = %error, "COMMIT failed");
         match error.sqlite_error_code() {
             // Surely rolled back. Of a full disk that is true because a WAL is only appended to: the
@@ -239,7 +240,7 @@ impl Writer {
             return Ok(());
         }
         self.connection.execute_batch("ROLLBACK").map_err(|error| {
-            self.metrics.errors.count(error_kind(&error, StoreError::Rollback));
+            self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Rollback)).inc();
             tracing::error!(cause = %error, "ROLLBACK failed");
             Failure::Unknown
         })

@@ -40,7 +40,7 @@ async fn a_peer_that_takes_no_answer_is_closed() {
     let (daemon, served) = overload::start(&[("write_timeout_ms", 500)]);
     let identity = daemon.identity("bank-a");
     let mut stream = tls_stream(&served.url, &identity, &["http/1.1"]).await.unwrap();
-    let request = b"GET /v1/credentials HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(100);
+    let request = b"GET /v1/openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(100);
     let begun = Instant::now();
     // Its answers fill the sockets; then no request is read, then the connection is gone.
     let flood = async { while stream.write_all(&request).await.is_ok() {} };

@@ -1,4 +1,4 @@
-//! What `/metrics` says, read strictly: whatever Prometheus' text format (0.0.4) does not have fails the test.
+//! What `/metrics` says, read strictly: whatever OpenMetrics 1.0 does not have fails the test.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,8 @@ use crate::served::ops_get;
 /// A series' labels.
 pub type Labels = BTreeMap<String, String>;
 
-/// A metric with its samples, by the sample's name and labels.
+/// A metric with its samples, by the sample's name and labels. Those of one value each bear the sample's name,
+/// as who asks for them writes it.
 #[derive(Debug)]
 pub struct Family {
     pub kind: String,
@@ -36,9 +37,10 @@ impl Scrape {
     }
 
     pub fn parse(text: String) -> Self {
-        assert!(text.ends_with('\n') && !text.contains('\r'), "lines end with a newline");
+        assert!(!text.contains('\r'));
+        let metrics = text.strip_suffix("# EOF\n").expect("it was cut off");
         let mut families: BTreeMap<String, Family> = BTreeMap::new();
-        let mut lines = text.lines().peekable();
+        let mut lines = metrics.lines().peekable();
         while let Some(line) = lines.next() {
             let (name, help) =
                 line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')).expect(line);
@@ -46,26 +48,31 @@ impl Scrape {
             let of_type = lines.next().and_then(|line| line.strip_prefix("# TYPE ")).expect(line);
             let (typed, kind) = of_type.split_once(' ').expect(of_type);
             assert_eq!(typed, name);
-            assert!(["counter", "gauge", "histogram"].contains(&kind), "{of_type}");
+            let suffixes: &[&str] = match kind {
+                "counter" => &["_total"],
+                "gauge" => &[""],
+                "histogram" => &["_bucket", "_sum", "_count"],
+                "info" => &["_info"],
+                _ => panic!("{of_type}"),
+            };
             let mut family = Family { kind: kind.to_owned(), samples: BTreeMap::new() };
             while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
                 let (sample, labels, value) = sample(line);
-                let suffixes: &[&str] =
-                    if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
                 let suffix = sample.strip_prefix(name);
                 assert!(suffix.is_some_and(|suffix| suffixes.contains(&suffix)), "{line} under {name}");
                 let double = family.samples.insert((sample, labels), value);
                 assert!(double.is_none(), "twice: {line}");
             }
             match kind {
-                "counter" => {
-                    assert!(name.ends_with("_total"), "{name}");
-                    assert!(family.samples.values().all(|value| *value >= 0.0), "{name}");
-                }
+                "counter" => assert!(family.samples.values().all(|value| *value >= 0.0), "{name}"),
+                "info" => assert!(family.samples.values().all(|value| *value == 1.0), "{name}"),
                 "histogram" => family.check_histogram(name),
-                _ => assert!(!name.ends_with("_total"), "{name}"),
+                _ => {}
             }
-            assert!(families.insert(name.to_owned(), family).is_none(), "{name} is there twice");
+            assert!(!name.ends_with("_total") && !name.ends_with("_info"), "{name}");
+            let name = if let [suffix] = suffixes { name.to_owned() + suffix } else { name.to_owned() };
+            assert!(!families.contains_key(&name), "{name} is there twice");
+            families.insert(name, family);
         }
         Self { families, text }
     }
@@ -160,12 +167,11 @@ fn sample(line: &str) -> (String, Labels, f64) {
 }
 
 const SOUND: &str = "# HELP a_seconds A.\n# TYPE a_seconds histogram\na_seconds_sum 1.5\na_seconds_count 2\n\
-                     a_seconds_bucket{le=\"1.0\"} 1\na_seconds_bucket{le=\"+Inf\"} 2\n";
+                     a_seconds_bucket{le=\"1.0\"} 1\na_seconds_bucket{le=\"+Inf\"} 2\n# EOF\n";
 
 #[test]
 fn what_is_sound_is_read() {
-    let scrape =
-        Scrape::parse(SOUND.to_owned() + "# HELP b_total B.\n# TYPE b_total counter\nb_total{x=\"y\"} 3\n");
+    let scrape = Scrape::parse("# HELP b B.\n# TYPE b counter\nb_total{x=\"y\"} 3\n".to_owned() + SOUND);
     assert_eq!(scrape.value("b_total", &[("x", "y")]), 3.0);
     assert_eq!(scrape.counted("b_total"), BTreeMap::from([("y", 3.0)]));
 }
@@ -182,6 +188,7 @@ fn what_is_not_sound_is_not_read() {
         ("a_seconds_sum 1.5\n", ""),
         ("histogram", "counter"),
         ("a_seconds_sum", "c_seconds_sum"),
+        ("# EOF\n", ""),
     ] {
         assert!(SOUND.contains(from));
         let text = SOUND.replacen(from, to, 1);

@@ -11,13 +11,14 @@ use zeroize::Zeroizing;
 use crate::domain::account::AccountRef;
 use crate::domain::credential::OcraUse;
 use crate::domain::ocra::Suite;
-use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
+use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor, SEED_BYTES};
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::{KeyError, PublicKey, SignatureAlgorithm};
 use crate::secret::SecretBytes;
 use crate::service::enrolment::{Enrolment, NewKind, NewOcraToken, NewOtpToken};
 
 use super::super::problem::Problem;
+use super::super::schema;
 use super::not_null;
 
 /// `POST /v1/credentials`
@@ -50,13 +51,11 @@ pub(super) struct HotpBody {
     #[serde(default = "default_look_ahead")]
     #[schema(default = default_look_ahead, maximum = 100)]
     look_ahead: u64,
-    /// The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = String, nullable = false, min_length = 32, max_length = 128, pattern = "^([0-9A-Fa-f]{2})+$")]
+    #[schema(schema_with = schema::seed_hex)]
     seed_hex: Option<Zeroizing<String>>,
-    /// The same in base32 (RFC 4648, section 6), in either case, with its padding or without.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = String, nullable = false, min_length = 26, max_length = 104, pattern = "^[A-Za-z2-7]+={0,6}$")]
+    #[schema(schema_with = schema::seed_base32)]
     seed_base32: Option<Zeroizing<String>>,
     /// The answer holds the seed as an `otpauth` URI, once. Only where the configuration allows it.
     #[serde(default, deserialize_with = "not_null")]
@@ -84,13 +83,11 @@ pub(super) struct TotpBody {
     #[serde(default = "default_skew_steps")]
     #[schema(default = default_skew_steps, maximum = 2)]
     skew_steps: u64,
-    /// The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = String, nullable = false, min_length = 32, max_length = 128, pattern = "^([0-9A-Fa-f]{2})+$")]
+    #[schema(schema_with = schema::seed_hex)]
     seed_hex: Option<Zeroizing<String>>,
-    /// The same in base32 (RFC 4648, section 6), in either case, with its padding or without.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = String, nullable = false, min_length = 26, max_length = 104, pattern = "^[A-Za-z2-7]+={0,6}$")]
+    #[schema(schema_with = schema::seed_base32)]
     seed_base32: Option<Zeroizing<String>>,
     /// The answer holds the seed as an `otpauth` URI, once. Only where the configuration allows it.
     #[serde(default, deserialize_with = "not_null")]
@@ -125,13 +122,11 @@ pub(super) struct OcraBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = String, nullable = false, min_length = 1, max_length = 64, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
     pin: Option<Zeroizing<String>>,
-    /// The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = String, nullable = false, min_length = 32, max_length = 128, pattern = "^([0-9A-Fa-f]{2})+$")]
+    #[schema(schema_with = schema::seed_hex)]
     seed_hex: Option<Zeroizing<String>>,
-    /// The same in base32 (RFC 4648, section 6), in either case, with its padding or without.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = String, nullable = false, min_length = 26, max_length = 104, pattern = "^[A-Za-z2-7]+={0,6}$")]
+    #[schema(schema_with = schema::seed_base32)]
     seed_base32: Option<Zeroizing<String>>,
 }
 
@@ -323,7 +318,7 @@ fn seed(
         }
     };
     let seed = decoded.map(SecretBytes::new).map_err(|_| invalid(field, "is not of that encoding"))?;
-    if (16..=64).contains(&seed.len()) {
+    if SEED_BYTES.contains(&seed.len()) {
         Ok(Some(seed))
     } else {
         Err(invalid(field, "must be 16 to 64 bytes"))

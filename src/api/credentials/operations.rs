@@ -86,8 +86,8 @@ pub(in super::super) fn operations() -> Vec<Operation> {
         change(HttpMethod::Delete, "/v1/credentials/{id}", "deleteCredential", Action::Delete)
             .said(
                 "Delete",
-                "The wrapped secret is removed. The id stays taken, and answers 404. The failures stay with the \
-                 account: a deletion gives no guesses back.",
+                "The wrapped secret, the PIN's hash or the public key is removed. The id stays taken, and answers 404. \
+                 The failures stay with the account: a deletion gives no guesses back.",
             )
             .answers(
                 StatusCode::OK,

@@ -3,7 +3,7 @@
 use crate::domain::audit::Event;
 use crate::domain::credential::{Kind, OcraToken, OcraUse, UsedInput};
 use crate::domain::ocra::{Challenge, ChallengeError};
-use crate::domain::otp::{Digits, Otp};
+use crate::domain::otp::Otp;
 use crate::domain::row::{Row, Sealed};
 use crate::domain::verification::{self, Plan, Verdict, ocra, usable};
 use crate::domain::{credential::CredentialState, resync};
@@ -32,7 +32,6 @@ enum Purpose {
 /// A check that was found possible.
 struct Possible {
     plan: Plan,
-    digits: Digits,
     challenge: Option<Challenge>,
     /// Inputs of this check that were accepted before.
     used: Vec<Sealed<UsedInput>>,
@@ -47,13 +46,11 @@ impl Service {
     ) -> Result<Judged, Refused> {
         let subject = attempt.subject();
         usable(subject)?;
-        let possible = match (&subject.credential.kind, question) {
-            (Kind::Otp(token), None) => Possible {
-                plan: verification::begin(subject, token, attempt.now)?,
-                digits: token.digits,
-                challenge: None,
-                used: Vec::new(),
-            },
+        let (digits, possible) = match (&subject.credential.kind, question) {
+            (Kind::Otp(token), None) => {
+                let plan = verification::begin(subject, token, attempt.now)?;
+                (token.digits, Possible { plan, challenge: None, used: Vec::new() })
+            }
             // Its codes answer questions that the appliance asks, and no others.
             (Kind::Ocra(OcraToken { usage: OcraUse::Transaction, .. }), _) => return Err(Refused::Conflict),
             (Kind::Ocra(token), Some(question)) => {
@@ -65,11 +62,11 @@ impl Service {
                 };
                 let known: Vec<_> = used.iter().map(|input| input.row.fingerprint).collect();
                 let plan = ocra::begin(subject, token, &challenge, &known, attempt.now)?;
-                Possible { plan, digits: token.suite.digits(), challenge: Some(challenge), used }
+                (token.suite.digits(), Possible { plan, challenge: Some(challenge), used })
             }
             (kind, question) => return Err(misfit(kind, question)),
         };
-        if !otp.has(possible.digits) {
+        if !otp.has(digits) {
             return Err(Refused::Invalid { field: "otp", reason: LENGTH_RULE });
         }
         self.ask_custodian(attempt, Purpose::Verify, &[otp], possible).await
@@ -95,7 +92,7 @@ impl Service {
         if !otps.iter().all(|otp| otp.has(digits)) {
             return Err(Refused::Invalid { field: "otps", reason: LENGTH_RULE });
         }
-        let possible = Possible { plan, digits, challenge, used: Vec::new() };
+        let possible = Possible { plan, challenge, used: Vec::new() };
         self.ask_custodian(attempt, Purpose::Resync, &otps.each_ref(), possible).await
     }
 
@@ -107,7 +104,7 @@ impl Service {
         otps: &[&Otp],
         possible: Possible,
     ) -> Result<Judged, Refused> {
-        let Possible { plan, challenge, used, .. } = possible;
+        let Possible { plan, challenge, used } = possible;
         let Endings { accepted, repeated, missed } = Endings::new(attempt, purpose, &plan)?;
         let mut standing = attempt.standing();
         standing.extend(used.iter().map(|input| Row::UsedInput(input.row.clone())));
