@@ -4,6 +4,7 @@ use super::codes::Token;
 use super::operations::{Operations, replaced};
 use super::pin_hash;
 use super::pkcs11::Object;
+use super::secrets::of_key;
 use crate::domain::credential::{Credential, Kind, WrappedSecret};
 use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Digits, Otp};
@@ -106,7 +107,7 @@ impl Operations {
             None => false,
             Some(signature) => {
                 let key = self.public_keys.open(&self.session, key)?;
-                self.session.verify_digest(key, &check.digest, signature)?
+                self.session.verify_digest(key, &check.digest, signature).map_err(of_key)?
             }
         };
         let outcome = if valid { &check.accepted } else { &check.refused };

@@ -53,6 +53,28 @@ impl Pkcs11Error {
         matches!(self.code(), Some(RvError::UserPinNotInitialized))
     }
 
+    /// Whether the module does not take a key that came from outside. Nothing is wrong with the HSM, then.
+    pub fn is_key_refusal(&self) -> bool {
+        use RvError::{
+            AttributeTypeInvalid, AttributeValueInvalid, CurveNotSupported, DomainParamsInvalid,
+            KeySizeRange, PublicKeyInvalid, TemplateInconsistent,
+        };
+        match self.code() {
+            Some(
+                AttributeTypeInvalid
+                | AttributeValueInvalid
+                | CurveNotSupported
+                | DomainParamsInvalid
+                | KeySizeRange
+                | PublicKeyInvalid
+                | TemplateInconsistent,
+            ) => true,
+            Some(_) => false,
+            // Made otherwise than asked for, and destroyed.
+            None => matches!(self.0, Cause::Attribute(_)),
+        }
+    }
+
     fn code(&self) -> Option<RvError> {
         match &self.0 {
             Cause::Returned(Error::Pkcs11(code, _)) => Some(*code),
@@ -193,6 +215,22 @@ mod tests {
             let error = Pkcs11Error::from(Error::Pkcs11(code, Function::Login));
             assert_eq!(error.to_string(), text);
             assert_eq!(error.is_pin_refusal(), is_pin_refusal, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_module_that_takes_no_such_key_has_not_failed() {
+        for (code, is_key_refusal) in [
+            (RvError::KeySizeRange, true),
+            (RvError::AttributeValueInvalid, true),
+            (RvError::CurveNotSupported, true),
+            (RvError::TemplateInconsistent, true),
+            (RvError::DeviceRemoved, false),
+            (RvError::SessionHandleInvalid, false),
+            (RvError::GeneralError, false),
+        ] {
+            let error = Pkcs11Error::from(Error::Pkcs11(code, Function::CreateObject));
+            assert_eq!(error.is_key_refusal(), is_key_refusal, "{error}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use super::keys::Keys;
-use super::pkcs11::{Material, Object, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
+use super::pkcs11::{Material, Object, Pkcs11Error, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
 use crate::domain::credential::WrappedSecret;
 use crate::domain::otp::{Algorithm, SEED_BYTES};
 use crate::domain::signer::PublicKey;
@@ -110,11 +110,19 @@ impl PublicKeys {
         if let Some(object) = self.cached.get(&key) {
             return Ok(*object);
         }
-        let object = session.create_public_key(&key)?;
+        let object = session.create_public_key(&key).map_err(of_key)?;
         if let Some(evicted) = self.cached.insert(key, object) {
             session.destroy(evicted.object())?;
         }
         Ok(object)
+    }
+}
+
+/// A key that the module does not take is nothing to end a custodian over: whoever enrolled it could end them all.
+pub(super) fn of_key(error: Pkcs11Error) -> Fault {
+    match error.is_key_refusal() {
+        true => Fault::Request(format!("the HSM does not take the key: {error}")),
+        false => error.into(),
     }
 }
 
@@ -186,6 +194,20 @@ mod tests {
         assert_eq!([16, 20, 24, 25, 64].map(|n| padded(n, Algorithm::Sha1)), [24, 24, 24, 32, 64]);
         assert_eq!([16, 32, 33, 61].map(|n| padded(n, Algorithm::Sha256)), [32, 32, 40, 64]);
         assert_eq!([16, 64].map(|n| padded(n, Algorithm::Sha512)), [64, 64]);
+    }
+
+    #[test]
+    fn a_key_that_the_module_does_not_take_is_no_fault_of_the_hsm() {
+        const NAME: &str =
+            "custodian::secrets::tests::a_key_that_the_module_does_not_take_is_no_fault_of_the_hsm";
+        with_session(NAME, |session| {
+            let key = session.create(&departing(24), &[1; 24]).unwrap();
+            let otherwise = session.check(key, &Shape { extractable: false, ..departing(24) }).unwrap_err();
+            assert!(matches!(of_key(otherwise), Fault::Request(reason) if reason.ends_with("as asked for")));
+            session.destroy(key).unwrap();
+            let gone = session.destroy(key).unwrap_err();
+            assert!(matches!(of_key(gone), Fault::Hsm(_)));
+        });
     }
 
     #[test]

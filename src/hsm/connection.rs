@@ -134,10 +134,12 @@ pub(super) async fn serve(
     let mut head_due = Instant::now();
     // Written beside reading: while a large message waits for room, answers go on to arrive.
     let mut outgoing = Outgoing::default();
+    // It reads no more. What it answered before is still to be heard, or it would be asked again.
+    let mut broken: Option<End> = None;
 
     let end = loop {
         tokio::select! {
-            job = jobs.recv(), if may_follow(&waiting) => {
+            job = jobs.recv(), if broken.is_none() && may_follow(&waiting) => {
                 let Some(mut job) = job else { break End::because(Loss::Ended, "nobody asks any more") };
                 // Those that wait already go with it: one write, and the custodian wakes once.
                 loop {
@@ -161,13 +163,16 @@ pub(super) async fn serve(
             sent = outgoing.write(&mut write_half), if !outgoing.frames.is_empty() => {
                 match sent {
                     Ok(count) => outgoing.advance(count),
-                    Err(error) => break End::broken(&error),
+                    Err(error) => {
+                        outgoing = Outgoing::default();
+                        broken = Some(End::broken(&error));
+                    }
                 }
             }
             reply = replies.next() => {
                 let reply = match reply {
                     Ok(reply) => reply,
-                    Err(end) => break end,
+                    Err(end) => break broken.unwrap_or(end),
                 };
                 let Some(job) = waiting.pop_front() else {
                     break End::because(Loss::Protocol, "it answered what nobody asked");

@@ -222,7 +222,7 @@ pub enum Fault {
     /// A standing row's seal is wrong, or no key of its version exists: the row was tampered with.
     #[error("the seal of standing row {0} is wrong")]
     Seal(u8),
-    /// The message makes no sense: a defect of the front, not of the HSM.
+    /// The message makes no sense, or names a key that the HSM does not take: the HSM has not failed.
     #[error("the custodian does not understand: {0}")]
     Request(String),
     /// The HSM refused or failed; the text names function and return code, never a secret. The

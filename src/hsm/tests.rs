@@ -259,3 +259,45 @@ async fn one_that_said_the_hsm_failed_is_ended_whether_it_ends_or_not() {
     assert_eq!(fixture.ask().await, Ok(()));
     assert_eq!(fixture.event().await, (CustodianEvent::Lost { slot: 0, generation: 1 }));
 }
+
+/// A custodian that answers the first call, fails over the second, and is gone with the rest unread.
+async fn last_words(mut stream: UnixStream) {
+    let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+    stream.write_all(&encode(&hello).unwrap()).await.unwrap();
+    let mut words = Vec::new();
+    for result in [Ok(sealed()), Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned()))] {
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut body = vec![0; frame_length(header).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        let Call { id, .. } = decode(&body).unwrap();
+        words.extend_from_slice(&encode(&Reply { id, busy_ns: 0, result }).unwrap());
+    }
+    stream.write_all(&words).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_it_said_before_it_went_is_heard_while_more_is_being_written() {
+    // Either end of the socket may be found broken first.
+    for _ in 0..16 {
+        let mut fixture = Fixture::new(2);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(last_words(theirs));
+        tokio::spawn(fixture.hsm.clone().adopt(0, 1, ours));
+        assert_eq!(fixture.event().await, (CustodianEvent::Up { slot: 0, generation: 1 }));
+        let other = fixture.custodian(1, 1, |_| Act::Answer).await;
+        // More than the socket takes at once.
+        let asks: Vec<_> = (0..12)
+            .map(|_| {
+                let hsm = fixture.hsm.clone();
+                let large = SecretBytes::new(vec![0; 40_000]);
+                let route = Route::Credential(CredentialId::from_random([0; 16]));
+                tokio::spawn(async move { hsm.call(route, Request::Fingerprint(large)).await.is_ok() })
+            })
+            .collect();
+        for ask in asks {
+            assert!(ask.await.unwrap());
+        }
+        assert_eq!(other.load(Ordering::SeqCst), 11, "the first was answered, the others go on");
+    }
+}

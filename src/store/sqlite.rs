@@ -20,7 +20,7 @@ use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// So many threads read: one can wait for the disk while another goes on.
 const READERS: usize = 2;
-/// So many reads wait for one; a caller beyond that waits to hand its own over.
+/// So many reads wait for one; beyond that they are refused at once.
 const READS_MAX: usize = 1_024;
 /// How long a commit waits for somebody else's write lock: an operator's shell, say.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -164,8 +164,8 @@ impl Store {
             let _ = answer.send(result.map_err(|_| ReadError));
             fault
         });
-        // No answer: it was dropped with a connection that cannot be used, or its reader panicked.
-        let result = match self.inner.questions.send(question).await {
+        let result = match self.inner.questions.try_send(question) {
+            // No answer: it was dropped with a connection that cannot be used, or its reader panicked.
             Ok(()) => outcome.await.unwrap_or(Err(ReadError)),
             Err(_) => Err(ReadError),
         };

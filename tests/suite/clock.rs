@@ -30,7 +30,7 @@ fn unknown(answer: &Response) {
 }
 
 /// Waits until a step is in the log for good.
-fn recorded(daemon: &Daemon) {
+pub fn recorded(daemon: &Daemon) {
     let database = rusqlite::Connection::open(daemon.database()).unwrap();
     database.busy_timeout(Duration::from_secs(10)).unwrap();
     let stepped = || -> bool {

@@ -269,3 +269,36 @@ async fn a_key_does_not_tell_a_malformed_id_from_an_absent_one_and_goes_with_a_b
         refused(&keyed(&bank, "new", &path(other, "verify"), &body).await, 404, "not-found");
     }
 }
+
+#[tokio::test]
+async fn an_edited_record_answers_nothing() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let wrong = keyed_verify(&bank, "wrong", &id, &rfc_code(5_000)).await;
+    assert_eq!(failed(&wrong), 4);
+    done(&keyed_verify(&bank, "right", &id, &rfc_code(0)).await);
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    for edit in [
+        // A yes that nobody earned.
+        "answer = (SELECT answer FROM idempotency WHERE key = 'right')",
+        "fingerprint = (SELECT fingerprint FROM idempotency WHERE key = 'right')",
+        "expires_unix_ms = expires_unix_ms + 1",
+        "seal = (SELECT seal FROM idempotency WHERE key = 'right')",
+    ] {
+        database
+            .execute_batch(&format!(
+                "BEGIN; CREATE TABLE kept AS SELECT * FROM idempotency;
+                 UPDATE idempotency SET {edit} WHERE key = 'wrong'; COMMIT"
+            ))
+            .unwrap();
+        refused(&keyed_verify(&bank, "wrong", &id, &rfc_code(5_000)).await, 503, "unavailable");
+        database
+            .execute_batch(
+                "BEGIN; DELETE FROM idempotency; INSERT INTO idempotency SELECT * FROM kept; DROP TABLE kept; COMMIT",
+            )
+            .unwrap();
+    }
+    same(&wrong, &keyed_verify(&bank, "wrong", &id, &rfc_code(5_000)).await);
+}

@@ -4,6 +4,7 @@ use hsm_authd::domain::row::Row;
 use serde_json::json;
 
 use crate::bank::{act, credential, delete, done, failed, path, refused};
+use crate::clock::recorded;
 use crate::daemon::{Daemon, enrol};
 use crate::ocra::{
     BY_BOTH, BY_COUNTER, BY_TIME, NOW, PLAIN, STEP, answer, at, enrolled, inputs, submission, wrong,
@@ -168,6 +169,30 @@ async fn what_is_forgotten_comes_never_within_reach_again() {
     assert_eq!(failed(&answer(&bank, &other, &token.code(used), used).await), 4);
     let once = plain_token.code(question("once"));
     assert_eq!(failed(&answer(&bank, &plain, &once, question("once")).await), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_stepped_makes_nothing_forgotten() {
+    let mut daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let (id, token) = enrolled(&bank, BY_TIME, "acct-1").await;
+    done(&answer(&bank, &id, &token.code(at(STEP, "1")), at(STEP, "1")).await);
+    daemon.step_clock(NOW + DAY);
+    refused(&answer(&bank, &id, "00000000", at(STEP, "2")).await, 503, "unavailable");
+    recorded(&daemon);
+    drop(bank);
+    assert!(daemon.stop().success());
+    // A start prunes at once, but not by this clock.
+    daemon.resume();
+    let bank = daemon.connect("bank-a").await;
+    refused(&answer(&bank, &id, "00000000", at(STEP, "2")).await, 503, "unavailable");
+    drop(bank);
+    assert!(daemon.stop().success());
+    assert_eq!(inputs(&daemon), 1);
+    daemon.resume_with(&["--accept-clock"]);
+    pruned(&daemon, 1).await;
+    assert!(daemon.stop().success());
+    assert_eq!(inputs(&daemon), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,11 @@
 //! Signers as they are enrolled, shown and done away with, and the keys that are refused.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::bank::{act, credential, credentials, delete, done, path, refused, resync};
 use crate::daemon::{Daemon, enrol, text};
@@ -263,4 +267,49 @@ async fn a_signer_is_suspended_resumed_and_deleted_and_is_nobody_elses() {
     let again = device.enrol(&bank, "acct-1").await;
     done(&present(&bank, &again, PAYLOAD, &right, "p1363").await);
     refused(&verify(&bank).await, 404, "not-found");
+}
+
+/// In the order of the commits, which is the log's: a signature that was being verified meanwhile is no exception.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_signature_is_accepted_while_its_signer_is_suspended() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let device = Device::new(1);
+    let id = device.enrol(&bank, "acct-1").await;
+    let body = device.submission(&id, PAYLOAD).body.to_string();
+    let over = Arc::new(AtomicBool::new(false));
+    let mut verifying = JoinSet::new();
+    for _ in 0..8 {
+        let (bank, path, body) = (daemon.connect("bank-a").await, path(&id, "verify"), body.clone());
+        let over = over.clone();
+        verifying.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let json = [("content-type", "application/json")];
+                bank.request("POST", &path, &json, body.clone()).await.unwrap();
+            }
+        });
+    }
+    for _ in 0..60 {
+        done(&act(&bank, &id, "suspend").await);
+        done(&act(&bank, &id, "resume").await);
+    }
+    over.store(true, Ordering::Relaxed);
+    verifying.join_all().await;
+
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    let mut statement = database.prepare("SELECT event FROM audit ORDER BY seq").unwrap();
+    let events = statement.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap);
+    let (mut is_suspended, mut accepted) = (false, 0);
+    for event in events {
+        match event.as_str() {
+            "credential.suspended" => is_suspended = true,
+            "credential.resumed" => is_suspended = false,
+            "signature.verified" => {
+                assert!(!is_suspended, "after {accepted} others");
+                accepted += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(accepted > 0, "none came between");
 }

@@ -196,6 +196,14 @@ async fn a_conflict_in_the_last_row_writes_nothing(open: Open<'_>) {
     let removed = vec![(answer.row.key(), 1), (first[0].row.key(), 2)];
     assert_conflict(&store, Commit { removed, ..insert(&rows) }).await;
     given(&store, insert(&rows)).await;
+
+    // One that replaces rows: the first is as it was read, the last has moved on since.
+    let now = store.credential(&tenant("bank-a"), id(1)).await.unwrap().unwrap();
+    let before = [any(now.state), any(now.account.clone())];
+    let after = [next(&before[0], 1), row(now.account.row.unlocked())];
+    given(&store, change(&before[1..], &after[1..])).await;
+    assert_conflict(&store, change(&before, &after)).await;
+    assert_conflict(&store, change(&before[1..], &after[1..])).await;
 }
 
 async fn of_many_that_race_exactly_one_wins(open: Open<'_>) {
