@@ -105,7 +105,7 @@ impl PublicKeys {
     /// The object of a key, from the cache or newly made.
     ///
     /// # Errors
-    /// [`Fault::Hsm`] if the module does not make it.
+    /// [`Fault::Request`] if the module does not take such a key; [`Fault::Hsm`].
     pub fn open(&mut self, session: &Session, key: PublicKey) -> Result<VerifyingKey, Fault> {
         if let Some(object) = self.cached.get(&key) {
             return Ok(*object);

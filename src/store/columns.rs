@@ -219,13 +219,25 @@ pub(super) fn credential(row: &Row<'_>) -> Result<Sealed<Credential>, Fault> {
     })
 }
 
-/// The columns that not every kind has. Those that this one has not must be NULL: its seal does not
-/// cover them.
+/// The columns of `credential` that every kind has.
+const OF_EVERY_KIND: [&str; 9] = [
+    "id",
+    "tenant",
+    "account",
+    "version",
+    "created_unix_ms",
+    "type",
+    "deleted_unix_ms",
+    "seal_key_version",
+    "seal",
+];
+
+/// What the other columns say. Those that the kind has not must be NULL: its seal does not cover them.
 fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
-    let (kind, of_others): (_, &[&str]) = match columns.get::<String>("type")?.as_str() {
+    let (kind, own): (_, &[&str]) = match columns.get::<String>("type")?.as_str() {
         "hotp" => (
             Kind::Otp(otp_token(columns, MovingFactor::Hotp { look_ahead: columns.get("look_ahead")? })?),
-            &["period_s", "skew_steps", "suite", "usage", "data_version", "pin_hash", "public_key"],
+            &["algorithm", "digits", "look_ahead", "kek_version", "secret"],
         ),
         "totp" => (
             Kind::Otp(otp_token(
@@ -235,15 +247,12 @@ fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
                     skew_steps: columns.get("skew_steps")?,
                 },
             )?),
-            &["look_ahead", "suite", "usage", "data_version", "pin_hash", "public_key"],
+            &["algorithm", "digits", "period_s", "skew_steps", "kek_version", "secret"],
         ),
-        "ocra" => (Kind::Ocra(ocra_token(columns)?), &["algorithm", "digits", "period_s", "public_key"]),
-        "signer" => (
-            Kind::Signer(signer(columns)?),
+        "ocra" => (
+            Kind::Ocra(ocra_token(columns)?),
             &[
-                "digits",
                 "look_ahead",
-                "period_s",
                 "skew_steps",
                 "suite",
                 "usage",
@@ -253,10 +262,12 @@ fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
                 "pin_hash",
             ],
         ),
+        "signer" => (Kind::Signer(signer(columns)?), &["algorithm", "public_key"]),
         _ => return Err(columns.invalid("type")),
     };
-    for column in of_others {
-        if !columns.is_null(column)? {
+    for column in columns.table.columns {
+        let is_of_it = OF_EVERY_KIND.contains(column) || own.contains(column);
+        if !is_of_it && !columns.is_null(column)? {
             return Err(columns.invalid("type"));
         }
     }

@@ -83,6 +83,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
 #[cfg(test)]
 mod tests {
     use super::super::columns::Fault;
+    use super::super::sqlite::{READERS, READS_MAX};
     use super::super::{ReadError, Store};
 
     /// A store in a folder of its own, which goes with it.
@@ -132,6 +133,39 @@ mod tests {
         assert_eq!(scratch.1.clock_stepped().await, Ok(false));
         end.send(()).unwrap();
         assert_eq!(slow.await.unwrap(), Ok(true));
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_refused_at_once() {
+        let scratch = Scratch::new("full");
+        let store = &scratch.1;
+        let mut once = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut ends = Vec::new();
+        let mut slow = Vec::new();
+        for _ in 0..READERS {
+            let (begun, has_begun) = tokio::sync::oneshot::channel();
+            let (end, until) = std::sync::mpsc::channel::<()>();
+            let mut read = Box::pin(store.read(move |_| {
+                let _ = begun.send(());
+                Ok(until.recv().is_ok())
+            }));
+            assert!(read.as_mut().poll(&mut once).is_pending());
+            has_begun.await.unwrap();
+            ends.push(end);
+            slow.push(read);
+        }
+        let mut waiting: Vec<_> = (0..READS_MAX).map(|_| Box::pin(store.clock_stepped())).collect();
+        assert!(waiting.iter_mut().all(|read| read.as_mut().poll(&mut once).is_pending()));
+        let mut beyond = Box::pin(store.clock_stepped());
+        assert_eq!(beyond.as_mut().poll(&mut once), std::task::Poll::Ready(Err(ReadError)));
+        drop(ends);
+        for read in slow {
+            assert_eq!(read.await, Ok(false));
+        }
+        for read in waiting {
+            assert_eq!(read.await, Ok(false));
+        }
+        assert_eq!(store.clock_stepped().await, Ok(false));
     }
 
     #[tokio::test]

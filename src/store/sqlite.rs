@@ -19,9 +19,9 @@ use super::{files, schema};
 use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// So many threads read: one can wait for the disk while another goes on.
-const READERS: usize = 2;
+pub(super) const READERS: usize = 2;
 /// So many reads wait for one; beyond that they are refused at once.
-const READS_MAX: usize = 1_024;
+pub(super) const READS_MAX: usize = 1_024;
 /// How long a commit waits for somebody else's write lock: an operator's shell, say.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
