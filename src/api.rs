@@ -20,14 +20,18 @@ use crate::config::Limits;
 use crate::metrics::{Exchange, RequestMetrics, Verdict};
 use crate::service::Service;
 use crate::service::enrolment::Enrolment;
+use crate::service::transactions::NewTransaction;
 use crate::tls::Client;
 
 mod answer;
+mod attestations;
 mod call;
 mod credentials;
 mod openapi;
 mod problem;
+mod qr;
 mod schema;
+mod transactions;
 
 use problem::Problem;
 
@@ -88,6 +92,14 @@ pub fn router(api: &Arc<Api>) -> Router {
         .route("/v1/credentials/{id}/suspend", post(credentials::suspend))
         .route("/v1/credentials/{id}/resume", post(credentials::resume))
         .route("/v1/credentials/{id}/unlock", post(credentials::unlock))
+        .route("/v1/transactions", get(transactions::list).post(transactions::create))
+        .route("/v1/transactions/{id}", get(transactions::get))
+        .route("/v1/transactions/{id}/responses", post(transactions::respond))
+        .route("/v1/transactions/{id}/cancel", post(transactions::cancel))
+        .route("/v1/transactions/{id}/attestation", get(transactions::attestation))
+        .route("/v1/transactions/{id}/qr", get(transactions::qr))
+        .route("/v1/attestations/verify", post(attestations::verify))
+        .route("/v1/jwks", get(attestations::jwks))
         .route("/v1/openapi.json", get(openapi::get))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .fallback(async || Problem::NotFound)
@@ -100,10 +112,20 @@ pub fn router(api: &Arc<Api>) -> Router {
 /// # Errors
 /// Status, field (where it is known) and reason of the problem that answers it: constants, all of them.
 pub fn enrolment(body: &[u8]) -> Result<Enrolment, (u16, Option<&'static str>, &'static str)> {
-    credentials::enrolment(body).map_err(|problem| {
-        let (field, reason) = problem.to_mend();
-        (problem.status().as_u16(), field, reason.unwrap_or_default())
-    })
+    credentials::enrolment(body).map_err(to_mend)
+}
+
+/// What a body of `POST /v1/transactions` asks to be made; likewise.
+///
+/// # Errors
+/// As [`enrolment`].
+pub fn new_transaction(body: &[u8]) -> Result<NewTransaction, (u16, Option<&'static str>, &'static str)> {
+    transactions::new_transaction(body).map_err(to_mend)
+}
+
+fn to_mend(problem: Problem) -> (u16, Option<&'static str>, &'static str) {
+    let (field, reason) = problem.to_mend();
+    (problem.status().as_u16(), field, reason.unwrap_or_default())
 }
 
 /// What every request passes through, whichever route it takes.

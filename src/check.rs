@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Ending;
+use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
 use crate::hsm::messages::{self, BUILD_ID, Hello};
-use crate::{init, server, supervisor};
+use crate::{init, server, supervisor, trust};
 
 /// How long the HSM may take to answer.
 const HSM_MAX: Duration = Duration::from_secs(30);
@@ -27,6 +28,14 @@ pub fn run(path: &Path) -> Ending {
     say(format_args!("private files: readable by their owner and group alone"));
     server::Identities::load(&config).map_err(|e| e.to_string())?;
     say(format_args!("certificates: usable"));
+    let now = SystemClock.read().ok_or_else(|| "the clock cannot be read".to_owned())?;
+    trust::check(&config.signers, now.unix_ms).map_err(|e| e.to_string())?;
+    match &config.signers.trust_anchors {
+        Some(_) => {
+            say(format_args!("signers: anchors current; CRLs, all current: {}", config.signers.crls.len()))
+        }
+        None => say(format_args!("signers: no trust anchors, so no certificate chains")),
+    }
     let folder = config.store.path.parent().unwrap_or(Path::new("/"));
     if !folder.is_dir() {
         return Err(Some(format!("{}: the store's folder does not exist", folder.display())));

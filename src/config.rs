@@ -24,6 +24,15 @@ pub struct Config {
     /// What may be enrolled, and for how long it is kept.
     #[serde(default)]
     pub credentials: CredentialPolicy,
+    /// Whom devices that sign are vouched for by.
+    #[serde(default)]
+    pub signers: SignerPolicy,
+    /// Transactions.
+    #[serde(default)]
+    pub transactions: TransactionPolicy,
+    /// What is signed of their approvals.
+    #[serde(default)]
+    pub attestations: AttestationPolicy,
     /// Who may ask. At least one.
     #[serde(rename = "client")]
     pub clients: Vec<ClientConfig>,
@@ -139,6 +148,51 @@ impl Default for CredentialPolicy {
     }
 }
 
+/// `[signers]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SignerPolicy {
+    /// The authorities that certificate chains of signing devices must lead to, PEM. Without it every chain is
+    /// refused.
+    pub trust_anchors: Option<PathBuf>,
+    /// Revocation lists, PEM. If there is any, every issuer of a chain needs a current one.
+    pub crls: Vec<PathBuf>,
+}
+
+/// `[transactions]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransactionPolicy {
+    /// How many wrong responses end a `device_signature` transaction.
+    pub signature_attempts: u8,
+    /// How long a transaction that has ended is kept, with its attestation, in days.
+    pub keep_days: u32,
+}
+
+impl Default for TransactionPolicy {
+    fn default() -> Self {
+        Self { signature_attempts: 1, keep_days: 90 }
+    }
+}
+
+/// `[attestations]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttestationPolicy {
+    /// The claim `iss`.
+    pub issuer: String,
+    /// How long an attestation may be relied on, in hours.
+    pub lifetime_hours: u32,
+    /// What stands before the attestation in a QR code.
+    pub qr_url_prefix: String,
+}
+
+impl Default for AttestationPolicy {
+    fn default() -> Self {
+        Self { issuer: "hsm-authd".to_owned(), lifetime_hours: 24, qr_url_prefix: String::new() }
+    }
+}
+
 /// Whose data a client sees.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -203,7 +257,11 @@ impl Config {
             &mut config.server.client_ca,
             &mut config.store.path,
             &mut config.hsm.pin_file,
-        ] {
+        ]
+        .into_iter()
+        .chain(&mut config.signers.trust_anchors)
+        .chain(&mut config.signers.crls)
+        {
             *path = folder.join(&*path);
         }
         config.validate()?;
@@ -235,6 +293,26 @@ impl Config {
         if !(1..=1_000_000).contains(&self.hsm.secrets_cached_max) {
             return Err("hsm.secrets_cached_max must be 1 to 1000000".into());
         }
+        if !(1..=3).contains(&self.transactions.signature_attempts) {
+            return Err("transactions.signature_attempts must be 1 to 3".into());
+        }
+        if !(1..=3_650).contains(&self.transactions.keep_days) {
+            return Err("transactions.keep_days must be 1 to 3650".into());
+        }
+        let attestations = &self.attestations;
+        if !(1..=24 * self.transactions.keep_days).contains(&attestations.lifetime_hours) {
+            return Err(
+                "attestations.lifetime_hours must be at least 1, and not beyond transactions.keep_days"
+                    .into(),
+            );
+        }
+        let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !(1..=128).contains(&attestations.issuer.len()) || !is_plain(&attestations.issuer) {
+            return Err("attestations.issuer must be 1 to 128 visible ASCII characters".into());
+        }
+        if attestations.qr_url_prefix.len() > 512 || !is_plain(&attestations.qr_url_prefix) {
+            return Err("attestations.qr_url_prefix must be at most 512 visible ASCII characters".into());
+        }
         let limits = &self.server.limits;
         if limits.connections_max == 0 || limits.requests_max == 0 {
             return Err("server.limits: connections_max and requests_max must be at least 1".into());
@@ -247,6 +325,11 @@ impl Config {
         ];
         if timeouts.contains(&0) {
             return Err("server.limits: a timeout must be at least 1 ms".into());
+        }
+        if self.signers.trust_anchors.is_none() && !self.signers.crls.is_empty() {
+            return Err(
+                "signers.crls needs signers.trust_anchors: without them every chain is refused".into()
+            );
         }
         if self.clients.is_empty() {
             return Err("at least one [[client]] is needed".into());
@@ -304,7 +387,9 @@ mod tests {
         assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
 
         let mut bare: Table = SAMPLE.parse().unwrap();
-        bare.remove("credentials");
+        for section in ["credentials", "signers", "transactions", "attestations"] {
+            assert!(bare.remove(section).is_some(), "{section}");
+        }
         let section = |bare: &mut Table, name: &str, keys: &[&str]| {
             let table = bare[name].as_table_mut().unwrap();
             for key in keys {
@@ -341,14 +426,52 @@ mod tests {
             }
         };
         check(&sample, known(add));
-        for section in ["server", "ops", "store", "hsm", "credentials"] {
+        for section in ["server", "ops", "store", "hsm", "credentials", "transactions", "attestations"] {
             let known = known(|sample| add(sample[section].as_table_mut().unwrap()));
             check(sample[section].as_table().unwrap(), known);
         }
+        // Its keys have no default that could be shown.
+        let signers = known(|sample| add(sample["signers"].as_table_mut().unwrap()));
+        assert_eq!(signers, ["trust_anchors", "crls"]);
+        let uncommented =
+            SAMPLE.replace("# trust_anchors = ", "trust_anchors = ").replace("# crls = ", "crls = ");
+        let signers = parse(&uncommented).unwrap().signers;
+        assert_eq!(signers.trust_anchors.unwrap(), Path::new("/etc/hsm-authd/signer-anchors.pem"));
+        assert_eq!(signers.crls, [Path::new("/etc/hsm-authd/signer-root.crl.pem")]);
         let limits = known(|sample| add(sample["server"]["limits"].as_table_mut().unwrap()));
         check(sample["server"]["limits"].as_table().unwrap(), limits);
         let client = known(|sample| add(sample["client"][0].as_table_mut().unwrap()));
         check(sample["client"][0].as_table().unwrap(), client);
+    }
+
+    #[test]
+    fn what_transactions_may_have_at_their_bounds_is_accepted() {
+        let with = |section: &str, key: &str, value: Value| {
+            let mut sample: Table = SAMPLE.parse().unwrap();
+            sample[section].as_table_mut().unwrap().insert(key.into(), value);
+            parse(&sample.to_string()).unwrap()
+        };
+        for attempts in [1, 3] {
+            let config = with("transactions", "signature_attempts", attempts.into());
+            assert_eq!(i64::from(config.transactions.signature_attempts), attempts);
+        }
+        for days in [1, 3_650] {
+            assert_eq!(
+                i64::from(with("transactions", "keep_days", days.into()).transactions.keep_days),
+                days
+            );
+        }
+        for hours in [1, 90 * 24] {
+            let config = with("attestations", "lifetime_hours", hours.into());
+            assert_eq!(i64::from(config.attestations.lifetime_hours), hours);
+        }
+        for issuer in ["a".to_owned(), "!".repeat(64) + &"~".repeat(64)] {
+            assert_eq!(with("attestations", "issuer", issuer.clone().into()).attestations.issuer, issuer);
+        }
+        for prefix in [String::new(), "p".repeat(512)] {
+            let config = with("attestations", "qr_url_prefix", prefix.clone().into());
+            assert_eq!(config.attestations.qr_url_prefix, prefix);
+        }
     }
 
     #[test]
@@ -365,6 +488,6 @@ mod tests {
             assert!(!refused.contains("0000-not-a-pin") && !refused.contains("90210"), "{refused}");
             count += 1;
         }
-        assert!(count >= 23, "{count}");
+        assert!(count >= 39, "{count}");
     }
 }

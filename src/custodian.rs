@@ -1,9 +1,10 @@
 //! The HSM process: it alone loads the vendor's module and knows the PIN.
 //!
 //! It knows no network and no database. Its standard input is a socketpair over which a front asks
-//! it ([`crate::hsm::messages`]); every answer is a function of the question, so that a custodian
+//! it ([`crate::hsm::messages`]); no question changes anything in it, so that a custodian
 //! that crashes, hangs or is replaced costs nobody anything.
 
+mod attest;
 mod checks;
 mod codes;
 mod frames;

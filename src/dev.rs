@@ -180,7 +180,8 @@ fn make_token(dir: &Path, config: &Config) -> Ending {
     };
     conf(&token, "softhsm2.conf")?;
     if token.is_dir() {
-        return Ok(());
+        // An earlier release may have made it, without the keys that came since.
+        return init::set_up_token(&config.hsm, None, Stdio::null());
     }
     let (pin, so_pin) = (dir.join("pin"), dir.join("so-pin"));
     write_whole(&pin, random_pin()?.as_bytes(), 0o600)?;

@@ -4,16 +4,26 @@
 //! HSM. What a verdict means for the stored rows is decided here and nowhere else.
 
 pub mod account;
+pub mod attestation;
 pub mod audit;
 pub mod caller;
+pub mod certificate;
 pub mod credential;
+pub mod enc;
 pub mod id;
 pub mod idempotency;
+pub mod json;
+pub mod jws;
 pub mod lockout;
+pub mod money;
 pub mod ocra;
 pub mod otp;
+pub mod qr;
 pub mod resync;
 pub mod row;
 pub mod signer;
+pub mod text;
 pub mod time;
+pub mod transaction;
 pub mod verification;
+pub mod webauthn;

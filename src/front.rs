@@ -21,8 +21,9 @@ use crate::hsm::{CustodianEvent, Hsm};
 use crate::metrics::ConnectionMetrics;
 use crate::ops::Ops;
 use crate::server::{Identities, Server};
-use crate::service::Service;
+use crate::service::{Policies, Service};
 use crate::store::{Commit, Store};
+use crate::trust;
 
 /// How often rows past their time are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -107,11 +108,17 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let _lock = lock;
     let config = Config::load(&start.config).map_err(|e| e.to_string())?;
     let identities = Identities::load(&config).map_err(|e| e.to_string())?;
+    let trust = trust::load(&config.signers).map_err(|e| e.to_string())?;
     let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
     let clock = Arc::new(open_clock(&start, &store).await?);
     let (events, custodian_events) = mpsc::unbounded_channel();
     let hsm = Hsm::new(config.hsm.custodians, events);
-    let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), config.credentials));
+    let policies = Policies {
+        credentials: config.credentials,
+        transactions: config.transactions,
+        attestations: config.attestations,
+    };
+    let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), policies, trust));
     let api = Api::new(service.clone(), &config.server.limits);
     let server = Arc::new(Server {
         identities: ArcSwap::from_pointee(identities),
@@ -126,6 +133,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         custodian_events,
         hsm.clone(),
         server.clone(),
+        service.clone(),
         start.config,
         drain.clone(),
     ));
@@ -172,6 +180,7 @@ async fn listen(
     mut events: mpsc::UnboundedReceiver<CustodianEvent>,
     hsm: Hsm,
     server: Arc<Server>,
+    service: Arc<Service>,
     config: std::path::PathBuf,
     drain: watch::Sender<bool>,
 ) -> Result<(), String> {
@@ -192,7 +201,7 @@ async fn listen(
                     let socket = UnixStream::from_std(socket).map_err(|e| e.to_string())?;
                     tokio::spawn(hsm.clone().adopt(slot, generation, socket));
                 }
-                Some((ToFront::Reload, _)) => reload(&server, &config),
+                Some((ToFront::Reload, _)) => reload(&server, &service, &config),
                 Some((ToFront::Drain, _)) => {
                     tracing::info!("draining");
                     let _ = drain.send(true);
@@ -214,17 +223,24 @@ async fn listen(
     }
 }
 
-/// New connections begin with the new files; a configuration that is wrong changes nothing.
-fn reload(server: &Server, path: &Path) {
-    let loaded = Config::load(path)
-        .map_err(|e| e.to_string())
-        .and_then(|config| Identities::load(&config).map_err(|e| e.to_string()));
-    match loaded {
-        Ok(identities) => {
+/// New connections begin with the new files, and signers' certificates are held against them; a configuration
+/// that is wrong changes nothing.
+fn reload(server: &Server, service: &Service, path: &Path) {
+    let load = || {
+        let config = Config::load(path).map_err(|e| e.to_string())?;
+        let identities = Identities::load(&config).map_err(|e| e.to_string())?;
+        let trust = trust::load(&config.signers).map_err(|e| e.to_string())?;
+        Ok::<_, String>((identities, trust))
+    };
+    match load() {
+        Ok((identities, trust)) => {
             server.identities.store(Arc::new(identities));
-            tracing::info!("certificates and clients reloaded");
+            service.reload(trust);
+            tracing::info!("certificates, revocation lists and clients reloaded");
         }
-        Err(reason) => tracing::error!(reason, "not reloaded; the old certificates and clients stay"),
+        Err(reason) => {
+            tracing::error!(reason, "not reloaded; the old certificates, revocation lists and clients stay");
+        }
     }
 }
 
@@ -280,7 +296,7 @@ async fn record(store: &Store, unix_ms: u64, event: Event) -> Result<(), String>
         rows: Vec::new(),
         removed: Vec::new(),
         sum_change: RowSum::default(),
-        audit: AuditEntry { unix_ms, event, actor: None, credential: None },
+        audit: AuditEntry { unix_ms, event, actor: None, credential: None, transaction: None },
     };
     store.commit(commit).await.map(drop).map_err(|e| e.to_string())
 }

@@ -21,10 +21,14 @@ use crate::domain::id::CredentialId;
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::SealedBytes;
+use crate::domain::signer::PublicKey;
+use crate::domain::signer::signature::Signature;
 use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd};
 use crate::secret::SecretBytes;
 use connection::{Job, Lost};
-use messages::{Call, CheckOtp, CheckSignature, Fault, Outcome, Request, Response, SealRows, SealedRows};
+use messages::{
+    Call, CheckOtp, CheckSignature, Fault, Outcome, Request, Response, SealRows, SealedRows, portions,
+};
 
 mod connection;
 pub mod messages;
@@ -321,7 +325,7 @@ impl Hsm {
         }
     }
 
-    /// Whether a signature is right, and the seals of what that writes.
+    /// Whether a signature is right, the seals of what that writes, and the attestation where one was asked for.
     ///
     /// # Errors
     /// [`HsmError`].
@@ -329,14 +333,15 @@ impl Hsm {
         &self,
         credential: CredentialId,
         check: CheckSignature,
-    ) -> Result<(bool, SealedRows), HsmError> {
+    ) -> Result<(bool, SealedRows, Option<String>), HsmError> {
         match self.call(Route::Credential(credential), Request::CheckSignature(check)).await? {
-            Response::SignatureChecked { valid, sealed } => Ok((valid, sealed)),
+            Response::SignatureChecked { valid, sealed, attestation } => Ok((valid, sealed, attestation)),
             _ => Err(wrong_kind()),
         }
     }
 
-    /// Which candidate matched, if any, and the seals of what that writes.
+    /// Which candidate matched, if any, the seals of what that writes, and the attestation where one was asked
+    /// for.
     ///
     /// # Errors
     /// [`HsmError`].
@@ -344,9 +349,9 @@ impl Hsm {
         &self,
         credential: CredentialId,
         check: CheckOtp,
-    ) -> Result<(Option<u16>, SealedRows), HsmError> {
+    ) -> Result<(Option<u16>, SealedRows, Option<String>), HsmError> {
         match self.call(Route::Credential(credential), Request::CheckOtp(check)).await? {
-            Response::Checked { matched, sealed } => Ok((matched, sealed)),
+            Response::Checked { matched, sealed, attestation } => Ok((matched, sealed, attestation)),
             _ => Err(wrong_kind()),
         }
     }
@@ -373,12 +378,53 @@ impl Hsm {
         }
     }
 
-    /// Checks the seals of rows that are only read.
+    /// 32 bytes of the HSM's random generator.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn random(&self) -> Result<[u8; 32], HsmError> {
+        match self.call(Route::Any, Request::Random).await? {
+            Response::Random(bytes) => Ok(bytes),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The keys that attestations verify with, the newest first.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn attestation_keys(&self) -> Result<Vec<PublicKey>, HsmError> {
+        match self.call(Route::Any, Request::AttestationKeys).await? {
+            Response::AttestationKeys(keys) => Ok(keys),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Whether `signature` is one over `digest`, by our `attest` key of the RFC 7638 thumbprint `kid`.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn verify_attestation(
+        &self,
+        kid: String,
+        digest: [u8; 32],
+        signature: Signature,
+    ) -> Result<bool, HsmError> {
+        match self.call(Route::Any, Request::VerifyAttestation { kid, digest, signature }).await? {
+            Response::AttestationVerified(verified) => Ok(verified),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Checks the seals of rows that are only read, in as many messages as they take.
     ///
     /// # Errors
     /// [`HsmError`].
     pub async fn check(&self, standing: Vec<SealedBytes>) -> Result<(), HsmError> {
-        self.seal(SealRows { standing, outcome: Outcome::default() }).await.map(drop)
+        for standing in portions(standing) {
+            self.seal(SealRows { standing, outcome: Outcome::default() }).await?;
+        }
+        Ok(())
     }
 }
 
@@ -393,6 +439,9 @@ fn operation(request: &Request) -> Operation {
         Request::Seal(_) => Operation::Seal,
         Request::Fingerprint(_) => Operation::Fingerprint,
         Request::Sum(_) => Operation::Sum,
+        Request::Random => Operation::Random,
+        Request::AttestationKeys => Operation::AttestationKeys,
+        Request::VerifyAttestation { .. } => Operation::VerifyAttestation,
     }
 }
 

@@ -37,6 +37,7 @@ pub mod service;
 pub mod store;
 pub mod supervisor;
 pub mod tls;
+pub mod trust;
 
 /// How a command ends: well, or with one line that says what to mend; `None`: the process that failed
 /// has said it already.

@@ -5,17 +5,20 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::WatchedClock;
-use crate::config::CredentialPolicy;
+use crate::config::{AttestationPolicy, CredentialPolicy, TransactionPolicy};
 use crate::domain::audit::{Actor, AuditEntry, Event};
 use crate::domain::caller::Caller;
+use crate::domain::certificate::{CertificateChain, ChainFault, Trust};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::lockout::Locked;
 use crate::domain::row::{Row, Sealed};
 use crate::domain::time::Now;
+use crate::domain::transaction::{State, Transaction};
 use crate::domain::verification::Refusal;
 use crate::hsm::messages::SealedRows;
 use crate::hsm::{Hsm, HsmError};
@@ -28,11 +31,14 @@ mod locks;
 pub mod management;
 mod memory;
 pub mod pruning;
+pub mod transaction_view;
+pub mod transactions;
 pub mod verification;
 
 use credential_view::CredentialView;
 use locks::AccountLocks;
 use memory::InFlight;
+use transaction_view::TransactionView;
 
 /// How often the loser of a race starts over before the caller is told to come back.
 const RACES_MAX: usize = 8;
@@ -42,9 +48,21 @@ pub struct Service {
     store: Store,
     hsm: Hsm,
     clock: Arc<WatchedClock>,
-    policy: CredentialPolicy,
+    policies: Policies,
+    trust: ArcSwap<Trust>,
     locks: AccountLocks,
     in_flight: InFlight,
+}
+
+/// What the configuration says of the use cases.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// Credentials.
+    pub credentials: CredentialPolicy,
+    /// Transactions.
+    pub transactions: TransactionPolicy,
+    /// Their attestations.
+    pub attestations: AttestationPolicy,
 }
 
 /// A request as the use cases see it: who, and how it is remembered.
@@ -94,9 +112,24 @@ pub enum Answer {
     },
     /// The code was wrong, or was the one accepted last.
     VerificationFailed {
-        /// Attempts before the next lock: the smaller of the credential's and the account's.
+        /// Attempts before the next lock or the transaction's end: the smallest of the credential's, the account's
+        /// and the transaction's.
         attempts_remaining: u32,
     },
+    /// A transaction was made.
+    TransactionCreated(Box<TransactionView>),
+    /// What was presented was right, and the transaction is approved. Its attestation is read for the answer.
+    Approved {
+        /// The transaction's id.
+        transaction: String,
+    },
+    /// The transaction was taken back.
+    Cancelled {
+        /// Its id.
+        transaction: String,
+    },
+    /// The transaction is in this final state already.
+    Ended(State),
 }
 
 impl Answer {
@@ -114,6 +147,8 @@ pub enum Refused {
     Absent,
     /// The state does not allow it.
     Conflict,
+    /// The transaction is in this final state.
+    Ended(State),
     /// A field that says what cannot be.
     Invalid {
         /// The field.
@@ -137,6 +172,11 @@ pub enum Refused {
 impl Refused {
     fn unavailable(cause: impl ToString) -> Self {
         Self::Unavailable { cause: cause.to_string(), retry_after_s: 1 }
+    }
+
+    fn clock_untrusted() -> Self {
+        let cause = "the wall clock stepped; accept it by a start with --accept-clock".to_owned();
+        Self::Unavailable { cause, retry_after_s: 60 }
     }
 }
 
@@ -163,22 +203,57 @@ impl From<Refusal> for Refused {
             Refusal::Absent => Self::Absent,
             Refusal::Suspended => Self::Conflict,
             Refusal::Locked(locked) => Self::Locked(locked),
-            Refusal::ClockUntrusted => Self::Unavailable {
-                cause: "the wall clock stepped; accept it by a start with --accept-clock".to_owned(),
-                retry_after_s: 60,
-            },
+            Refusal::ClockUntrusted => Self::clock_untrusted(),
         }
     }
 }
 
 impl Service {
     /// The use cases over these parts.
-    pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, policy: CredentialPolicy) -> Self {
-        Self { store, hsm, clock, policy, locks: AccountLocks::new(), in_flight: InFlight::default() }
+    pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, policies: Policies, trust: Trust) -> Self {
+        Self {
+            store,
+            hsm,
+            clock,
+            policies,
+            trust: ArcSwap::from_pointee(trust),
+            locks: AccountLocks::new(),
+            in_flight: InFlight::default(),
+        }
+    }
+
+    /// From here on certificates are held against other anchors and revocation lists.
+    pub fn reload(&self, trust: Trust) {
+        self.trust.store(Arc::new(trust));
     }
 
     fn now(&self) -> Now {
         self.clock.now()
+    }
+
+    /// Whether a device's chain is to be trusted now; the inner error says why not. It is asked when the device is
+    /// enrolled, and whenever it signs.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`]: nobody can tell.
+    async fn check_chain(
+        &self,
+        chain: CertificateChain,
+        now: &Now,
+    ) -> Result<Result<(), &'static str>, Refused> {
+        if !now.trusted {
+            return Err(Refused::clock_untrusted());
+        }
+        let (trust, unix_ms) = (self.trust.load_full(), now.unix_ms);
+        // Off the runtime: a long revocation list is read whole.
+        let checked = tokio::task::spawn_blocking(move || trust.check(&chain, unix_ms)).await;
+        match checked.map_err(Refused::unavailable)? {
+            Ok(()) => Ok(Ok(())),
+            Err(ChainFault::Refused(reason)) => Ok(Err(reason)),
+            Err(ChainFault::Unknown(reason)) => {
+                Err(Refused::Unavailable { cause: reason.to_owned(), retry_after_s: 60 })
+            }
+        }
     }
 
     /// `None`: lost a race, start over.
@@ -203,12 +278,28 @@ fn audit(ask: &Ask, now: &Now, event: Event, credential: CredentialId) -> AuditE
     AuditEntry {
         unix_ms: now.unix_ms,
         event,
-        actor: Some(Actor {
-            tenant: ask.caller.tenant.clone(),
-            client: ask.caller.client.clone(),
-            request_id: ask.request_id.clone(),
-        }),
+        actor: Some(actor(ask)),
         credential: Some(credential),
+        transaction: None,
+    }
+}
+
+/// The same of what happened to a transaction; nobody asked where its time was over.
+fn audit_transaction(ask: Option<&Ask>, now: &Now, event: Event, transaction: &Transaction) -> AuditEntry {
+    AuditEntry {
+        unix_ms: now.unix_ms,
+        event,
+        actor: ask.map(actor),
+        credential: Some(transaction.method.credential()),
+        transaction: Some(transaction.id),
+    }
+}
+
+fn actor(ask: &Ask) -> Actor {
+    Actor {
+        tenant: ask.caller.tenant.clone(),
+        client: ask.caller.client.clone(),
+        request_id: ask.request_id.clone(),
     }
 }
 

@@ -23,9 +23,11 @@
 //! `tests/suite/store_contract.rs` holds a backend against this text.
 
 use crate::domain::account::Account;
+use crate::domain::attestation::Attestation;
 use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState};
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+use crate::domain::transaction::Transaction;
 use crate::metrics::StoreError;
 
 mod checkpoint;
@@ -94,11 +96,20 @@ pub struct CredentialRows {
     pub account: Sealed<Account>,
 }
 
+/// A transaction, and its attestation if it is approved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransactionRows {
+    /// What is to be approved, and what became of it.
+    pub transaction: Sealed<Transaction>,
+    /// What the appliance signed of its approval.
+    pub attestation: Option<Sealed<Attestation>>,
+}
+
 /// Where a page of a list begins and how long it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Page {
+pub struct Page<Id> {
     /// The last item of the page before.
-    pub after: Option<crate::domain::id::CredentialId>,
+    pub after: Option<Id>,
     /// At most so many items.
     pub limit: u16,
 }

@@ -16,7 +16,7 @@ use crate::{Outcome, words};
 /// The appliance, in a folder that goes with it. Killed on drop.
 pub struct Appliance {
     binary: PathBuf,
-    folder: PathBuf,
+    pub folder: PathBuf,
     child: Option<Child>,
     /// `dev.json`.
     pub info: Value,

@@ -5,12 +5,19 @@
 //! are simulated here, with codes and signatures that share no code with what verifies them.
 
 mod appliance;
+mod authenticator;
 #[path = "../../tests/suite/client.rs"]
 mod client;
+mod exchange;
 mod narrator;
 mod ocra;
 mod operator;
+mod payments;
+mod qr;
+mod refusals;
 mod signers;
+mod terms;
+mod transaction;
 
 use std::fmt::Display;
 use std::fs;
@@ -93,6 +100,11 @@ async fn play() -> Outcome {
     ocra::for_transactions(&mut narrator, &bank).await?;
     signers::es256(&mut narrator, &bank).await?;
     signers::rs256(&mut narrator, &bank).await?;
+    let mut exchange = exchange::trade(&mut narrator, &bank, &appliance).await?;
+    refusals::all(&mut narrator, &bank, &mut exchange).await?;
+    payments::by_device(&mut narrator, &bank).await?;
+    payments::by_authenticator(&mut narrator, &bank).await?;
+    payments::through_a_tampering_relay(&mut narrator, &bank).await?;
 
     narrator.heading("A restart forgets nothing")?;
     narrator.text("The operator stops the appliance (SIGTERM) and starts it on the same folder.")?;
@@ -101,6 +113,7 @@ async fn play() -> Outcome {
     bank = Bank::connect(&appliance).await?;
     used_stays_used(&mut narrator, &bank, &mut hotp).await?;
     used_stays_used(&mut narrator, &bank, &mut totp).await?;
+    exchange.is_remembered(&mut narrator, &bank).await?;
 
     narrator.heading("Nor does a crash: kill -9, right after a yes")?;
     appliance.crash()?;
@@ -122,6 +135,7 @@ async fn play() -> Outcome {
     let ocra_secrets = ocra::secrets();
     let mut secrets: Vec<&[u8]> = ocra_secrets.iter().map(Vec::as_slice).collect();
     secrets.extend([TOKEN_SEED, &totp.seed]);
+    secrets.extend(exchange::SEEDS);
     let searched = appliance.search_database(&secrets)?;
     narrator.check(
         &format!("no seed and no hash of a PIN is in the database and its WAL ({searched} bytes)"),

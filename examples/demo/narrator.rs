@@ -14,7 +14,7 @@ pub struct Narrator {
     headings: u32,
     checks: u32,
     requests: u32,
-    /// Said before the next request.
+    /// Said before what comes next of it.
     step: Option<String>,
 }
 
@@ -55,7 +55,8 @@ impl Narrator {
         self.paragraph(" ", text)
     }
 
-    pub fn row(&self, left: &str, right: &str) -> Outcome {
+    pub fn row(&mut self, left: &str, right: &str) -> Outcome {
+        self.begin_step()?;
         self.line(&format!("    {left}  {right}"))
     }
 
@@ -63,13 +64,21 @@ impl Narrator {
         self.step = Some(what.to_owned());
     }
 
+    fn begin_step(&mut self) -> Outcome {
+        match self.step.take() {
+            Some(step) => {
+                self.line("")?;
+                self.paragraph("  -", &step)
+            }
+            None => Ok(()),
+        }
+    }
+
     pub fn asked(&mut self, method: &str, path: &str, body: Option<&Value>) -> Outcome {
         self.requests += 1;
-        if let Some(step) = self.step.take() {
-            self.line(&format!("\n  - {step}"))?;
-        }
-        let (path, body) = (abridged(path, "cred_", 4), body.map(told).unwrap_or_default());
-        self.line(format!("    bank -> appliance   {method} {path} {body}").trim_end())
+        self.begin_step()?;
+        let (path, body) = (short_ids(path), body.map(told).unwrap_or_default());
+        self.paragraph("    bank -> appliance  ", &format!("{method} {path} {body}"))
     }
 
     /// Status and body, without what only the next program needs.
@@ -77,6 +86,7 @@ impl Narrator {
         let told = [
             "id",
             "type",
+            "field",
             "attempts_remaining",
             "retry_after",
             "verified",
@@ -96,6 +106,16 @@ impl Narrator {
         self.line(&format!("    appliance -> bank   {status} {{ {} }}", fields.join(", ")))
     }
 
+    /// Status and what is no JSON.
+    pub fn received(&self, status: u16, what: &str) -> Outcome {
+        self.line(&format!("    appliance -> bank   {status} {what}"))
+    }
+
+    /// Lines as they are.
+    pub fn picture(&self, picture: &str) -> Outcome {
+        self.line(&format!("\n{picture}\n"))
+    }
+
     /// Which process did what, and which secret it touched.
     pub fn inside(&self, text: &str) -> Outcome {
         self.paragraph("      inside:", text)
@@ -105,6 +125,7 @@ impl Narrator {
         if !holds {
             return Err(format!("NOT as told: {what}"));
         }
+        self.begin_step()?;
         self.checks += 1;
         self.line(&format!("      ok: {what}"))
     }
@@ -125,23 +146,27 @@ fn told(body: &Value) -> String {
     fn member((name, value): (&String, &Value)) -> String {
         let value = match value {
             Value::Object(members) => {
-                format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
+                format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(", "))
             }
             _ if name == "pin" => "\"...\"".to_owned(),
             Value::String(text) if text.len() > 36 => format!("\"{}...\"", text.get(..8).unwrap_or_default()),
-            _ => value.to_string(),
+            _ => short_ids(&value.to_string()),
         };
-        format!("\"{name}\":{value}")
+        format!("\"{name}\": {value}")
     }
     let members = body.as_object().map(|members| members.iter().map(member).collect::<Vec<_>>());
-    format!("{{{}}}", members.unwrap_or_default().join(","))
+    format!("{{{}}}", members.unwrap_or_default().join(", "))
 }
 
 /// A value's text; of a problem's type its name.
 fn short(value: &Value) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let text = text.strip_prefix("urn:hsm-authd:problem:").unwrap_or(&text);
-    abridged(text, "cred_", 4)
+    short_ids(text)
+}
+
+fn short_ids(text: &str) -> String {
+    abridged(&abridged(text, "cred_", 4), "txn_", 4)
 }
 
 /// `text` with only so many characters of the word that follows `mark`.

@@ -25,20 +25,25 @@ pub struct OcraToken {
     last: (String, String),
 }
 
+/// RFC 6287, section 5, for 8 digits: `before` and `after` are the inputs around the question, which is in
+/// hexadecimal, and gets zeros at its end.
+pub fn code(suite: &str, seed: &[u8], before: &[u8], question: &str, after: &[u8]) -> Outcome<String> {
+    let question = HEXUPPER.decode(format!("{question:0<256}").to_uppercase().as_bytes()).map_err(words)?;
+    let input = [suite.as_bytes(), &[0], before, &question, after].concat();
+    let mac = if suite.contains("HOTP-SHA512") {
+        let mac = Hmac::<sha2::Sha512>::new_from_slice(seed).map_err(words)?;
+        mac.chain_update(&input).finalize().into_bytes().to_vec()
+    } else {
+        let mac = Hmac::<sha2::Sha256>::new_from_slice(seed).map_err(words)?;
+        mac.chain_update(&input).finalize().into_bytes().to_vec()
+    };
+    Ok(truncated(&mac, 8))
+}
+
 impl OcraToken {
-    /// RFC 6287, section 5, for 8 digits: `before` and `after` are the inputs around the question.
+    /// A numeric question is an integer.
     fn answer(&self, before: &[u8], question: u32, after: &[u8]) -> Outcome<String> {
-        // A numeric question is an integer, in hexadecimal, with zeros at its end.
-        let question = HEXUPPER.decode(format!("{question:0<256X}").as_bytes()).map_err(words)?;
-        let input = [self.suite.as_bytes(), &[0], before, &question, after].concat();
-        let mac = if self.suite.contains("HOTP-SHA512") {
-            let mac = Hmac::<sha2::Sha512>::new_from_slice(self.seed).map_err(words)?;
-            mac.chain_update(&input).finalize().into_bytes().to_vec()
-        } else {
-            let mac = Hmac::<sha2::Sha256>::new_from_slice(self.seed).map_err(words)?;
-            mac.chain_update(&input).finalize().into_bytes().to_vec()
-        };
-        Ok(truncated(&mac, 8))
+        code(self.suite, self.seed, before, &format!("{question:X}"), after)
     }
 
     /// With counter and PIN.
@@ -152,8 +157,8 @@ pub async fn for_transactions(narrator: &mut Narrator, bank: &Bank) -> Outcome {
     let answer = token.verify(narrator, bank, &right).await?;
     answer.is(narrator, 409, "refused, whatever the answer is")?;
     narrator.inside(
-        "Its questions are to be made of transactions, which are not built yet. If it also answered questions \
-         that somebody made up, such an answer could approve a payment.",
+        "Its questions are made of transactions (below). If it also answered questions that somebody made up, \
+         such an answer could approve a payment.",
     )?;
     let credential = bank.get(narrator, &format!("/v1/credentials/{}", token.id)).await?;
     narrator.check("no attempt was charged", credential.json["failures"] == 0)

@@ -14,6 +14,8 @@ use crate::metrics::Verdict;
 use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
 use crate::service::enrolment::Enrolled;
+use crate::service::transaction_view::TransactionView;
+use crate::service::transactions::{Shown, Told};
 
 use super::problem::Problem;
 use super::schema;
@@ -67,6 +69,17 @@ pub(super) struct EnrolledBody<'a> {
     pub otpauth: Option<&'a str>,
 }
 
+/// An approved transaction, with what the appliance signed of it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApprovedTransaction)]
+pub(super) struct ApprovedBody<'a> {
+    #[serde(flatten)]
+    pub view: &'a TransactionView,
+    /// A compact JWS.
+    #[schema(schema_with = schema::attestation)]
+    pub attestation: &'a str,
+}
+
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
         match self {
@@ -86,8 +99,14 @@ impl IntoResponse for Answer {
                 &ResyncedBody { account, id, resynced: true },
             ),
             Self::VerificationFailed { attempts_remaining } => {
-                Problem::VerificationFailed { attempts_remaining }.into_response()
+                Problem::VerificationFailed { attempts_remaining: Some(attempts_remaining) }.into_response()
             }
+            Self::TransactionCreated(view) => created(&view),
+            // These two come with their transaction: see below.
+            Self::Approved { .. } | Self::Cancelled { .. } => {
+                Problem::unavailable("a transaction was not read for its answer", 1).into_response()
+            }
+            Self::Ended(state) => Problem::ended(state).into_response(),
         }
     }
 }
@@ -99,6 +118,29 @@ impl IntoResponse for Enrolled {
             (answer, _) => answer.into_response(),
         }
     }
+}
+
+impl IntoResponse for Told {
+    fn into_response(self) -> Response {
+        match (self.answer, self.transaction) {
+            (Answer::Approved { .. }, Some(Shown { view, attestation: Some(attestation) })) => {
+                let body = ApprovedBody { view: &view, attestation: &attestation };
+                json_response(StatusCode::OK, Verdict::Approved, &body)
+            }
+            (Answer::Cancelled { .. }, Some(Shown { view, .. })) => {
+                json_response(StatusCode::OK, Verdict::Cancelled, &view)
+            }
+            (answer, _) => answer.into_response(),
+        }
+    }
+}
+
+fn created(view: &TransactionView) -> Response {
+    let mut response = json_response(StatusCode::CREATED, Verdict::Created, view);
+    if let Ok(location) = HeaderValue::from_str(&format!("/v1/transactions/{}", view.id)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 fn enrolled(view: &CredentialView, otpauth: Option<&str>) -> Response {

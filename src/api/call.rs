@@ -5,18 +5,19 @@ use std::sync::Arc;
 use axum::RequestPartsExt;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, Limited};
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use crate::config::TenantScope;
 use crate::domain::caller::{Caller, Permission};
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::IdempotencyKey;
 use crate::secret::SecretBytes;
 use crate::service::{Ask, Idempotency};
@@ -27,6 +28,10 @@ use super::{Api, Peer, RequestId};
 
 /// The largest body, in bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+const PAGE_DEFAULT: u16 = 50;
+const PAGE_MAX: u16 = 100;
+/// What a code looks like.
+pub(super) const OTP_FORM: &str = "must be 6 to 10 digits";
 
 impl<S: Sync> FromRequestParts<S> for Peer {
     type Rejection = std::convert::Infallible;
@@ -78,14 +83,34 @@ impl Call {
 
     /// For what is no tenant's: every configured client may, whatever its permissions and its tenant.
     pub fn any_client(self) {}
+
+    /// The same with a JSON body. Nothing changes by it, so there is no answer to remember.
+    pub async fn any_client_json<T: DeserializeOwned>(self, api: &Api) -> Result<T, Problem> {
+        is_json(&self.parts)?;
+        object(&body_of(&self.parts, self.body, api).await?)
+    }
 }
 
 impl AllowedCall {
     /// The credential that the path names. A malformed id is one that does not exist, and is to be found
     /// missing only when that one would be: after the body, and after the answers that are remembered.
     pub async fn credential_id(&mut self) -> Option<CredentialId> {
+        self.id().await.and_then(|text| CredentialId::parse(&text))
+    }
+
+    /// The transaction that the path names; likewise.
+    pub async fn transaction_id(&mut self) -> Option<TransactionId> {
+        self.id().await.and_then(|text| TransactionId::parse(&text))
+    }
+
+    async fn id(&mut self) -> Option<String> {
         let Path(text) = self.parts.extract::<Path<String>>().await.ok()?;
-        CredentialId::parse(&text)
+        Some(text)
+    }
+
+    /// Its headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
     }
 
     /// The query, strictly.
@@ -105,13 +130,13 @@ impl AllowedCall {
 
     /// A body that is said to be JSON, for the caller to parse.
     pub async fn json_bytes(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
-        self.is_json()?;
+        is_json(&self.parts)?;
         self.read(api).await
     }
 
     /// A request that says everything by its path: its body is empty or `{}`.
     pub async fn no_json(self, api: &Api) -> Result<Ask, Problem> {
-        let is_json = self.is_json();
+        let is_json = is_json(&self.parts);
         let (ask, body) = self.read(api).await?;
         if !body.is_empty() {
             is_json?;
@@ -120,41 +145,59 @@ impl AllowedCall {
         Ok(ask)
     }
 
-    /// Whether the body is said to be JSON.
-    fn is_json(&self) -> Result<(), Problem> {
-        let content_type = self.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
-        match media_type {
-            Some(value) if value.eq_ignore_ascii_case("application/json") => Ok(()),
-            _ => Err(Problem::UnsupportedMediaType),
-        }
-    }
-
     async fn read(self, api: &Api) -> Result<(Ask, Bytes), Problem> {
         let key = idempotency_key(&self.parts)?;
-        let announced = self.parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if announced
-            .and_then(|length| length.parse().ok())
-            .is_some_and(|length: usize| length > BODY_BYTES_MAX)
-        {
-            return Err(Problem::TooLarge);
-        }
-        let collected = timeout(api.body_timeout, Limited::new(self.body, BODY_BYTES_MAX).collect())
-            .await
-            .map_err(|_| Problem::Malformed("the body did not arrive in time"))?;
-        let body = match collected {
-            Ok(collected) => collected.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(Problem::TooLarge),
-            Err(_) => return Err(Problem::Malformed("the body did not arrive whole")),
-        };
+        let body = body_of(&self.parts, self.body, api).await?;
         let idempotency =
             key.map(|key| Idempotency { key, request: identity(&self.caller, &self.parts, &body) });
         Ok((Ask { caller: self.caller, request_id: self.request_id.0, idempotency }, body))
     }
 }
 
+/// A field of `null` is a mistake: leaving it out says that there is none.
+pub(super) fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// How many items a page has, as the query asks for it.
+pub(super) fn page_limit(asked: Option<u16>) -> Result<u16, Problem> {
+    let limit = asked.unwrap_or(PAGE_DEFAULT);
+    if (1..=PAGE_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::Invalid { field: "limit", reason: "must be 1 to 100" })
+    }
+}
+
+/// Whether the body is said to be JSON.
+fn is_json(parts: &Parts) -> Result<(), Problem> {
+    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next()).map(str::trim);
+    match media_type {
+        Some(value) if value.eq_ignore_ascii_case("application/json") => Ok(()),
+        _ => Err(Problem::UnsupportedMediaType),
+    }
+}
+
+async fn body_of(parts: &Parts, body: Body, api: &Api) -> Result<Bytes, Problem> {
+    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > BODY_BYTES_MAX) {
+        return Err(Problem::TooLarge);
+    }
+    let collected = timeout(api.body_timeout, Limited::new(body, BODY_BYTES_MAX).collect())
+        .await
+        .map_err(|_| Problem::Malformed("the body did not arrive in time"))?;
+    match collected {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::TooLarge),
+        Err(_) => Err(Problem::Malformed("the body did not arrive whole")),
+    }
+}
+
 /// The fields that a caller may be told to mend by name.
-pub(super) const FIELDS: [&str; 23] = [
+pub(super) const FIELDS: [&str; 43] = [
     "type",
     "account",
     "algorithm",
@@ -178,15 +221,36 @@ pub(super) const FIELDS: [&str; 23] = [
     "payload_base64",
     "signature_base64",
     "format",
+    "certificate_chain_pem",
+    "webauthn",
+    "credential_id",
+    "rp_id",
+    "origins",
+    "method",
+    "credential",
+    "payer",
+    "payee",
+    "amount",
+    "currency",
+    "order",
+    "platform",
+    "remark",
+    "parent",
+    "expires_in",
+    "signature",
+    "authenticator_data",
+    "client_data_json",
+    "attestation",
 ];
 /// Of each field with a fixed choice of values the first one, as serde lists them.
-pub(super) const CHOICES: [(&str, &str); 6] = [
+pub(super) const CHOICES: [(&str, &str); 7] = [
     ("hotp", "type"),
     ("SHA1", "algorithm"),
     ("ES256", "algorithm"),
     ("otpauth", "export"),
     ("transaction", "use"),
     ("der", "format"),
+    ("challenge_response", "method"),
 ];
 /// Why a value is refused, as its type says it.
 const REASONS: [(&str, &str); 3] = [
@@ -206,7 +270,7 @@ pub(super) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         // Serde takes an array as well, and its elements for the fields in their order.
         Ok(parsed) if body.trim_ascii_start().starts_with(b"{") => Ok(parsed),
         Ok(_) => Err(Problem::Invalid { field: "", reason: "the body must be an object" }),
-        Err(error) if is_json(body) => Err(misfit(&error.to_string())),
+        Err(error) if is_syntax(body) => Err(misfit(&error.to_string())),
         Err(_) => Err(Problem::Malformed("the body is no JSON")),
     }
 }
@@ -233,7 +297,7 @@ fn misfit(words: &str) -> Problem {
     Problem::Invalid { field, reason }
 }
 
-fn is_json(body: &[u8]) -> bool {
+fn is_syntax(body: &[u8]) -> bool {
     std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 

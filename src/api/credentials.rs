@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::account::AccountRef;
@@ -21,22 +21,17 @@ use crate::store::Page;
 
 use super::Api;
 use super::answer::json_response;
-use super::call::{Call, object};
+use super::call::{Call, object, page_limit};
 use super::problem::Problem;
 
 mod enrolment;
 mod evidence;
-mod examples;
+pub(super) mod examples;
 pub(super) mod operations;
 pub(super) mod schemas;
 
 use enrolment::EnrolBody;
 use evidence::{Evidence, ResyncBody, VerifyBody};
-
-/// A field of `null` is a mistake: leaving it out says that there is none.
-fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
 
 pub(super) async fn enrol(State(api): State<Arc<Api>>, call: Call) -> Result<Enrolled, Problem> {
     let call = call.allowed(Permission::Enroll)?;
@@ -124,16 +119,10 @@ struct ListBody {
     next: Option<String>,
 }
 
-const PAGE_DEFAULT: u16 = 50;
-const PAGE_MAX: u16 = 100;
-
 pub(super) async fn list(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
     let call = call.allowed(Permission::Enroll)?;
     let query: ListQuery = call.query()?;
-    let limit = query.limit.unwrap_or(PAGE_DEFAULT);
-    if !(1..=PAGE_MAX).contains(&limit) {
-        return Err(Problem::Invalid { field: "limit", reason: "must be 1 to 100" });
-    }
+    let limit = page_limit(query.limit)?;
     let unknown = Problem::Invalid { field: "after", reason: "must be the `next` of an earlier page" };
     let after = query.after.map(|text| CredentialId::parse(&text).ok_or(unknown)).transpose()?;
     let listed = api.service.list(&call.caller, query.account.as_ref(), Page { after, limit }).await?;

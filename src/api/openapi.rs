@@ -19,10 +19,11 @@ use super::call::Call;
 use super::credentials;
 use super::problem::Problem;
 use super::schema::text;
+use super::transactions;
 
 pub(super) mod operation;
 
-use operation::{Answered, Asked, Operation, Refusal, example};
+use operation::{Operation, Refusal, example};
 
 /// Made once.
 static DOCUMENT: LazyLock<Result<Bytes, String>> =
@@ -36,39 +37,33 @@ pub(super) async fn get(call: Call) -> Result<Response, Problem> {
 
 /// The route of the document itself.
 fn own_operation() -> Operation {
-    Operation {
-        method: HttpMethod::Get,
-        path: "/v1/openapi.json",
-        id: "getOpenApi",
-        summary: "This document",
-        description: "What this release takes and answers, made of the code. It is no tenant's.",
-        permission: None,
-        query: Vec::new(),
-        asked: Asked::Nothing,
-        answer: Answered {
-            status: StatusCode::OK,
-            description: "An OpenAPI 3.1 document.",
-            schema: ObjectBuilder::new()
-                .property("openapi", text("The version of the format.").pattern(Some(r"^3\.1\.[0-9]+$")))
-                .property("info", Object::new())
-                .property("paths", Object::new())
-                .additional_properties(Some(AdditionalProperties::FreeForm(true)))
-                .required("openapi")
-                .required("info")
-                .required("paths")
-                .into(),
-            examples: vec![example(
-                "document",
-                "Its frame",
-                json!({ "openapi": "3.1.0", "info": { "title": "hsm-authd", "version": "0.1.0" }, "paths": {} }),
-            )],
-        },
-        guesses: false,
-    }
+    let schema = ObjectBuilder::new()
+        .property("openapi", text("The version of the format.").pattern(Some(r"^3\.1\.[0-9]+$")))
+        .property("info", Object::new())
+        .property("paths", Object::new())
+        .additional_properties(Some(AdditionalProperties::FreeForm(true)))
+        .required("openapi")
+        .required("info")
+        .required("paths");
+    let frame =
+        json!({ "openapi": "3.1.0", "info": { "title": "hsm-authd", "version": "0.1.0" }, "paths": {} });
+    Operation::new(HttpMethod::Get, "/v1/openapi.json", "getOpenApi")
+        .said("This document", "What this release takes and answers, made of the code. It is no tenant's.")
+        .answers(
+            StatusCode::OK,
+            schema.into(),
+            "An OpenAPI 3.1 document.",
+            vec![example("document", "Its frame", frame)],
+        )
 }
 
 fn document() -> OpenApi {
-    let operations = [credentials::operations::operations(), vec![own_operation()]].concat();
+    let operations = [
+        credentials::operations::operations(),
+        transactions::operations::operations(),
+        vec![own_operation()],
+    ]
+    .concat();
     let mut paths = Paths::new();
     for operation in &operations {
         paths.add_path_operation(operation.path, vec![operation.method.clone()], operation.build());
@@ -90,6 +85,7 @@ fn document() -> OpenApi {
 fn components(operations: &[Operation]) -> Components {
     let mut components = Components::new();
     components.schemas.extend(credentials::schemas::schemas());
+    components.schemas.extend(transactions::schemas::schemas());
     for problem in Problem::examples() {
         components.schemas.insert(problem.schema_name(), problem.schema().into());
     }
@@ -130,12 +126,17 @@ mod tests {
         }
     }
 
-    /// The fields of a body, in each of its forms: name and schema.
+    /// The fields of a body in each of its forms, and those of the objects in it: name and schema. A JWK's members
+    /// are nobody's: they are not told by name.
     fn fields<'a>(document: &'a Value, schema: &'a Value) -> Vec<(&'a str, &'a Value)> {
         let schema = resolved(document, schema);
         let forms = schema["oneOf"].as_array().into_iter().flatten();
         let own = schema["properties"].as_object().into_iter().flatten();
-        let own = own.map(|(name, schema)| (name.as_str(), resolved(document, schema)));
+        let own = own.flat_map(|(name, schema)| {
+            let schema = resolved(document, schema);
+            let within = if name == "jwk" { Vec::new() } else { fields(document, schema) };
+            [vec![(name.as_str(), schema)], within].concat()
+        });
         forms.flat_map(|form| fields(document, form)).chain(own).collect()
     }
 
@@ -151,10 +152,14 @@ mod tests {
             .collect();
         let names: BTreeSet<_> = fields.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, BTreeSet::from(FIELDS));
-        let choices = fields.iter().filter_map(|(name, schema)| Some((schema["enum"][0].as_str()?, *name)));
-        // A form has its own type alone; the parser knows them all, `hotp` first.
-        let choices: BTreeSet<_> = choices
-            .map(|(first, name)| if name == "type" { ("hotp", name) } else { (first, name) })
+        // A form may have a `type` or a `format` of its own alone; the parser knows them all.
+        let choices: BTreeSet<_> = fields
+            .iter()
+            .filter_map(|(name, schema)| match (*name, schema["enum"].as_array()?.as_slice()) {
+                ("type", _) => Some(("hotp", "type")),
+                ("format", [_]) => None,
+                (name, values) => Some((values.first()?.as_str()?, name)),
+            })
             .collect();
         assert_eq!(choices, BTreeSet::from(CHOICES));
     }

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::transaction::State;
 use crate::metrics::Verdict;
 use crate::service::Refused;
 
@@ -26,9 +27,12 @@ pub(super) enum Problem {
     NotFound,
     StateConflict,
     IdempotencyMismatch,
+    /// `None` where nothing is counted.
     VerificationFailed {
-        attempts_remaining: u32,
+        attempts_remaining: Option<u32>,
     },
+    Expired,
+    NotAcceptable,
     Locked {
         retry_after_s: Option<u64>,
     },
@@ -59,7 +63,8 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<&'static str>,
-    /// How many failures are left before the next lock: the smaller of the credential's and the account's.
+    /// How many failures are left before the next lock or the transaction's end: the smallest of the credential's,
+    /// the account's and the transaction's. Not there where nothing is counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, maximum = 5)]
     attempts_remaining: Option<u32>,
@@ -72,6 +77,14 @@ struct Document<'a> {
 impl Problem {
     pub fn unavailable(cause: impl ToString, retry_after_s: u32) -> Self {
         Self::Unavailable { cause: cause.to_string(), retry_after_s }
+    }
+
+    /// What comes to a transaction in its final state.
+    pub fn ended(state: State) -> Self {
+        match state {
+            State::Expired => Self::Expired,
+            _ => Self::StateConflict,
+        }
     }
 
     /// Name, status, title and detail.
@@ -121,6 +134,18 @@ impl Problem {
                 StatusCode::FORBIDDEN,
                 "Verification failed",
                 "What was presented does not verify.",
+            ),
+            Self::Expired => (
+                Verdict::Expired,
+                StatusCode::GONE,
+                "Expired",
+                "The time in which this was possible is over.",
+            ),
+            Self::NotAcceptable => (
+                Verdict::NotAcceptable,
+                StatusCode::NOT_ACCEPTABLE,
+                "Not acceptable",
+                "The resource has none of the media types that are asked for.",
             ),
             Self::Locked { .. } => (
                 Verdict::Locked,
@@ -200,7 +225,7 @@ impl Problem {
         let (verdict, status, title, detail) = self.words();
         let (field, reason) = self.to_mend();
         let attempts_remaining = match self {
-            Self::VerificationFailed { attempts_remaining } => Some(*attempts_remaining),
+            Self::VerificationFailed { attempts_remaining } => *attempts_remaining,
             _ => None,
         };
         let retry_after = match self {
@@ -227,6 +252,7 @@ impl From<Refused> for Problem {
         match refused {
             Refused::Absent => Self::NotFound,
             Refused::Conflict => Self::StateConflict,
+            Refused::Ended(state) => Self::ended(state),
             Refused::Invalid { field, reason } => Self::Invalid { field, reason },
             Refused::Locked(locked) => Self::Locked { retry_after_s: locked.retry_after_s },
             Refused::IdempotencyMismatch => Self::IdempotencyMismatch,

@@ -7,17 +7,24 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::account::AccountRef;
+use crate::domain::attestation::Claims;
+use crate::domain::attestation::claims::{ParentLink, TermsText};
 use crate::domain::caller::Tenant;
 use crate::domain::credential::{OcraUse, Status};
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits};
 use crate::domain::signer::SignatureAlgorithm;
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::signature::SignatureFormat;
+use crate::domain::transaction::State;
+
+use super::transactions::{MethodName, ResponseFormat};
 
 /// All that `AccountRef` takes for printable.
 const PRINTABLE: &str = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffd\u{e0000}-\u{e007f}]+$";
+/// RFC 3339 in UTC, whole seconds.
+const MOMENT: &str = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$";
 /// All that `Suite` takes.
 const SUITE: &str = "^OCRA-1:HOTP-SHA(1|256|512)-([6-9]|10):(C-)?Q[ANH](0[89]|[1-5][0-9]|6[0-4])\
     (-PSHA(1|256|512))?(-S(00[1-9]|0[1-9][0-9]|[1-4][0-9]{2}|50[0-9]|51[0-2]))?\
@@ -44,6 +51,33 @@ described! {
     CredentialId => text("A credential's id: 128 random bits in 26 characters.")
         .pattern(Some("^cred_[0-7][0-9a-hjkmnp-tv-z]{25}$"))
         .examples([json!("cred_26daj92h7tg6acttawtvk6360e")]);
+    TransactionId => text("A transaction's id: 128 random bits in 26 characters.")
+        .pattern(Some("^txn_[0-7][0-9a-hjkmnp-tv-z]{25}$"))
+        .examples([json!("txn_26daj92h7tg6acttawtvk6360e")]);
+    State => choice("What became of it. All but `pending` are final.", &State::ALL);
+    MethodName => choice("How it is approved: `challenge_response`, by an OCRA token's answer to a question that is \
+        derived from all of it; `device_signature`, by a security device that signs all of it, or by an OCRA token.",
+        &[MethodName::ChallengeResponse, MethodName::DeviceSignature]);
+    ResponseFormat => choice("How a response is written. `der` and `p1363` are for ES256, `raw` is for RS256; `jws` is a \
+        compact JWS whose payload is the signing input; `webauthn` is an assertion whose challenge is the digest.",
+        &[ResponseFormat::Der, ResponseFormat::P1363, ResponseFormat::Raw, ResponseFormat::Jws,
+            ResponseFormat::Webauthn]);
+    TermsText => terms();
+    ParentLink => ObjectBuilder::new()
+        .property("jti", reference::<TransactionId>()).required("jti")
+        .property("hash", hash("SHA-256 of its attestation's compact JWS, lower hex.")).required("hash");
+    Claims => ObjectBuilder::new()
+        .description(Some("What an attestation says (RFC 7519)."))
+        .property("iss", text("Who says so, as configured.")).required("iss")
+        .property("jti", reference::<TransactionId>()).required("jti")
+        .property("iat", seconds("When it was approved.")).required("iat")
+        .property("exp", seconds("When it is to be relied on no longer.")).required("exp")
+        .property("tenant", reference::<Tenant>()).required("tenant")
+        .property("method", reference::<MethodName>()).required("method")
+        .property("account", reference::<AccountRef>()).required("account")
+        .property("digest", hash("SHA-256 of the signing input, lower hex.")).required("digest")
+        .property("transaction", reference::<TermsText>()).required("transaction")
+        .property("parent", reference::<ParentLink>());
     Status => choice("Whether it may be used. A suspended credential verifies nothing.",
         &[Status::Active, Status::Suspended]);
     Algorithm => choice("The hash under the HMAC.", &[Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512]);
@@ -100,6 +134,129 @@ impl PartialSchema for Jwk {
 }
 
 impl ToSchema for Jwk {}
+
+/// What is approved, as text.
+fn terms() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .property("payer", reference::<AccountRef>())
+        .property("payee", payee())
+        .required("payee")
+        .property("amount", amount())
+        .required("amount")
+        .property("currency", currency())
+        .required("currency")
+        .property("order", order())
+        .required("order")
+        .property("platform", platform())
+        .property("remark", remark())
+        .property(
+            "expires_at",
+            text("Until when it can be approved, RFC 3339 in UTC, whole seconds.").pattern(Some(MOMENT)),
+        )
+        .required("expires_at")
+        .property("nonce", hash("32 bytes of the HSM's, lower hex."))
+        .required("nonce")
+}
+
+/// 32 bytes in lower-case hexadecimal.
+fn hash(description: &str) -> ObjectBuilder {
+    text(description).pattern(Some("^[0-9a-f]{64}$"))
+}
+
+fn seconds(description: &str) -> ObjectBuilder {
+    text(&format!("{description} Seconds since 1970.")).schema_type(Type::Integer).minimum(Some(0))
+}
+
+/// Text for a device's display.
+fn shown(description: &str, chars_max: usize) -> ObjectBuilder {
+    text(&format!(
+        "{description} 1 to {chars_max} characters for a device's display: in Unicode's form C, without white space at \
+         its ends, without control characters, and without such that hide or reorder text."
+    ))
+    .min_length(Some(1))
+    .max_length(Some(chars_max))
+    .pattern(Some(PRINTABLE))
+}
+
+/// Who is to have it.
+pub(super) fn payee() -> ObjectBuilder {
+    shown("Who is to have it.", 128).examples([json!("DE89370400440532013000")])
+}
+
+/// The order or demand.
+pub(super) fn order() -> ObjectBuilder {
+    shown("The order or demand.", 128).examples([json!("order-77")])
+}
+
+/// The trading platform.
+pub(super) fn platform() -> ObjectBuilder {
+    shown("The trading platform.", 128).examples([json!("market.example")])
+}
+
+/// The user's remark.
+pub(super) fn remark() -> ObjectBuilder {
+    shown("The user's remark.", 256)
+}
+
+/// How much.
+pub(super) fn amount() -> ObjectBuilder {
+    text(
+        "How much: a plain decimal number with exactly the currency's fraction digits (ISO 4217), without sign, exponent, \
+         grouping or leading zeros; at most 18 digits. It may be zero.",
+    )
+    .min_length(Some(1))
+    .max_length(Some(19))
+    .pattern(Some(r"^(0|[1-9][0-9]*)(\.[0-9]+)?$"))
+    .examples([json!("1250.00")])
+}
+
+/// Of what.
+pub(super) fn currency() -> ObjectBuilder {
+    text("A currency's code (ISO 4217).").pattern(Some("^[A-Z]{3}$")).examples([json!("EUR")])
+}
+
+/// A compact JWS.
+pub(super) fn attestation() -> ObjectBuilder {
+    text("A compact JWS (RFC 7515): ES256, by a key of `/v1/jwks`; its payload is the schema `Claims`.")
+        .pattern(Some(r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"))
+}
+
+/// What a device made.
+pub(super) fn response_signature() -> ObjectBuilder {
+    text(
+        "The signature, written as `format` says, in base64url without padding; of format `jws` the compact JWS itself. \
+         What is signed is the signing input's bytes; of format `webauthn`, the authenticator data and the client data's \
+         SHA-256.",
+    )
+    .pattern(Some("^[A-Za-z0-9_-]+$"))
+}
+
+/// What a WebAuthn authenticator signed.
+pub(super) fn authenticator_data() -> ObjectBuilder {
+    text("The authenticator data (WebAuthn, section 6.1), base64url without padding.")
+        .pattern(Some("^[A-Za-z0-9_-]+$"))
+}
+
+/// What a browser had it sign.
+pub(super) fn client_data_json() -> ObjectBuilder {
+    text("The client data's JSON (WebAuthn, section 5.8.1), base64url without padding. Its challenge is the digest.")
+        .pattern(Some("^[A-Za-z0-9_-]+$"))
+}
+
+/// The keys of a JWK set.
+pub(super) fn attestation_keys() -> ArrayBuilder {
+    let coordinate = || text("32 bytes, base64url without padding.").pattern(Some("^[A-Za-z0-9_-]{43}$"));
+    let key = ObjectBuilder::new()
+        .property("kty", constant("EC"))
+        .property("crv", constant("P-256"))
+        .property("x", coordinate())
+        .property("y", coordinate())
+        .property("alg", constant("ES256"))
+        .property("use", constant("sig"))
+        .property("kid", text("Its RFC 7638 thumbprint, SHA-256.").pattern(Some("^[A-Za-z0-9_-]{43}$")));
+    let key = ["kty", "crv", "x", "y", "alg", "use", "kid"].into_iter().fold(key, ObjectBuilder::required);
+    ArrayBuilder::new().items(key).min_items(Some(1))
+}
 
 /// A string.
 pub(super) fn text(description: &str) -> ObjectBuilder {
@@ -221,4 +378,23 @@ pub(super) fn object<T: PartialSchema>() -> Object {
         RefOr::T(Schema::Object(object)) => object,
         _ => Object::default(),
     }
+}
+
+/// Schemas by name.
+pub(super) type Schemas = Vec<(String, RefOr<Schema>)>;
+
+/// A type's schema, and those that it refers to.
+pub(super) fn add<T: ToSchema>(schemas: &mut Schemas) {
+    schemas.push((T::name().into(), T::schema()));
+    T::schemas(schemas);
+}
+
+/// The object that has these fields of `all` and no others.
+pub(super) fn form(all: &Object, title: &str, fields: &[&str], required: &[&str]) -> Object {
+    let mut form = all.clone();
+    form.title = Some(title.to_owned());
+    form.description = None;
+    form.properties.retain(|name, _| fields.contains(&name.as_str()));
+    form.required = required.iter().map(ToString::to_string).collect();
+    form
 }

@@ -1,5 +1,6 @@
 //! Checks of what somebody presented: a code, or a signature. Out goes only whether it is right.
 
+use super::attest::{Attested, validated};
 use super::codes::Token;
 use super::operations::{Operations, replaced};
 use super::pin_hash;
@@ -9,7 +10,7 @@ use crate::domain::credential::{Credential, Kind, WrappedSecret};
 use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Digits, Otp};
 use crate::domain::row::{Row, SealedBytes};
-use crate::hsm::messages::{Candidate, CheckOtp, CheckSignature, Fault, Response};
+use crate::hsm::messages::{Attest, Candidate, CheckOtp, CheckSignature, Fault, Response};
 
 /// The most candidates of one check.
 const CANDIDATES_MAX: usize = 1_024;
@@ -34,17 +35,20 @@ impl Operations {
         for outcome in [&check.accepted, &check.repeated, &check.missed] {
             replaced(&check.standing, &outcome.replaces)?;
         }
+        let attest = validated(check.attest.as_ref(), &credential)?;
 
         let key = self.secrets.open(&self.session, &self.keys, secret, token.algorithm())?;
         let matched = self.first_match(key, &token, &codes, &check.candidates)?;
-        let (outcome, rows) = match matched {
-            None => (&check.missed, [].as_slice()),
-            Some((_, Candidate { rows: None, .. })) => (&check.repeated, [].as_slice()),
-            Some((_, Candidate { rows: Some(rows), .. })) => (&check.accepted, rows.as_slice()),
+        let (outcome, rows, attest) = match matched {
+            None => (&check.missed, [].as_slice(), None),
+            Some((_, Candidate { rows: None, .. })) => (&check.repeated, [].as_slice(), None),
+            Some((_, Candidate { rows: Some(rows), .. })) => (&check.accepted, rows.as_slice(), attest),
         };
-        let rows = rows.iter().chain(&outcome.rows);
+        let attested = self.attest(attest)?;
+        let rows = rows.iter().chain(&outcome.rows).chain(attested.as_ref().map(|attested| &attested.row));
         let sealed = self.seal_outcome(&check.standing, &outcome.replaces, rows)?;
-        Ok(Response::Checked { matched: matched.map(|(position, _)| position), sealed })
+        let attestation = attested.map(|attested| attested.jws);
+        Ok(Response::Checked { matched: matched.map(|(position, _)| position), sealed, attestation })
     }
 
     /// What the credential's codes are computed from, and its seed.
@@ -99,10 +103,10 @@ impl Operations {
             replaced(&check.standing, &outcome.replaces)?;
         }
         let credential = credential_of(&check.standing)?;
-        let Kind::Signer(signer) = credential.kind else {
-            return Err(Fault::Request("the credential signs nothing".into()));
-        };
-        let key = signer.key.ok_or_else(|| Fault::Request("the credential has no key".into()))?;
+        let attest = validated(check.attest.as_ref(), &credential)?;
+        let signer =
+            credential.kind.signer().ok_or_else(|| Fault::Request("the credential signs nothing".into()))?;
+        let key = signer.key.clone().ok_or_else(|| Fault::Request("the credential has no key".into()))?;
         let valid = match &check.signature {
             None => false,
             Some(signature) => {
@@ -110,9 +114,17 @@ impl Operations {
                 self.session.verify_digest(key, &check.digest, signature).map_err(of_key)?
             }
         };
-        let outcome = if valid { &check.accepted } else { &check.refused };
-        let sealed = self.seal_outcome(&check.standing, &outcome.replaces, outcome.rows.iter())?;
-        Ok(Response::SignatureChecked { valid, sealed })
+        let (outcome, attest) = if valid { (&check.accepted, attest) } else { (&check.refused, None) };
+        let attested = self.attest(attest)?;
+        let rows = outcome.rows.iter().chain(attested.as_ref().map(|attested| &attested.row));
+        let sealed = self.seal_outcome(&check.standing, &outcome.replaces, rows)?;
+        let attestation = attested.map(|attested| attested.jws);
+        Ok(Response::SignatureChecked { valid, sealed, attestation })
+    }
+
+    /// Of a check that was accepted, and of no other.
+    fn attest(&self, accepted: Option<&Attest>) -> Result<Option<Attested>, Fault> {
+        accepted.map(|attest| self.keys.newest_attest().attest(&self.session, attest)).transpose()
     }
 }
 

@@ -1,123 +1,22 @@
-//! The system keys: which there are, what each must be, and the keys that are derived from `row`.
+//! The system keys of a custodian, and the keys that are derived from `row`.
+
+mod survey;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::pkcs11::{Material, Object, Pkcs11Error, Session, Shape, Use};
+use super::attest::AttestKey;
+use super::pkcs11::{Object, Pkcs11Error, Session, Shape};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
+use survey::{Found, KEK};
 
-/// The system keys, which [`super::token`] makes and every custodian needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// AES-256: wraps the secrets of credentials.
-    Kek,
-    /// 32 bytes: the keys of seals, sums and fingerprints come from it.
-    Row,
-    /// AES-256: for small secrets, such as PIN hashes.
-    Data,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Kek, Self::Row, Self::Data];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Kek => "kek",
-            Self::Row => "row",
-            Self::Data => "data",
-        }
-    }
-
-    /// What such a key must be, in the token.
-    pub fn shape(self) -> Shape {
-        let (material, purpose) = match self {
-            Self::Kek => (Material::Aes, Use::Wrap),
-            Self::Row => (Material::Generic, Use::Sign),
-            Self::Data => (Material::Aes, Use::Cipher),
-        };
-        Shape { material, length_bytes: Some(32), token: true, extractable: false, purpose: Some(purpose) }
-    }
-}
-
-/// One version of a system key. Displays as its label in the token: `hsm-authd/kek/v1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KeyName {
-    /// What it is for.
-    pub kind: Kind,
-    /// From 1; the highest is used for what is new.
-    pub version: u16,
-}
-
-impl fmt::Display for KeyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hsm-authd/{}/v{}", self.kind.name(), self.version)
-    }
-}
-
-impl KeyName {
-    /// The key a label names; `None`: it is no label of a system key.
-    ///
-    /// # Errors
-    /// A label of a system key that names no version.
-    fn parse(label: &str) -> Option<Result<Self, KeyError>> {
-        let (name, version) = label.strip_prefix("hsm-authd/")?.split_once('/')?;
-        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name)?;
-        let version = version.strip_prefix('v').and_then(|digits| digits.parse().ok());
-        // Spelt back, so that v01 and v+1 are no other names of v1.
-        let key = version.map(|version| Self { kind, version });
-        Some(match key {
-            Some(key) if key.version > 0 && key.to_string() == label => Ok(key),
-            _ => Err(KeyError::Version(label.to_owned())),
-        })
-    }
-}
-
-/// Why the system keys cannot be used. Its text follows the token's name.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The HSM failed.
-    #[error("the HSM failed: {0}")]
-    Hsm(#[from] Pkcs11Error),
-    /// A label that names no version.
-    #[error("the object labelled {0} names no version of a key: remove it or give it another label")]
-    Version(String),
-    /// Two objects with one label.
-    #[error("two objects are labelled {0}: remove the one that wrapped or sealed nothing")]
-    Twice(KeyName),
-    /// A key that is not what it must be.
-    #[error("key {0} is not usable: {1}; it was not made by `hsm-authd init`, or not wholly")]
-    Wrong(KeyName, Pkcs11Error),
-    /// A kind of which there is no version.
-    #[error("there is no key hsm-authd/{}/v1: run `hsm-authd init`", .0.name())]
-    Missing(Kind),
-}
-
-/// All system keys in the token, attributes checked.
-///
-/// # Errors
-/// The first key that is not what it must be.
-pub fn survey(session: &Session) -> Result<BTreeMap<KeyName, Object>, KeyError> {
-    let mut keys = BTreeMap::new();
-    for (object, label) in session.labelled_objects()? {
-        let Some(name) = KeyName::parse(&label) else { continue };
-        let name = name?;
-        if keys.insert(name, object).is_some() {
-            return Err(KeyError::Twice(name));
-        }
-    }
-    for (name, object) in &keys {
-        session.check(*object, &name.kind.shape()).map_err(|error| KeyError::Wrong(*name, error))?;
-    }
-    Ok(keys)
-}
+pub use survey::{Form, KeyError, KeyName, Kind, survey, unfinished};
 
 /// The versions of one thing: at least one.
 struct Versions<T> {
@@ -132,6 +31,10 @@ impl<T> Versions<T> {
 
     fn get(&self, version: u16) -> Option<&T> {
         if version == self.newest.0 { Some(&self.newest.1) } else { self.older.get(&version) }
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.newest.1).chain(self.older.values().rev())
     }
 
     fn oldest(&self) -> &T {
@@ -182,6 +85,7 @@ pub struct Keys {
     kek: Versions<Object>,
     row: Versions<RowKeys>,
     data: Versions<Object>,
+    attest: Versions<AttestKey>,
     pulse: Pulse,
 }
 
@@ -206,8 +110,16 @@ impl Keys {
     /// A key is missing, there twice, or not what it must be.
     pub fn load(session: &Session) -> Result<Self, KeyError> {
         let mut found: BTreeMap<Kind, BTreeMap<u16, Object>> = BTreeMap::new();
-        for (name, object) in survey(session)? {
-            found.entry(name.kind).or_default().insert(name.version, object);
+        let mut attest = BTreeMap::new();
+        for (name, key) in survey(session)? {
+            match key {
+                Found::Secret(object) => {
+                    found.entry(name.kind).or_default().insert(name.version, object);
+                }
+                Found::Pair { private, public } => {
+                    attest.insert(name.version, AttestKey::open(session, name, private, public)?);
+                }
+            }
         }
         let mut take = |kind| found.remove(&kind).ok_or(KeyError::Missing(kind));
         let (tokens_kek, tokens_row) = (take(Kind::Kek)?, take(Kind::Row)?);
@@ -219,7 +131,7 @@ impl Keys {
             let copy = session.copy_to_session(object)?;
             let name = KeyName { kind: Kind::Kek, version };
             session
-                .check(copy, &Shape { token: false, ..Kind::Kek.shape() })
+                .check(copy, &Shape { token: false, ..KEK })
                 .map_err(|error| KeyError::Wrong(name, error))?;
             kek.insert(version, copy);
         }
@@ -232,6 +144,7 @@ impl Keys {
             kek: Versions::new(kek).ok_or(KeyError::Missing(Kind::Kek))?,
             row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
             data: Versions::new(tokens_data).ok_or(KeyError::Missing(Kind::Data))?,
+            attest: Versions::new(attest).ok_or(KeyError::Missing(Kind::Attest))?,
             pulse: Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? },
         })
     }
@@ -254,6 +167,16 @@ impl Keys {
     /// The `data` of that version.
     pub fn data(&self, version: u16) -> Option<Object> {
         self.data.get(version).copied()
+    }
+
+    /// The `attest` for what is signed now.
+    pub fn newest_attest(&self) -> &AttestKey {
+        &self.attest.newest.1
+    }
+
+    /// Every version of `attest`, the newest first.
+    pub fn attest(&self) -> impl Iterator<Item = &AttestKey> {
+        self.attest.newest_first()
     }
 
     /// A seal for a row that is to be stored, under the newest version of `row`.
@@ -305,28 +228,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_names_one_version_of_one_kind() {
-        for kind in Kind::ALL {
-            for version in [1, 9, u16::MAX] {
-                let name = KeyName { kind, version };
-                assert_eq!(KeyName::parse(&name.to_string()).unwrap().unwrap(), name);
-            }
-        }
-        for other in ["", "hsm-authd/audit/v1", "hsm-authd/kek", "kek/v1", "hsm-authd/Kek/v1"] {
-            assert!(KeyName::parse(other).is_none(), "{other}");
-        }
-        for bad in ["v0", "v01", "v+1", "1", "v65536", "v", "v1 ", "v1/v1"] {
-            assert!(KeyName::parse(&format!("hsm-authd/kek/{bad}")).unwrap().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn the_highest_version_is_the_newest_and_all_are_found() {
         let versions = Versions::new(BTreeMap::from([(2, 'b'), (10, 'c'), (1, 'a')])).unwrap();
         assert_eq!(versions.newest, (10, 'c'));
         assert_eq!(*versions.oldest(), 'a');
         assert_eq!([1, 2, 10].map(|version| *versions.get(version).unwrap()), ['a', 'b', 'c']);
         assert!(versions.get(3).is_none());
+        assert_eq!(versions.newest_first().collect::<String>(), "cba");
         assert!(Versions::<char>::new(BTreeMap::new()).is_none());
         assert_eq!(*Versions::new(BTreeMap::from([(4, 'd')])).unwrap().oldest(), 'd');
     }

@@ -96,6 +96,19 @@ impl Operations {
                 Ok(Response::Fingerprint(self.keys.fingerprint(request.expose())))
             }
             Request::Sum(rows) => self.sum(&rows),
+            Request::Random => {
+                let mut bytes = [0; 32];
+                self.session.random(&mut bytes)?;
+                Ok(Response::Random(bytes))
+            }
+            Request::AttestationKeys => {
+                Ok(Response::AttestationKeys(self.keys.attest().map(|key| key.public().clone()).collect()))
+            }
+            Request::VerifyAttestation { kid, digest, signature } => {
+                let key = self.keys.attest().find(|key| key.kid() == kid);
+                let verified = key.map(|key| key.verify(&self.session, &digest, &signature)).transpose()?;
+                Ok(Response::AttestationVerified(verified == Some(true)))
+            }
         }
     }
 
@@ -232,7 +245,7 @@ mod tests {
         let mut operations = Operations::new(session, keys, 2);
         let objects = |operations: &Operations| operations.session.session_objects();
         let resting = objects(&operations);
-        assert_eq!(resting, 1, "the kek's copy");
+        assert_eq!(resting, 2, "the kek's copy, and the attest key's public half");
         let (_, kek) = operations.keys.newest_kek();
         let Operations { session, keys, .. } = &operations;
         assert!(session.value(kek).is_none());

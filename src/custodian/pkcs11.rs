@@ -4,6 +4,7 @@
 //! the module made of it, because a module may ignore parts of a template without a word.
 
 mod cipher;
+mod key_pair;
 mod public_key;
 mod session;
 mod shape;
@@ -20,6 +21,7 @@ use cryptoki::types::AuthPin;
 use super::pin::Pin;
 
 pub use cipher::GCM_NONCE_BYTES;
+pub use key_pair::Half;
 pub use public_key::VerifyingKey;
 pub use session::{Object, Session, WRAP_OVERHEAD_BYTES};
 pub use shape::{Material, Shape, Use};

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{KeyName, Kind, survey};
+use super::keys::{Form, KeyName, Kind, survey, unfinished};
 use super::pin::Pin;
 use super::pkcs11::{Module, Pkcs11Error, Session, Token};
 use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in};
@@ -94,6 +94,7 @@ fn no_so_pin(label: &str, state: &str) -> StartFailure {
 
 /// Makes the first version of every kind of key that has none.
 pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+    discard_unfinished(session, label, out)?;
     let surveyed = || survey(session).map_err(|error| StartFailure::keys(label, &error));
     let there = surveyed()?;
     for kind in Kind::ALL {
@@ -112,14 +113,53 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
     surveyed().map(|_| ())
 }
 
+/// Removes what a crash left of pairs that were being made: half of one, or a whole one. A half without a mark is
+/// nobody's to remove: it may be what is left of a pair that signed.
+fn discard_unfinished(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+    let found = unfinished(session).map_err(|error| StartFailure::keys(label, &error))?;
+    for (name, [marks, made]) in found {
+        // A mark of our own first, then the old ones: if they are another run's that is finishing just now, it
+        // learns that its pair is gone, and no custodian starts on it meanwhile.
+        let discard = || -> Result<(), Pkcs11Error> {
+            let own = session.mark(&name.mark())?;
+            marks.into_iter().chain(made).try_for_each(|object| session.destroy(object))?;
+            session.destroy(own)
+        };
+        discard().map_err(|error| {
+            StartFailure::new(format!("what is unfinished of key {name} cannot be removed ({error})"))
+        })?;
+        say(out, format_args!("key {name}: unfinished, removed"))?;
+    }
+    Ok(())
+}
+
 /// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
 fn make_key(session: &Session, name: KeyName) -> Result<(), Pkcs11Error> {
-    let shape = name.kind.shape();
-    let object = session.generate(&shape, Some(&name.to_string()))?;
-    session.check(object, &shape).inspect_err(|_| {
-        // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
-        let _ = session.destroy(object);
-    })
+    match name.kind.form() {
+        Form::Secret(shape) => {
+            let object = session.generate(&shape, Some(&name.to_string()))?;
+            session.check(object, &shape).inspect_err(|_| {
+                // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
+                let _ = session.destroy(object);
+            })
+        }
+        Form::Pair => make_pair(session, name),
+    }
+}
+
+/// The same for a pair, which a crash can halve: a mark says until the end that it has signed nothing.
+fn make_pair(session: &Session, name: KeyName) -> Result<(), Pkcs11Error> {
+    // A module without such objects leaves more to an operator after a crash, and is otherwise none the worse.
+    let mark = session.mark(&name.mark()).ok();
+    let halves = session.generate_pair(&name.to_string())?;
+    let checked = halves.into_iter().try_for_each(|(half, object)| session.check_half(object, half));
+    if checked.is_err() {
+        for (_, object) in halves {
+            let _ = session.destroy(object);
+        }
+    }
+    mark.map(|mark| session.destroy(mark)).transpose()?;
+    checked
 }
 
 fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartFailure> {

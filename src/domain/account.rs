@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::caller::Tenant;
 use super::lockout::Attempts;
+use super::text::is_printable;
 
 /// What an account must be.
 pub const ACCOUNT_RULE: &str = "an account is 1 to 128 printable characters";
@@ -32,15 +33,6 @@ impl TryFrom<String> for AccountRef {
             Err(ACCOUNT_RULE)
         }
     }
-}
-
-/// No control characters, none that reorder, hide or break the text around them, and not the one that
-/// stands for what could not be read.
-fn is_printable(c: char) -> bool {
-    let invisible = matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{fffd}' | '\u{e0000}'..='\u{e007f}');
-    !c.is_control() && !invisible
 }
 
 impl From<AccountRef> for String {

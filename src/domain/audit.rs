@@ -1,7 +1,7 @@
 //! What the audit log keeps of each change: who, which, what became of it. Never a secret.
 
 use super::caller::{ClientName, Tenant};
-use super::id::CredentialId;
+use super::id::{CredentialId, TransactionId};
 
 /// Makes the enum of its variants, each with its name in the log: an event without one cannot be.
 macro_rules! events {
@@ -51,6 +51,22 @@ events! {
     SignatureVerified "signature.verified",
     /// A signature was wrong; nothing is charged.
     SignatureRefused "signature.refused",
+    /// A transaction was made.
+    TransactionCreated "transaction.created",
+    /// What was presented for a transaction was right.
+    TransactionApproved "transaction.approved",
+    /// What was presented for a transaction was wrong; it is still open.
+    TransactionRefused "transaction.refused",
+    /// What was presented for a transaction was wrong once too often.
+    TransactionFailed "transaction.failed",
+    /// The code accepted last came for a transaction; refused, not charged.
+    TransactionRepeated "transaction.repeated",
+    /// A transaction was taken back.
+    TransactionCancelled "transaction.cancelled",
+    /// A transaction's time was over first.
+    TransactionExpired "transaction.expired",
+    /// A request came after a transaction's end, and its answer is remembered.
+    TransactionEnded "transaction.ended",
     /// Rows past their time were removed.
     Pruned "store.pruned",
     /// The wall clock stepped; what depends on the time is refused from here on.
@@ -77,6 +93,8 @@ pub struct AuditEntry {
     pub actor: Option<Actor>,
     /// Which credential.
     pub credential: Option<CredentialId>,
+    /// Which transaction.
+    pub transaction: Option<TransactionId>,
 }
 
 /// Who asked, and in which request.

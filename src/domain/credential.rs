@@ -4,11 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::account::AccountRef;
 use super::caller::Tenant;
+use super::certificate::CertificateChain;
 use super::id::CredentialId;
 use super::lockout::Attempts;
 use super::ocra::Suite;
 use super::otp::{Algorithm, Digits, MovingFactor};
 use super::signer::{PublicKey, SignatureAlgorithm};
+use super::webauthn::RelyingParty;
 
 /// An AES key-wrap blob (RFC 3394) of the zero-padded seed, under one version of the HSM's `kek`.
 /// Worth nothing without the HSM. It does not say whose it is: the row's seal does.
@@ -58,6 +60,22 @@ pub enum Kind {
     Ocra(OcraToken),
     /// A device that signs.
     Signer(Signer),
+    /// A device that signs, with a certificate for its key.
+    CertifiedSigner(CertifiedSigner),
+    /// A WebAuthn authenticator: it signs assertions and nothing else.
+    Authenticator(Authenticator),
+}
+
+impl Kind {
+    /// Key and algorithm, of whatever signs.
+    pub fn signer(&self) -> Option<&Signer> {
+        match self {
+            Self::Otp(_) | Self::Ocra(_) => None,
+            Self::Signer(signer)
+            | Self::CertifiedSigner(CertifiedSigner { signer, .. })
+            | Self::Authenticator(Authenticator { signer, .. }) => Some(signer),
+        }
+    }
 }
 
 /// A token of RFC 4226 or RFC 6238.
@@ -111,6 +129,24 @@ pub struct Signer {
     pub key: Option<PublicKey>,
 }
 
+/// A device whose key is the one in a certificate: it verifies only while the chain is to be trusted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertifiedSigner {
+    /// Its key, which is the first certificate's.
+    pub signer: Signer,
+    /// Its certificate and those between it and a trust anchor; `None` in a tombstone.
+    pub chain: Option<CertificateChain>,
+}
+
+/// A WebAuthn authenticator (WebAuthn, section 4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authenticator {
+    /// Its key.
+    pub signer: Signer,
+    /// Where it was registered.
+    pub party: RelyingParty,
+}
+
 /// Whether a credential may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -134,8 +170,8 @@ pub struct CredentialState {
     pub version: u64,
     /// Whether it may be used.
     pub status: Status,
-    /// The first counter (HOTP, OCRA with C) or time step (TOTP, other OCRA with T) that may still be
-    /// accepted; it only ever grows.
+    /// The first counter (HOTP, OCRA with C), time step (TOTP, other OCRA with T) or signature count (WebAuthn)
+    /// that may still be accepted; it only ever grows.
     pub next_factor: u64,
     /// The counter or time step accepted last. OCRA without C has [`UsedInput`]s instead.
     pub last_accepted: Option<u64>,
@@ -156,6 +192,12 @@ impl Credential {
             Kind::Otp(token) => Kind::Otp(OtpToken { secret: None, ..token }),
             Kind::Ocra(token) => Kind::Ocra(OcraToken { secret: None, pin_hash: None, ..token }),
             Kind::Signer(signer) => Kind::Signer(Signer { key: None, ..signer }),
+            Kind::CertifiedSigner(CertifiedSigner { signer, .. }) => {
+                Kind::CertifiedSigner(CertifiedSigner { signer: Signer { key: None, ..signer }, chain: None })
+            }
+            Kind::Authenticator(Authenticator { signer, party }) => {
+                Kind::Authenticator(Authenticator { signer: Signer { key: None, ..signer }, party })
+            }
         };
         Self { version: self.version.saturating_add(1), kind, deleted_unix_ms: Some(unix_ms), ..self.clone() }
     }
@@ -188,6 +230,11 @@ impl CredentialState {
     pub fn beyond(&self, step: u64) -> Option<Self> {
         let mark = step.saturating_add(1);
         (self.next_factor < mark).then(|| Self { next_factor: mark, ..self.next() })
+    }
+
+    /// After a WebAuthn authenticator's signature count: `next` is the first that may still come.
+    pub fn counted(&self, next: u64) -> Self {
+        Self { next_factor: next, last_accepted: next.checked_sub(1), ..self.next() }
     }
 
     /// With another status.

@@ -2,6 +2,7 @@
 //! [`truncate`](super::otp::truncate)d from that HMAC.
 
 mod challenge;
+mod question;
 mod suite;
 
 use zeroize::Zeroizing;
@@ -9,6 +10,7 @@ use zeroize::Zeroizing;
 use super::otp::Algorithm;
 
 pub use challenge::{Challenge, ChallengeError};
+pub use question::question;
 pub use suite::{QuestionFormat, QuestionKind, SUITE_RULE, Suite};
 
 /// Why there is no DataInput: what the suite says and what is given differ. Names the input, never its value.

@@ -5,17 +5,20 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::account::{Account, AccountRef};
+use super::attestation::Attestation;
 use super::caller::{ClientName, Tenant};
 use super::credential::{Credential, CredentialState, Kind, OtpToken, UsedInput, WrappedSecret};
-use super::id::CredentialId;
+use super::id::{CredentialId, TransactionId};
 use super::idempotency::{IdempotencyKey, IdempotencyRecord};
 use super::otp::{Algorithm, Digits, MovingFactor};
+use super::transaction::Transaction;
 
 /// What every encoding begins with: a seal made here fits nothing else that the key ever seals.
 const DOMAIN: &str = "hsm-authd/row/v1";
 
 /// Any stored row. The variant is the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a verdict has a handful of rows, each moved a few times")]
 pub enum Row {
     /// Table `credential`.
     Credential(Credential),
@@ -27,11 +30,16 @@ pub enum Row {
     Idempotency(IdempotencyRecord),
     /// Table `used_input`.
     UsedInput(UsedInput),
+    /// Table `attestation`.
+    Attestation(Attestation),
+    /// Table `payment`.
+    Transaction(Transaction),
 }
 
 /// How rows are spelt. It outlives releases: new variants go to the end, and a variant's fields never
 /// change, because a row is encoded again to check its seal (`docs/decisions/0005-sealed-rows.md`).
 #[derive(Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one lives while a row is encoded")]
 enum Spelling<'a> {
     /// A HOTP or TOTP credential, as it was spelt when there was no other kind.
     OtpCredential(OtpCredential<'a>),
@@ -41,6 +49,8 @@ enum Spelling<'a> {
     /// A credential of any other kind.
     Credential(Cow<'a, Credential>),
     UsedInput(Cow<'a, UsedInput>),
+    Attestation(Cow<'a, Attestation>),
+    Transaction(Cow<'a, Transaction>),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,12 +83,16 @@ impl<'a> Spelling<'a> {
                     secret: Cow::Borrowed(&token.secret),
                     deleted_unix_ms: row.deleted_unix_ms,
                 }),
-                Kind::Ocra(_) | Kind::Signer(_) => Self::Credential(Cow::Borrowed(row)),
+                Kind::Ocra(_) | Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => {
+                    Self::Credential(Cow::Borrowed(row))
+                }
             },
             Row::State(row) => Self::State(Cow::Borrowed(row)),
             Row::Account(row) => Self::Account(Cow::Borrowed(row)),
             Row::Idempotency(row) => Self::Idempotency(Cow::Borrowed(row)),
             Row::UsedInput(row) => Self::UsedInput(Cow::Borrowed(row)),
+            Row::Attestation(row) => Self::Attestation(Cow::Borrowed(row)),
+            Row::Transaction(row) => Self::Transaction(Cow::Borrowed(row)),
         }
     }
 
@@ -103,6 +117,8 @@ impl<'a> Spelling<'a> {
             Self::Account(row) => Row::Account(row.into_owned()),
             Self::Idempotency(row) => Row::Idempotency(row.into_owned()),
             Self::UsedInput(row) => Row::UsedInput(row.into_owned()),
+            Self::Attestation(row) => Row::Attestation(row.into_owned()),
+            Self::Transaction(row) => Row::Transaction(row.into_owned()),
         }
     }
 }
@@ -120,6 +136,10 @@ pub enum RowKey {
     Idempotency(ClientName, IdempotencyKey),
     /// Table `used_input`: the credential, and the input's fingerprint.
     UsedInput(CredentialId, [u8; 32]),
+    /// Table `attestation`.
+    Attestation(TransactionId),
+    /// Table `payment`.
+    Transaction(TransactionId),
 }
 
 impl Row {
@@ -131,6 +151,8 @@ impl Row {
             Self::Account(row) => RowKey::Account(row.tenant.clone(), row.account.clone()),
             Self::Idempotency(row) => RowKey::Idempotency(row.client.clone(), row.key.clone()),
             Self::UsedInput(row) => RowKey::UsedInput(row.id, row.fingerprint),
+            Self::Attestation(row) => RowKey::Attestation(row.transaction),
+            Self::Transaction(row) => RowKey::Transaction(row.id),
         }
     }
 
@@ -142,6 +164,8 @@ impl Row {
             Self::Account(row) => row.version,
             Self::Idempotency(row) => row.version,
             Self::UsedInput(row) => row.version,
+            Self::Attestation(row) => row.version,
+            Self::Transaction(row) => row.version,
         }
     }
 
@@ -204,6 +228,15 @@ pub struct SealedBytes {
     pub seal: Seal,
 }
 
+impl SealedBytes {
+    /// At most how many bytes it takes in a message.
+    pub fn message_bytes(&self) -> usize {
+        // The row's length before it; the seal is a number and 32 bytes.
+        const BESIDES: usize = 40;
+        self.bytes.0.len().saturating_add(BESIDES)
+    }
+}
+
 macro_rules! into_row {
     ($($type:ty => $variant:ident),*) => {$(
         impl From<$type> for Row {
@@ -219,7 +252,9 @@ into_row!(
     CredentialState => State,
     Account => Account,
     IdempotencyRecord => Idempotency,
-    UsedInput => UsedInput
+    UsedInput => UsedInput,
+    Attestation => Attestation,
+    Transaction => Transaction
 );
 
 /// A multiset hash: the sum of a keyed hash of every live row, modulo 2^256, big-endian.
@@ -255,8 +290,14 @@ impl RowSum {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::credential::{EncryptedPinHash, OcraToken, OcraUse};
+    use crate::domain::certificate::CertificateChain;
+    use crate::domain::credential::{
+        Authenticator, CertifiedSigner, EncryptedPinHash, OcraToken, OcraUse, Signer,
+    };
     use crate::domain::ocra::Suite;
+    use crate::domain::signer::SignatureAlgorithm;
+    use crate::domain::transaction::{self, AuthenticatorReport, Device, Method, Parent, State, Terms};
+    use crate::domain::webauthn::RelyingParty;
     use proptest::prelude::*;
 
     fn sum(low: u128) -> RowSum {
@@ -313,7 +354,7 @@ mod tests {
                 Row::State(_) => number == 3,
                 Row::Account(_) => number == 4,
                 Row::Idempotency(_) => number == 5,
-                Row::UsedInput(_) => false,
+                Row::UsedInput(_) | Row::Attestation(_) | Row::Transaction(_) => false,
             };
             assert!(is_table, "{number}");
         }
@@ -362,6 +403,92 @@ mod tests {
             Row::UsedInput(input),
         ];
         for (row, spelling) in rows.into_iter().zip(OCRA_SPELLINGS) {
+            assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), spelling);
+            assert_eq!(row.encode().decode(), Some(row));
+        }
+    }
+
+    /// An attestation, likewise.
+    const ATTESTATION_SPELLING: &str = "1068736d2d61757468642f726f772f763106878e9cb8f0e0c183878e9cb8f0e0c183870e06\
+         62616e6b2d610105682e632e73";
+
+    #[test]
+    fn an_attestation_is_spelt_as_ever() {
+        let row = Row::Attestation(Attestation {
+            transaction: TransactionId::from_random([7; 16]),
+            tenant: Tenant::try_from("bank-a".to_owned()).unwrap(),
+            version: 1,
+            jws: "h.c.s".to_owned(),
+        });
+        assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), ATTESTATION_SPELLING);
+        assert_eq!(row.encode().decode(), Some(row));
+    }
+
+    /// Transactions, and the signers that came with them, spelt by the release that brought them; likewise.
+    const TRANSACTION_SPELLINGS: [&str; 4] = [
+        "1068736d2d61757468642f726f772f763104878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d61066163\
+         63742d3101e8070301000102020102010300",
+        "1068736d2d61757468642f726f772f763104878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d61066163\
+         63742d3101e807040100100404040404040404040404040404040409612e6578616d706c65011168747470733a2f\
+         2f612e6578616d706c6500",
+        "1068736d2d61757468642f726f772f763107010662616e6b2d6101a0c084d68d3700878e9cb8f0e0c183878e9cb8\
+         f0e0c183870e194f4352412d313a484f54502d5348413235362d383a514836340109616363742d30303031164445\
+         383933373034303034343035333230313330303007313235302e303003455552086f726465722d37370000002020\
+         20202020202020202020202020202020202020202020202020202020202080e896d68d3780e896d68d3701010101\
+         010101010101010101010101e0a71200030000",
+        "1068736d2d61757468642f726f772f763107010662616e6b2d6102a0c084d68d3701878e9cb8f0e0c183878e9cb8\
+         f0e0c183870e0100164445383933373034303034343035333230313330303007313235302e303003455552086f72\
+         6465722d3737010170010172018890a0c0808182848890a0c0808182848810090909090909090909090909090909\
+         09090909090909090909090909090909092020202020202020202020202020202020202020202020202020202020\
+         20202080e896d68d3780e896d68d3701010101010101010101010101010101e0a712010101ac0201ac020100",
+    ];
+
+    #[test]
+    fn transactions_and_their_signers_are_spelt_as_ever() {
+        let credential = |kind| {
+            Row::Credential(Credential {
+                id: CredentialId::from_random([7; 16]),
+                tenant: Tenant::try_from("bank-a".to_owned()).unwrap(),
+                account: AccountRef::try_from("acct-1".to_owned()).unwrap(),
+                version: 1,
+                created_unix_ms: 1_000,
+                kind,
+                deleted_unix_ms: None,
+            })
+        };
+        let signer = || Signer { algorithm: SignatureAlgorithm::Rs256, key: None };
+        let chain: CertificateChain = serde_json::from_str("[[1, 2], [3]]").unwrap();
+        let origins = vec!["https://a.example".to_owned()];
+        let party = RelyingParty::new(vec![4; 16], "a.example".to_owned(), origins).unwrap();
+        let plain = transaction::tests::golden();
+        let device = Device::Assertion;
+        let full = Transaction {
+            version: 2,
+            method: Method::DeviceSignature { credential: CredentialId::from_random([7; 16]), device },
+            terms: Terms {
+                payer: None,
+                platform: Some("p".to_owned().try_into().unwrap()),
+                remark: Some("r".to_owned().try_into().unwrap()),
+                parent: Some(Parent { id: TransactionId::from_random([8; 16]), hash: [9; 32] }),
+                ..plain.terms.clone()
+            },
+            state: State::Approved,
+            attempts_left: 1,
+            ended_unix_ms: Some(300),
+            authenticator: Some(AuthenticatorReport {
+                sign_count: 300,
+                backup_eligible: true,
+                backed_up: false,
+            }),
+            ..plain.clone()
+        };
+        let rows = [
+            credential(Kind::CertifiedSigner(CertifiedSigner { signer: signer(), chain: Some(chain) })),
+            credential(Kind::Authenticator(Authenticator { signer: signer(), party })),
+            Row::Transaction(plain),
+            Row::Transaction(full),
+        ];
+        for (row, spelling) in rows.into_iter().zip(TRANSACTION_SPELLINGS) {
             assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), spelling);
             assert_eq!(row.encode().decode(), Some(row));
         }

@@ -45,7 +45,7 @@ impl SignatureAlgorithm {
 /// Why a key is refused: what to mend, in words of our own. Repeats nothing of what was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct KeyError(&'static str);
+pub struct KeyError(pub(in crate::domain) &'static str);
 
 impl KeyError {
     /// The same words.
@@ -154,6 +154,14 @@ fn is_odd(number: &[u8]) -> bool {
 }
 
 impl PublicKey {
+    /// From a point of P-256, uncompressed or compressed (SEC 1, section 2.3.3).
+    ///
+    /// # Errors
+    /// It is no such point, or that at infinity.
+    pub fn from_p256_point(point: &[u8]) -> Result<Self, KeyError> {
+        P256Key::from_point(point).map(Self::P256)
+    }
+
     /// What it verifies.
     pub fn algorithm(&self) -> SignatureAlgorithm {
         match self {

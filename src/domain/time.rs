@@ -1,6 +1,17 @@
 //! Time as a value: what the shell's clock read, once per request.
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// A moment as RFC 3339 in UTC, whole seconds; empty for one that has no such text (after the year 9999).
+pub fn rfc3339(unix_ms: u64) -> String {
+    i64::try_from(unix_ms / 1_000)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
 
 /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`): times since boot compare only within one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +31,9 @@ pub struct Now {
     pub trusted: bool,
 }
 
-/// A moment that has come only when the wall clock AND the time since boot say so.
+/// A moment, by the wall clock and by the time since boot. What ends by itself at that moment (a lock) ends when
+/// BOTH say that it has come: [`Deadline::remaining_ms`]. What may be used up to that moment (a transaction) may
+/// be used only while NEITHER does: [`Deadline::left_ms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadline {
     unix_ms: u64,
@@ -50,6 +63,18 @@ impl Deadline {
         by_wall.max(boot_target.saturating_sub(now.boot_ms))
     }
 
+    /// Milliseconds left until one of the clocks says that the moment has come.
+    ///
+    /// After a reboot the wall clock alone can tell.
+    pub fn left_ms(&self, now: &Now) -> u64 {
+        let by_wall = self.unix_ms.saturating_sub(now.unix_ms);
+        if now.boot_id == self.boot_id {
+            by_wall.min(self.boot_ms.saturating_sub(now.boot_ms))
+        } else {
+            by_wall
+        }
+    }
+
     /// The wall-clock part, for people to read.
     pub fn unix_ms(&self) -> u64 {
         self.unix_ms
@@ -75,6 +100,22 @@ mod tests {
         );
         assert_eq!(deadline.remaining_ms(&now(1_000, 9_000, 1)), 100, "nor does one set back");
         assert_eq!(deadline.remaining_ms(&now(1_100, 150, 1)), 0);
+    }
+
+    #[test]
+    fn what_may_be_used_ends_by_either_clock() {
+        let deadline = Deadline::after(&now(1_000, 50, 1), 100);
+        assert_eq!(deadline.left_ms(&now(1_000, 50, 1)), 100);
+        assert_eq!(deadline.left_ms(&now(1_000, 9_000, 1)), 0, "a wall clock set back gives no time");
+        assert_eq!(deadline.left_ms(&now(9_000, 50, 1)), 0, "one set forward takes it");
+        assert_eq!(deadline.left_ms(&now(1_040, 70, 1)), 60);
+        assert_eq!(deadline.left_ms(&now(1_030, 9_000, 2)), 70, "after a reboot the wall clock tells");
+    }
+
+    #[test]
+    fn moments_are_utc() {
+        assert_eq!(rfc3339(1_893_456_000_999), "2030-01-01T00:00:00Z");
+        assert_eq!(rfc3339(u64::MAX), "");
     }
 
     #[test]

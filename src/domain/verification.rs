@@ -136,7 +136,7 @@ pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
     let by_time = match &subject.credential.kind {
         Kind::Otp(token) => matches!(token.moving_factor, MovingFactor::Totp { .. }),
         Kind::Ocra(token) => token.suite.time_step_s().is_some(),
-        Kind::Signer(_) => false,
+        Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => false,
     };
     let has_lock = own.lock.is_some() || account.lock.is_some();
     match locked {

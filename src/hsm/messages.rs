@@ -4,19 +4,22 @@
 //! postcard: [`Call`] towards the custodian, [`Reply`] back. The first frame a custodian reads is
 //! its [`Boot`], written by the supervisor; the first it writes is its [`Hello`].
 //!
-//! Every request is a pure function of its message, so it may be asked again of another custodian.
+//! No request changes anything in a custodian or in its HSM, so it may be asked again of another custodian. What is
+//! new in an answer (a seed, random bytes, an attestation) is then another one; only the answer that is used counts.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
+use crate::domain::caller::Tenant;
 use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Algorithm, Otp};
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
+use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
 use crate::domain::verification::Factor;
 use crate::secret::SecretBytes;
@@ -24,8 +27,15 @@ use crate::secret::SecretBytes;
 /// The largest frame, in bytes, without its length.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 
+/// How many bytes of rows, and how many rows, a message that only checks them is to hold: others wait for it.
+const PORTION_BYTES_MAX: usize = 48 * 1024;
+const PORTION_ROWS_MAX: usize = 75;
+
+/// The longest claims of an attestation, in bytes.
+pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
+
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.2");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.3");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -108,6 +118,19 @@ pub enum Request {
     Fingerprint(SecretBytes),
     /// The sum over rows, their seals checked. -> [`Response::Sum`]
     Sum(Vec<SealedBytes>),
+    /// Bytes of the HSM's random generator, for nonces. -> [`Response::Random`]
+    Random,
+    /// The public halves of the `attest` keys. -> [`Response::AttestationKeys`]
+    AttestationKeys,
+    /// A signature that is said to be one of our `attest` keys'. -> [`Response::AttestationVerified`]
+    VerifyAttestation {
+        /// The key's RFC 7638 thumbprint.
+        kid: String,
+        /// SHA-256 of the JWS's signing input.
+        digest: [u8; 32],
+        /// r and s.
+        signature: Signature,
+    },
 }
 
 /// Rows to check, to take away and to seal.
@@ -145,6 +168,8 @@ pub struct CheckOtp {
     pub repeated: Outcome,
     /// What is written when none matches.
     pub missed: Outcome,
+    /// What is attested if a candidate is accepted: never on a repeat or a miss.
+    pub attest: Option<Attest>,
 }
 
 /// A factor to try.
@@ -169,6 +194,20 @@ pub struct CheckSignature {
     pub accepted: Outcome,
     /// What is written if it is not.
     pub refused: Outcome,
+    /// What is attested if it is right.
+    pub attest: Option<Attest>,
+}
+
+/// An attestation that comes with an accepted check, and with nothing else: no request has a custodian sign what
+/// was not approved. Its row is the last that the check writes.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Attest {
+    /// What is approved.
+    pub transaction: TransactionId,
+    /// Whose it is: the credential's, too.
+    pub tenant: Tenant,
+    /// The claims: a JSON object, at most [`CLAIMS_BYTES_MAX`].
+    pub claims: Vec<u8>,
 }
 
 /// What a custodian answers.
@@ -187,8 +226,10 @@ pub enum Response {
     Checked {
         /// Which candidate matched; `None`: none did.
         matched: Option<u16>,
-        /// Seals and sum of what that outcome writes.
+        /// Seals and sum of what that outcome writes; an attestation's seal is the last.
         sealed: SealedRows,
+        /// The compact JWS, if one was asked for and the code accepted.
+        attestation: Option<String>,
     },
     /// To [`Request::EncryptPinHash`].
     PinHash(EncryptedPinHash),
@@ -196,8 +237,10 @@ pub enum Response {
     SignatureChecked {
         /// Whether it is right.
         valid: bool,
-        /// Seals and sum of what that outcome writes.
+        /// Seals and sum of what that outcome writes; an attestation's seal is the last.
         sealed: SealedRows,
+        /// The compact JWS, if one was asked for and the signature is right.
+        attestation: Option<String>,
     },
     /// To [`Request::Seal`].
     Sealed(SealedRows),
@@ -205,6 +248,12 @@ pub enum Response {
     Fingerprint(Fingerprint),
     /// To [`Request::Sum`].
     Sum(RowSum),
+    /// To [`Request::Random`].
+    Random([u8; 32]),
+    /// To [`Request::AttestationKeys`]: the newest first.
+    AttestationKeys(Vec<PublicKey>),
+    /// To [`Request::VerifyAttestation`]: whether that key made it. An unknown one made nothing.
+    AttestationVerified(bool),
 }
 
 /// The seals of an outcome's rows, in their order, and how the sum over all rows changes.
@@ -281,9 +330,27 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     }
 }
 
+/// Rows to be checked, in portions for one message each, in their order; of no row there is one empty portion.
+pub fn portions(rows: Vec<SealedBytes>) -> Vec<Vec<SealedBytes>> {
+    let (mut portions, mut portion, mut portion_bytes) = (Vec::new(), Vec::new(), 0_usize);
+    for row in rows {
+        let bytes = row.message_bytes();
+        let with_it = portion_bytes.saturating_add(bytes);
+        if !portion.is_empty() && (with_it > PORTION_BYTES_MAX || portion.len() == PORTION_ROWS_MAX) {
+            portions.push(std::mem::take(&mut portion));
+            portion_bytes = 0;
+        }
+        portion_bytes = portion_bytes.saturating_add(bytes);
+        portion.push(row);
+    }
+    portions.push(portion);
+    portions
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::row::Seal;
     use proptest::prelude::*;
 
     #[test]
@@ -303,6 +370,37 @@ mod tests {
         assert!(matches!(encode(&call), Err(FrameError::TooLong(_))));
         assert!(frame_length([0, 1, 0, 0]).is_ok());
         assert!(frame_length([0, 1, 0, 1]).is_err());
+    }
+
+    /// A row of so many bytes.
+    fn row(bytes: usize) -> SealedBytes {
+        let bytes = postcard::from_bytes(&postcard::to_stdvec(&vec![7u8; bytes]).unwrap()).unwrap();
+        SealedBytes { bytes, seal: Seal { key_version: u16::MAX, mac: [0xff; 32] } }
+    }
+
+    #[test]
+    fn of_no_row_there_is_one_portion() {
+        assert_eq!(portions(Vec::new()).iter().map(Vec::len).collect::<Vec<_>>(), [0]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn each_portion_fits_a_frame(
+            lengths in prop::collection::vec(prop_oneof![0..300usize, 0..9_000usize], 0..200),
+        ) {
+            let portions = portions(lengths.iter().copied().map(row).collect());
+            let told: Vec<_> = portions.iter().flatten().map(|row| row.bytes.as_bytes().len()).collect();
+            prop_assert_eq!(&told, &lengths);
+            for standing in portions {
+                prop_assert!(standing.len() <= PORTION_ROWS_MAX);
+                prop_assert!(!standing.is_empty() || lengths.is_empty());
+                let request = Request::Seal(SealRows { standing, outcome: Outcome::default() });
+                let frame = encode(&Call { id: u64::MAX, request });
+                prop_assert!(frame.is_ok());
+            }
+        }
+
     }
 
     proptest! {

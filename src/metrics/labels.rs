@@ -43,6 +43,9 @@ label! {
     Deleted "deleted",
     Verified "verified",
     Resynced "resynced",
+    Created "created",
+    Approved "approved",
+    Cancelled "cancelled",
     VerificationFailed "verification-failed",
     Locked "locked",
     Invalid "invalid",
@@ -50,10 +53,12 @@ label! {
     Forbidden "forbidden",
     NotFound "not-found",
     StateConflict "state-conflict",
+    Expired "expired",
     IdempotencyMismatch "idempotency-mismatch",
     TooLarge "too-large",
     UnsupportedMediaType "unsupported-media-type",
     MethodNotAllowed "method-not-allowed",
+    NotAcceptable "not-acceptable",
     Unavailable "unavailable",
 }
 
@@ -69,6 +74,9 @@ label! {
     Seal "seal",
     Fingerprint "fingerprint",
     Sum "sum",
+    Random "random",
+    AttestationKeys "attestation-keys",
+    VerifyAttestation "verify-attestation",
 }
 
 label! {

@@ -1,17 +1,19 @@
 //! A credential as its bank sees it: everything but the secret.
 
+use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
 use crate::domain::account::AccountRef;
 use crate::domain::caller::Tenant;
-use crate::domain::credential::{Credential, CredentialState, Kind, OcraUse, Status};
+use crate::domain::credential::{
+    Authenticator, CertifiedSigner, Credential, CredentialState, Kind, OcraUse, Signer, Status,
+};
 use crate::domain::id::CredentialId;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::signer::SignatureAlgorithm;
+use crate::domain::time::rfc3339;
 
 /// The JSON of a credential, in answers and in idempotency records: there, fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -98,7 +100,27 @@ pub enum KindView {
         /// Its key's RFC 7638 thumbprint: SHA-256, base64url.
         #[schema(pattern = "^[A-Za-z0-9_-]{43}$")]
         thumbprint: String,
+        /// With a certificate: when it expires, RFC 3339 in UTC, whole seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false, format = DateTime)]
+        certificate_expires_at: Option<String>,
+        /// Of a WebAuthn authenticator: where it was registered.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
+        webauthn: Option<RelyingPartyView>,
     },
+}
+
+/// Where a WebAuthn authenticator was registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = RelyingParty)]
+pub struct RelyingPartyView {
+    /// Its credential id, base64url without padding.
+    pub credential_id: String,
+    /// The relying party's id: a domain.
+    pub rp_id: String,
+    /// The origins that may ask it.
+    pub origins: Vec<String>,
 }
 
 impl CredentialView {
@@ -140,21 +162,34 @@ impl KindView {
                     skew_steps: token.suite.time_step_s().map(|_| token.skew_steps),
                 }
             }
-            Kind::Signer(signer) => Self::Signer {
-                algorithm: signer.algorithm,
-                thumbprint: signer.key.as_ref().map(|key| key.thumbprint()).unwrap_or_default(),
-            },
+            Kind::Signer(signer) => Self::signer(signer, None, None),
+            Kind::CertifiedSigner(CertifiedSigner { signer, chain }) => {
+                let expires = chain.as_ref().and_then(|chain| chain.not_after_unix_ms().ok());
+                Self::signer(signer, expires.map(rfc3339), None)
+            }
+            Kind::Authenticator(Authenticator { signer, party }) => {
+                let party = RelyingPartyView {
+                    credential_id: BASE64URL_NOPAD.encode(&party.credential_id),
+                    rp_id: party.rp_id.clone(),
+                    origins: party.origins.clone(),
+                };
+                Self::signer(signer, None, Some(party))
+            }
         }
     }
-}
 
-/// A moment as RFC 3339 in UTC, whole seconds.
-pub fn rfc3339(unix_ms: u64) -> String {
-    i64::try_from(unix_ms / 1_000)
-        .ok()
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_default()
+    fn signer(
+        signer: &Signer,
+        certificate_expires_at: Option<String>,
+        webauthn: Option<RelyingPartyView>,
+    ) -> Self {
+        Self::Signer {
+            algorithm: signer.algorithm,
+            thumbprint: signer.key.as_ref().map(|key| key.thumbprint()).unwrap_or_default(),
+            certificate_expires_at,
+            webauthn,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -169,11 +204,5 @@ mod tests {
         let view: CredentialView = serde_json::from_str(kept).unwrap();
         assert_eq!(view.failures, 3);
         assert!(matches!(view.kind, KindView::Totp { period: 30, drift_steps: -2, .. }));
-    }
-
-    #[test]
-    fn moments_are_utc() {
-        assert_eq!(rfc3339(1_893_456_000_999), "2030-01-01T00:00:00Z");
-        assert_eq!(rfc3339(u64::MAX), "");
     }
 }

@@ -6,14 +6,17 @@ use zeroize::Zeroizing;
 use crate::domain::account::{Account, AccountRef};
 use crate::domain::audit::Event;
 use crate::domain::caller::Tenant;
+use crate::domain::certificate::CertificateChain;
 use crate::domain::credential::{
-    Credential, CredentialState, Kind, OcraToken, OcraUse, OtpToken, Signer, WrappedSecret,
+    Authenticator, CertifiedSigner, Credential, CredentialState, Kind, OcraToken, OcraUse, OtpToken, Signer,
+    WrappedSecret,
 };
 use crate::domain::id::CredentialId;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Row, Sealed};
 use crate::domain::signer::PublicKey;
+use crate::domain::webauthn::RelyingParty;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::secret::SecretBytes;
 use crate::store::Commit;
@@ -38,6 +41,10 @@ pub enum NewKind {
     Ocra(NewOcraToken),
     /// A device that signs, by its public key.
     Signer(PublicKey),
+    /// A device that signs, by the certificate of its key.
+    CertifiedSigner(CertificateChain),
+    /// A WebAuthn authenticator, by its public key.
+    Authenticator(PublicKey, RelyingParty),
 }
 
 /// A HOTP or TOTP token to be enrolled.
@@ -94,7 +101,7 @@ impl Service {
         };
         let Enrolment { account: account_ref, kind } = wanted;
         if let NewKind::Otp(NewOtpToken { export: true, .. }) = &kind
-            && !self.policy.allow_export
+            && !self.policies.credentials.allow_export
         {
             return Err(Refused::Invalid { field: "export", reason: "this appliance hands no seed out" });
         }
@@ -179,9 +186,16 @@ impl Service {
                 let kind = Kind::Ocra(OcraToken { suite, look_ahead, skew_steps, usage, secret, pin_hash });
                 Ok(Made { kind, counter, otpauth: None })
             }
-            NewKind::Signer(key) => {
-                let kind = Kind::Signer(Signer { algorithm: key.algorithm(), key: Some(key) });
-                Ok(Made { kind, counter: 0, otpauth: None })
+            NewKind::Signer(key) => Ok(Made::of(Kind::Signer(signer(key)))),
+            NewKind::CertifiedSigner(chain) => {
+                let invalid = |reason| Refused::Invalid { field: "certificate_chain_pem", reason };
+                self.check_chain(chain.clone(), &self.now()).await?.map_err(invalid)?;
+                let key = chain.public_key().map_err(|error| invalid(error.reason()))?;
+                let signer = signer(key);
+                Ok(Made::of(Kind::CertifiedSigner(CertifiedSigner { signer, chain: Some(chain) })))
+            }
+            NewKind::Authenticator(key, party) => {
+                Ok(Made::of(Kind::Authenticator(Authenticator { signer: signer(key), party })))
             }
         }
     }
@@ -207,6 +221,17 @@ struct Made {
     kind: Kind,
     counter: u64,
     otpauth: Option<Zeroizing<String>>,
+}
+
+impl Made {
+    /// What has no counter and no URI.
+    fn of(kind: Kind) -> Self {
+        Self { kind, counter: 0, otpauth: None }
+    }
+}
+
+fn signer(key: PublicKey) -> Signer {
+    Signer { algorithm: key.algorithm(), key: Some(key) }
 }
 
 /// The `otpauth` URI that authenticator apps read. It declassifies the seed: it was asked for, and

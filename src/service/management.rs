@@ -167,7 +167,7 @@ impl Service {
         &self,
         caller: &Caller,
         account: Option<&AccountRef>,
-        page: Page,
+        page: Page<CredentialId>,
     ) -> Result<Listed, Refused> {
         let one_more = Page { limit: page.limit.saturating_add(1), ..page };
         let Some(mut found) = self.store.credentials(&caller.tenant, account, one_more).await? else {
@@ -175,10 +175,7 @@ impl Service {
         };
         let more = found.len() > usize::from(page.limit);
         found.truncate(page.limit.into());
-        // A message holds the rows of this many credentials with room to spare.
-        for rows in found.chunks(25) {
-            self.hsm.check(rows.iter().flat_map(all_bytes).collect()).await?;
-        }
+        self.hsm.check(found.iter().flat_map(all_bytes).collect()).await?;
         let items: Vec<_> =
             found.iter().map(|rows| CredentialView::new(&rows.credential.row, &rows.state.row)).collect();
         let next = if more { items.last().map(|item| item.id.clone()) } else { None };

@@ -1,5 +1,5 @@
-//! Removing what is past its time: answers after a day, tombstones after the configured days, used inputs
-//! of OCRA tokens when their time step is out of reach.
+//! Removing what is past its time: answers after a day, tombstones and ended transactions after the configured
+//! days, used inputs of OCRA tokens when their time step is out of reach.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,58 @@ use crate::domain::id::CredentialId;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
 use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::Commit;
+use crate::store::{Commit, TransactionRows};
 
 use super::{RACES_MAX, Refused, Service, seal};
 
-/// How many rows of a kind go at once: all together have to fit one message, and hold up no verdict.
+/// How many rows of a kind go at once at most, so that no verdict is held up.
 const BATCH: u16 = 16;
+/// From how many bytes on a batch takes nothing more. What goes together is shorter than the rest of a message: the
+/// longest of it is a remembered answer to a new transaction.
+const BATCH_FULL_BYTES: usize = 40 * 1024;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 impl Service {
-    /// Removes rows past their time, batch by batch, until none is left. Nothing while the clock is
-    /// not trusted.
+    /// Removes rows past their time, batch by batch, until none is left, and writes down which transactions'
+    /// time is over; how many rows there were. Nothing while the clock is not trusted.
     ///
     /// # Errors
     /// [`Refused::Unavailable`]; the next round goes on where this one stopped.
     pub async fn prune(&self) -> Result<u64, Refused> {
+        Ok(self.expire_overdue().await? + self.prune_transactions().await? + self.prune_others().await?)
+    }
+
+    /// Transactions that ended long ago, each with its attestation.
+    async fn prune_transactions(&self) -> Result<u64, Refused> {
+        let mut pruned = 0;
+        loop {
+            let now = self.now();
+            let before = now.unix_ms.saturating_sub(u64::from(self.policies.transactions.keep_days) * DAY_MS);
+            let ended = match now.trusted {
+                true => self.store.transactions_ended(before, BATCH).await?,
+                false => Vec::new(),
+            };
+            if ended.is_empty() {
+                return Ok(pruned);
+            }
+            let mut batch = Batch::default();
+            for TransactionRows { transaction, attestation } in ended {
+                if batch.is_full() {
+                    break;
+                }
+                batch.remove(transaction);
+                attestation.into_iter().for_each(|attestation| batch.remove(attestation));
+            }
+            let count = batch.removed.len() as u64;
+            // Nobody changes what has ended, so no race for it is lost.
+            match self.commit(self.sealed(batch, &now).await?).await? {
+                Some(_durable) => pruned += count,
+                None => return Ok(pruned),
+            }
+        }
+    }
+
+    async fn prune_others(&self) -> Result<u64, Refused> {
         let (mut pruned, mut races_lost) = (0, 0);
         // A credential in constant use may win every race: the next round tries again.
         while races_lost < RACES_MAX {
@@ -33,7 +70,9 @@ impl Service {
             }
             let mut batch = Batch::default();
             for record in self.store.expired(now.unix_ms, BATCH).await? {
-                batch.remove(record);
+                if !batch.is_full() {
+                    batch.remove(record);
+                }
             }
             self.tombstones(&now, &mut batch).await?;
             self.inputs_out_of_reach(&now, &mut batch).await?;
@@ -50,8 +89,11 @@ impl Service {
     }
 
     async fn tombstones(&self, now: &Now, batch: &mut Batch) -> Result<(), Refused> {
-        let before = now.unix_ms.saturating_sub(u64::from(self.policy.tombstone_days) * DAY_MS);
+        let before = now.unix_ms.saturating_sub(u64::from(self.policies.credentials.tombstone_days) * DAY_MS);
         for tombstone in self.store.tombstones(before, BATCH).await? {
+            if batch.is_full() {
+                break;
+            }
             // What it used up goes first: nothing would lead to it any more.
             let inputs = self.store.inputs_of(tombstone.credential.row.id, BATCH).await?;
             if !inputs.is_empty() {
@@ -72,6 +114,9 @@ impl Service {
             of.entry(input.row.id).or_default().push(input);
         }
         for (id, inputs) in of {
+            if batch.is_full() {
+                break;
+            }
             let Some(first) = inputs.first() else { continue };
             let rows = self.store.credential(&first.row.tenant, id).await?;
             let rows = rows.ok_or_else(|| Refused::unavailable("a used input has no credential"))?;
@@ -85,7 +130,7 @@ impl Service {
     }
 
     async fn sealed(&self, batch: Batch, now: &Now) -> Result<Commit, Refused> {
-        let Batch { standing, removed, written } = batch;
+        let Batch { standing, removed, written, .. } = batch;
         let replaces = (0u8..).take(standing.len()).collect();
         let rows = written.iter().map(Row::encode).collect();
         let sealed = self.hsm.seal(SealRows { standing, outcome: Outcome { replaces, rows } }).await?;
@@ -94,7 +139,13 @@ impl Service {
             removed: removed.iter().map(|row| (row.key(), row.version())).collect(),
             rows: seal(written, &sealed)?,
             sum_change: sealed.sum_change,
-            audit: AuditEntry { unix_ms: now.unix_ms, event: Event::Pruned, actor: None, credential: None },
+            audit: AuditEntry {
+                unix_ms: now.unix_ms,
+                event: Event::Pruned,
+                actor: None,
+                credential: None,
+                transaction: None,
+            },
         })
     }
 }
@@ -102,48 +153,69 @@ impl Service {
 /// Rows that go, and rows that change with them.
 #[derive(Default)]
 struct Batch {
+    /// What they take in a message.
+    bytes: usize,
     standing: Vec<SealedBytes>,
     removed: Vec<Row>,
     written: Vec<Row>,
 }
 
 impl Batch {
+    /// What is left for the next one is found again.
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_FULL_BYTES
+    }
+
     fn remove<T: Clone + Into<Row>>(&mut self, row: Sealed<T>) {
         // A tombstone and the time can both lead to an input.
         let (bytes, row) = (row.to_bytes(), row.row.into());
         if !self.removed.contains(&row) {
+            self.bytes = self.bytes.saturating_add(bytes.message_bytes());
             self.standing.push(bytes);
             self.removed.push(row);
         }
     }
 
     fn replace<T: Clone + Into<Row>>(&mut self, row: Sealed<T>, next: Row) {
-        self.standing.push(row.to_bytes());
+        let bytes = row.to_bytes();
+        // The next version is about as long.
+        self.bytes = self.bytes.saturating_add(bytes.message_bytes().saturating_mul(2));
+        self.standing.push(bytes);
         self.written.push(next);
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::domain::account::AccountRef;
+    use crate::domain::attestation::{self, Attestation, Claims};
     use crate::domain::caller::{ClientName, Tenant};
-    use crate::domain::credential::{Credential, CredentialState, Kind, OcraToken, OcraUse, Status};
+    use crate::domain::credential::{
+        Authenticator, Credential, CredentialState, Kind, OcraToken, OcraUse, Signer, Status,
+    };
+    use crate::domain::id::TransactionId;
     use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
     use crate::domain::lockout::{Attempts, Lock};
+    use crate::domain::money::Money;
     use crate::domain::ocra::Suite;
+    use crate::domain::qr::QR_BYTES_MAX;
     use crate::domain::row::Seal;
+    use crate::domain::signer::SignatureAlgorithm;
     use crate::domain::time::{BootId, Deadline};
+    use crate::domain::transaction::{Device, Label, Method, Parent, Remark, State, Terms, Transaction};
+    use crate::domain::webauthn::RelyingParty;
     use crate::hsm::messages::{Call, FRAME_BYTES_MAX, Request, encode};
     use crate::service::Answer;
     use crate::service::credential_view::CredentialView;
+    use crate::service::transaction_view::TransactionView;
 
-    fn sealed<T>(row: T) -> Sealed<T> {
+    pub fn sealed<T>(row: T) -> Sealed<T> {
         Sealed { row, seal: Seal { key_version: u16::MAX, mac: [0xff; 32] } }
     }
 
     /// The longest rows that there can be, of credential number `number`.
-    fn longest(number: u8) -> (Credential, CredentialState, UsedInput, IdempotencyRecord) {
+    pub fn longest(number: u8) -> (Credential, CredentialState, UsedInput, IdempotencyRecord) {
         let id = CredentialId::from_random([number; 16]);
         let tenant = Tenant::try_from("t".repeat(64)).unwrap();
         let now =
@@ -200,33 +272,110 @@ mod tests {
         (credential, state, input, record)
     }
 
+    /// What a message has room for, besides a batch that is as good as full.
+    const ROOM_BYTES: usize = FRAME_BYTES_MAX * 7 / 8 - BATCH_FULL_BYTES;
+
+    /// A transaction of the longest texts whose attestation fits a QR code, with that attestation.
+    pub fn longest_transaction() -> (Transaction, Attestation) {
+        let tenant = Tenant::try_from("t".repeat(64)).unwrap();
+        let label = |text: &str| Label::try_from(text.repeat(128)).unwrap();
+        let now = Now { unix_ms: 1 << 40, boot_ms: u64::MAX / 2, boot_id: BootId([9; 16]), trusted: true };
+        let transaction = Transaction {
+            id: TransactionId::from_random([0xff; 16]),
+            tenant: tenant.clone(),
+            version: u64::MAX,
+            created_unix_ms: 1 << 40,
+            method: Method::DeviceSignature {
+                credential: CredentialId::from_random([0xff; 16]),
+                device: Device::Signature,
+            },
+            terms: Terms {
+                payer: Some(AccountRef::try_from("\u{e9}".repeat(128)).unwrap()),
+                payee: label("b"),
+                money: Money::new("999999999999999.99", "EUR").unwrap(),
+                order: label("\u{20ac}"),
+                platform: Some(label("a")),
+                remark: Some(Remark::try_from("\"".repeat(128)).unwrap()),
+                parent: Some(Parent { id: TransactionId::from_random([0xff; 16]), hash: [0xff; 32] }),
+                nonce: [0xff; 32],
+            },
+            expires: Deadline::after(&now, 3_600_000),
+            state: State::Approved,
+            attempts_left: 3,
+            ended_unix_ms: Some(u64::MAX),
+            authenticator: None,
+        };
+        let claims = Claims::new(&transaction, "hsm-authd", 1 << 30, 1 << 30).to_json();
+        let jws = "j".repeat(attestation::jws_bytes(&claims));
+        assert!((QR_BYTES_MAX * 7 / 8..=QR_BYTES_MAX).contains(&jws.len()), "{}", jws.len());
+        let attestation = Attestation { transaction: transaction.id, tenant, version: 1, jws };
+        (transaction, attestation)
+    }
+
     #[test]
-    fn a_batch_of_the_longest_rows_fits_a_message() {
-        let count = u8::try_from(BATCH).unwrap();
-        let mut batch = Batch::default();
-        for number in 0..count {
-            let (credential, state, _, record) = longest(number);
-            batch.remove(sealed(record));
-            if number > 0 {
-                batch.remove(sealed(credential));
-                batch.remove(sealed(state));
-            }
-            // The last tombstone has used inputs; and as many, of other credentials, are out of reach.
-            let (_, _, input, _) = longest(count + number);
-            batch.remove(sealed(input));
-            let (_, state, input, _) = longest(2 * count + number);
+    fn what_goes_together_fits_behind_a_batch_that_is_as_good_as_full() {
+        let bytes = |fill: &dyn Fn(&mut Batch)| {
+            let mut batch = Batch::default();
+            fill(&mut batch);
+            assert_eq!(batch.removed.len() + batch.written.len(), batch.standing.len());
+            batch.bytes
+        };
+        let (transaction, attestation) = longest_transaction();
+        let view = TransactionView::new(&transaction, Some(&transaction));
+        let answer = Answer::TransactionCreated(Box::new(view));
+        let record = IdempotencyRecord { answer: serde_json::to_vec(&answer).unwrap(), ..longest(1).3 };
+        let record_bytes = bytes(&|batch| batch.remove(sealed(record.clone())));
+        assert!(record_bytes > 8 * 1024, "it is long: {record_bytes}");
+        assert!(record_bytes < ROOM_BYTES, "{record_bytes}");
+
+        let transaction_bytes = bytes(&|batch| {
+            batch.remove(sealed(transaction.clone()));
+            batch.remove(sealed(attestation.clone()));
+        });
+        assert!(transaction_bytes < ROOM_BYTES, "{transaction_bytes}");
+
+        let (credential, state, ..) = longest(1);
+        let party = RelyingParty {
+            credential_id: vec![0xff; 1_023],
+            rp_id: "r".repeat(253),
+            origins: vec!["o".repeat(267); 8],
+        };
+        let signer = Signer { algorithm: SignatureAlgorithm::Es256, key: None };
+        let tombstone =
+            Credential { kind: Kind::Authenticator(Authenticator { signer, party }), ..credential };
+        let tombstone_bytes = bytes(&|batch| {
+            batch.remove(sealed(tombstone.clone()));
+            batch.remove(sealed(state.clone()));
+        });
+        assert!(tombstone_bytes < ROOM_BYTES, "{tombstone_bytes}");
+
+        let inputs_bytes = bytes(&|batch| {
+            let (_, state, ..) = longest(1);
             let next = state.with_status(Status::Suspended);
             batch.replace(sealed(state), next.into());
+            (0..BATCH as u8).for_each(|number| batch.remove(sealed(longest(number).2)));
+        });
+        assert!(inputs_bytes < ROOM_BYTES, "{inputs_bytes}");
+    }
+
+    #[test]
+    fn a_batch_says_how_long_its_message_is() {
+        let mut batch = Batch::default();
+        for number in 0..u8::try_from(BATCH).unwrap() {
+            let (credential, state, input, record) = longest(number);
+            batch.remove(sealed(record));
+            batch.remove(sealed(credential));
             batch.remove(sealed(input));
+            let next = state.with_status(Status::Suspended);
+            batch.replace(sealed(state), next.into());
         }
-        let Batch { standing, written, .. } = batch;
+        let Batch { bytes, standing, written, .. } = batch;
         let outcome = Outcome {
             replaces: (0u8..).take(standing.len()).collect(),
             rows: written.iter().map(Row::encode).collect(),
         };
         let request = Request::Seal(SealRows { standing, outcome });
-        let frame = encode(&Call { id: u64::MAX, request });
-        let length = frame.map(|frame| frame.len());
-        assert!(length.as_ref().is_ok_and(|bytes| *bytes < FRAME_BYTES_MAX * 7 / 8), "{length:?}");
+        let frame = encode(&Call { id: u64::MAX, request }).unwrap();
+        assert!((bytes * 7 / 8..=bytes + 128).contains(&frame.len()), "{} instead of {bytes}", frame.len());
     }
 }

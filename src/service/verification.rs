@@ -1,19 +1,21 @@
 //! Verification and resync: what somebody presents, against a credential. One verdict, one commit.
 
+use crate::domain::attestation::Attestation;
 use crate::domain::audit::Event;
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Otp;
-use crate::domain::row::{Row, SealedBytes};
+use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
+use crate::domain::transaction::{AuthenticatorReport, State, Step, Transaction};
 use crate::domain::verification::Subject;
 use crate::hsm::messages::{Outcome, SealedRows};
 use crate::store::{Commit, CredentialRows};
 
 use super::memory::{Memory, Recall};
-use super::{Answer, Ask, RACES_MAX, Refused, Service, audit, race_lost, seal};
+use super::{Answer, Ask, RACES_MAX, Refused, Service, audit, audit_transaction, race_lost, seal};
 
-mod codes;
-mod signatures;
+pub(super) mod codes;
+pub(super) mod signatures;
 
 pub use codes::Question;
 pub use signatures::PresentedSignature;
@@ -27,31 +29,56 @@ enum Check {
 
 /// One attempt at a check: who asks, what for, and the rows and the moment that the verdict stands on.
 #[derive(Clone, Copy)]
-struct Attempt<'a> {
-    memory: &'a Memory<'a>,
-    rows: &'a CredentialRows,
-    now: &'a Now,
+pub(super) struct Attempt<'a> {
+    pub memory: &'a Memory<'a>,
+    pub rows: &'a CredentialRows,
+    /// The transaction that is responded to, if it is about one.
+    pub transaction: Option<&'a Sealed<Transaction>>,
+    pub now: &'a Now,
 }
 
 /// One way a check can end: the rows it writes, and what it says.
-struct Ending {
-    event: Event,
+pub(super) struct Ending {
+    pub event: Event,
     /// The standing rows it replaces, by their place in the message.
-    replaces: Vec<u8>,
-    rows: Vec<Row>,
-    answer: Answer,
+    pub replaces: Vec<u8>,
+    pub rows: Vec<Row>,
+    pub answer: Answer,
 }
 
 /// An ending that came about, with the seals of its rows, and all the rows it stands on.
-struct Judged {
-    ending: Ending,
-    sealed: SealedRows,
-    standing: Vec<Row>,
+pub(super) struct Judged {
+    pub ending: Ending,
+    pub sealed: SealedRows,
+    /// The rows that it stands on, as they were read.
+    pub standing: Vec<Row>,
+}
+
+/// What a response can make of its transaction, but for what makes it right or wrong.
+struct Possibilities {
+    approved: Transaction,
+    missed: Transaction,
+    missed_event: Event,
+    /// To an approval.
+    answer: Answer,
 }
 
 impl Ending {
+    /// With the attestation that the custodian made, if it is about a transaction.
+    fn attested(mut self, attempt: Attempt<'_>, jws: Option<String>) -> Result<Self, Refused> {
+        match (attempt.transaction, jws) {
+            (None, None) => Ok(self),
+            (Some(Sealed { row, .. }), Some(jws)) => {
+                let (transaction, tenant) = (row.id, row.tenant.clone());
+                self.rows.push(Row::Attestation(Attestation { transaction, tenant, version: 1, jws }));
+                Ok(self)
+            }
+            _ => Err(Refused::unavailable("the custodian attested what nobody asked, or not what was asked")),
+        }
+    }
+
     /// As the custodian is told of it.
-    fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> Outcome {
         Outcome { replaces: self.replaces.clone(), rows: self.rows.iter().map(Row::encode).collect() }
     }
 }
@@ -120,7 +147,7 @@ impl Service {
         }
         for _ in 0..RACES_MAX {
             let now = self.now();
-            let attempt = Attempt { memory: &memory, rows: &rows, now: &now };
+            let attempt = Attempt { memory: &memory, rows: &rows, transaction: None, now: &now };
             let judged = match &check {
                 Check::Code { otp, question } => self.judge_code(attempt, otp, question.as_ref()).await?,
                 Check::Resync { otps, question } => {
@@ -128,7 +155,7 @@ impl Service {
                 }
                 Check::Signature(presented) => self.judge_signature(attempt, presented).await?,
             };
-            if let Some(answer) = self.commit_verdict(&ask, id, &now, judged).await? {
+            if let Some(answer) = self.commit_verdict(&ask, attempt, judged).await? {
                 return Ok(answer);
             }
             // The custodian's answer is forgotten here: only what was charged may be told.
@@ -138,21 +165,26 @@ impl Service {
     }
 
     /// `None` if the rows changed under it.
-    async fn commit_verdict(
+    pub(super) async fn commit_verdict(
         &self,
         ask: &Ask,
-        id: CredentialId,
-        now: &Now,
+        attempt: Attempt<'_>,
         judged: Judged,
     ) -> Result<Option<Answer>, Refused> {
         let Judged { ending, sealed, standing } = judged;
-        let standing = (0u8..).zip(standing).filter(|(place, _)| !ending.replaces.contains(place));
+        let is_written = |row: &Row| ending.rows.iter().any(|new| new.key() == row.key());
+        let standing = standing.iter().filter(|row| !is_written(row));
         let commit = Commit {
-            standing: standing.map(|(_, row)| (row.key(), row.version())).collect(),
+            standing: standing.map(|row| (row.key(), row.version())).collect(),
             rows: seal(ending.rows, &sealed)?,
             removed: Vec::new(),
             sum_change: sealed.sum_change,
-            audit: audit(ask, now, ending.event, id),
+            audit: match attempt.transaction {
+                Some(transaction) => {
+                    audit_transaction(Some(ask), attempt.now, ending.event, &transaction.row)
+                }
+                None => audit(ask, attempt.now, ending.event, attempt.rows.credential.row.id),
+            },
         };
         Ok(self.commit(commit).await?.map(|durable| ending.answer.release(durable)))
     }
@@ -161,27 +193,49 @@ impl Service {
 /// Where the rows stand in the message to the custodian, behind the credential.
 const STATE: u8 = 1;
 const ACCOUNT: u8 = 2;
+const TRANSACTION: u8 = 3;
 
 impl<'a> Attempt<'a> {
-    fn subject(self) -> Subject<'a> {
+    pub fn subject(self) -> Subject<'a> {
         let CredentialRows { credential, state, account } = self.rows;
         Subject { credential: &credential.row, state: &state.row, account: &account.row }
+    }
+
+    /// What a response makes of the attempt's transaction.
+    fn possibilities(self, report: Option<AuthenticatorReport>) -> Result<Possibilities, Refused> {
+        let Some(Sealed { row: transaction, .. }) = self.transaction else {
+            return Err(Refused::unavailable("a response to no transaction"));
+        };
+        let missed = transaction.after(Step::Miss, self.now)?;
+        Ok(Possibilities {
+            approved: transaction.after(Step::Approve(report), self.now)?,
+            missed_event: match missed.state {
+                State::Failed => Event::TransactionFailed,
+                _ => Event::TransactionRefused,
+            },
+            missed,
+            answer: Answer::Approved { transaction: transaction.id.to_string() },
+        })
     }
 
     /// The rows that every verdict stands on, in the order of the message.
     fn standing(self) -> Vec<Row> {
         let subject = self.subject();
-        vec![
+        let mut rows = vec![
             Row::Credential(subject.credential.clone()),
             Row::State(subject.state.clone()),
             Row::Account(subject.account.clone()),
-        ]
+        ];
+        rows.extend(self.transaction.map(|transaction| Row::Transaction(transaction.row.clone())));
+        rows
     }
 
     /// The same with their seals.
     fn standing_bytes(self) -> Vec<SealedBytes> {
         let CredentialRows { credential, state, account } = self.rows;
-        vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()]
+        let mut bytes = vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()];
+        bytes.extend(self.transaction.map(Sealed::to_bytes));
+        bytes
     }
 
     /// An ending, with the record of its answer where one is wanted.

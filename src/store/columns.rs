@@ -7,19 +7,23 @@ use serde::de::DeserializeOwned;
 
 use super::rows::{status_name, usage_name};
 use crate::domain::account::{Account, AccountRef};
+use crate::domain::attestation::Attestation;
 use crate::domain::audit::{Actor, AuditEntry, Event};
 use crate::domain::caller::{ClientName, Tenant};
 use crate::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Signer, Status,
-    UsedInput, WrappedSecret,
+    Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse,
+    OtpToken, Signer, Status, UsedInput, WrappedSecret,
 };
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
 use crate::domain::lockout::Attempts;
+use crate::domain::money::Money;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Seal, Sealed};
 use crate::domain::signer::SignatureAlgorithm;
+use crate::domain::time::Deadline;
+use crate::domain::transaction::{Method, Parent, State, Terms, Transaction};
 
 /// Why a read failed; for the log, and without any value.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,12 @@ pub(super) enum Fault {
         /// Whose it is.
         id: CredentialId,
     },
+    /// An approved transaction without its attestation.
+    #[error("transaction {0} is approved and has no row in table attestation: it was removed")]
+    Unattested(TransactionId),
+    /// The attestation of a transaction that is not approved.
+    #[error("transaction {0} has a row in table attestation and is not approved: an old row was put back")]
+    Unapproved(TransactionId),
 }
 
 /// A table, with its columns in the order of `SELECT *`.
@@ -75,6 +85,8 @@ const CREDENTIAL: Table = Table {
         "deleted_unix_ms",
         "seal_key_version",
         "seal",
+        "certificate_chain",
+        "relying_party",
     ],
 };
 const STATE: Table = Table {
@@ -125,9 +137,42 @@ const USED_INPUT: Table = Table {
         "seal",
     ],
 };
+const ATTESTATION: Table = Table {
+    name: "attestation",
+    columns: &["transaction_id", "tenant", "version", "jws", "seal_key_version", "seal"],
+};
+const PAYMENT: Table = Table {
+    name: "payment",
+    columns: &[
+        "id",
+        "tenant",
+        "version",
+        "created_unix_ms",
+        "method",
+        "method_name",
+        "payer",
+        "payee",
+        "amount",
+        "currency",
+        "order_text",
+        "platform",
+        "remark",
+        "parent_id",
+        "parent_hash",
+        "nonce",
+        "expires",
+        "expires_unix_ms",
+        "state",
+        "attempts_left",
+        "ended_unix_ms",
+        "authenticator",
+        "seal_key_version",
+        "seal",
+    ],
+};
 const AUDIT: Table = Table {
     name: "audit",
-    columns: &["seq", "unix_ms", "event", "tenant", "client", "request_id", "credential"],
+    columns: &["seq", "unix_ms", "event", "tenant", "client", "request_id", "credential", "transaction_id"],
 };
 
 /// One row of `SELECT *` from `table`. SQLite finds a column by its name far more slowly than this does.
@@ -166,6 +211,24 @@ impl Columns<'_> {
         parse(self.get(column)?).ok_or_else(|| self.invalid(column))
     }
 
+    /// A value as postcard spells it, in its one spelling.
+    fn decoded<T: Serialize + DeserializeOwned>(&self, column: &'static str) -> Result<T, Fault> {
+        self.parsed(column, |bytes: Vec<u8>| canonical(&bytes))
+    }
+
+    /// The same, or NULL.
+    fn optional<T: Serialize + DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>, Fault> {
+        self.parsed(column, |bytes: Option<Vec<u8>>| match bytes {
+            None => Some(None),
+            Some(bytes) => canonical(&bytes).map(Some),
+        })
+    }
+
+    /// A text of its type, or NULL.
+    fn text<T: TryFrom<String>>(&self, column: &'static str) -> Result<Option<T>, Fault> {
+        self.parsed(column, |text: Option<String>| text.map(T::try_from).transpose().ok())
+    }
+
     fn invalid(&self, column: &'static str) -> Fault {
         Fault::Invalid { table: self.table.name, column }
     }
@@ -183,11 +246,7 @@ impl Columns<'_> {
     }
 
     fn attempts(&self) -> Result<Attempts, Fault> {
-        let lock = self.parsed("lock", |bytes: Option<Vec<u8>>| match bytes {
-            None => Some(None),
-            Some(bytes) => canonical(&bytes).map(Some),
-        })?;
-        Ok(Attempts { failures: self.get("failures")?, lock })
+        Ok(Attempts { failures: self.get("failures")?, lock: self.optional("lock")? })
     }
 
     fn seal(&self) -> Result<Seal, Fault> {
@@ -263,6 +322,20 @@ fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
             ],
         ),
         "signer" => (Kind::Signer(signer(columns)?), &["algorithm", "public_key"]),
+        "certified_signer" => (
+            Kind::CertifiedSigner(CertifiedSigner {
+                signer: signer(columns)?,
+                chain: columns.optional("certificate_chain")?,
+            }),
+            &["algorithm", "public_key", "certificate_chain"],
+        ),
+        "authenticator" => (
+            Kind::Authenticator(Authenticator {
+                signer: signer(columns)?,
+                party: columns.decoded("relying_party")?,
+            }),
+            &["algorithm", "public_key", "relying_party"],
+        ),
         _ => return Err(columns.invalid("type")),
     };
     for column in columns.table.columns {
@@ -308,10 +381,7 @@ fn signer(columns: &Columns<'_>) -> Result<Signer, Fault> {
         algorithm: columns.parsed("algorithm", |name: String| {
             [SignatureAlgorithm::Es256, SignatureAlgorithm::Rs256].into_iter().find(|a| a.name() == name)
         })?,
-        key: columns.parsed("public_key", |bytes: Option<Vec<u8>>| match bytes {
-            None => Some(None),
-            Some(bytes) => canonical(&bytes).map(Some),
-        })?,
+        key: columns.optional("public_key")?,
     })
 }
 
@@ -333,6 +403,60 @@ pub(super) fn used_input(row: &Row<'_>) -> Result<Sealed<UsedInput>, Fault> {
         version: columns.u64("version")?,
         time_step: columns.optional_u64("time_step")?,
         expires_unix_ms: columns.optional_u64("expires_unix_ms")?,
+    })
+}
+
+/// A row of `SELECT * FROM attestation`.
+pub(super) fn attestation(row: &Row<'_>) -> Result<Sealed<Attestation>, Fault> {
+    let columns = Columns { row, table: &ATTESTATION };
+    columns.sealed(Attestation {
+        transaction: columns.get("transaction_id").map(TransactionId::from_random)?,
+        tenant: columns.tenant()?,
+        version: columns.u64("version")?,
+        jws: columns.get("jws")?,
+    })
+}
+
+/// A row of `SELECT * FROM payment`.
+pub(super) fn transaction(row: &Row<'_>) -> Result<Sealed<Transaction>, Fault> {
+    let columns = Columns { row, table: &PAYMENT };
+    let method: Method = columns.decoded("method")?;
+    columns.parsed("method_name", |name: String| (name == method.name()).then_some(()))?;
+    let expires: Deadline = columns.decoded("expires")?;
+    columns.parsed("expires_unix_ms", |unix_ms: i64| {
+        (unix_ms.cast_unsigned() == expires.unix_ms()).then_some(())
+    })?;
+    columns.sealed(Transaction {
+        id: columns.get("id").map(TransactionId::from_random)?,
+        tenant: columns.tenant()?,
+        version: columns.u64("version")?,
+        created_unix_ms: columns.u64("created_unix_ms")?,
+        method,
+        terms: terms(&columns)?,
+        expires,
+        state: columns
+            .parsed("state", |name: String| State::ALL.into_iter().find(|state| state.name() == name))?,
+        attempts_left: columns.get("attempts_left")?,
+        ended_unix_ms: columns.optional_u64("ended_unix_ms")?,
+        authenticator: columns.optional("authenticator")?,
+    })
+}
+
+fn terms(columns: &Columns<'_>) -> Result<Terms, Fault> {
+    let parent = match (columns.get("parent_id")?, columns.get("parent_hash")?) {
+        (Some(id), Some(hash)) => Some(Parent { id: TransactionId::from_random(id), hash }),
+        (None, None) => None,
+        _ => return Err(columns.invalid("parent_hash")),
+    };
+    Ok(Terms {
+        payer: columns.text("payer")?,
+        payee: columns.parsed("payee", |text: String| text.try_into().ok())?,
+        money: Money::stored(columns.get("amount")?, columns.get("currency")?),
+        order: columns.parsed("order_text", |text: String| text.try_into().ok())?,
+        platform: columns.text("platform")?,
+        remark: columns.text("remark")?,
+        parent,
+        nonce: columns.get("nonce")?,
     })
 }
 
@@ -397,6 +521,7 @@ pub(super) fn audit(row: &Row<'_>) -> Result<(u64, AuditEntry), Fault> {
         event: columns.parsed("event", |name: String| Event::parse(&name))?,
         actor,
         credential: columns.get::<Option<[u8; 16]>>("credential")?.map(CredentialId::from_random),
+        transaction: columns.get::<Option<[u8; 16]>>("transaction_id")?.map(TransactionId::from_random),
     };
     Ok((columns.u64("seq")?, entry))
 }
@@ -414,7 +539,7 @@ mod tests {
     fn columns_stand_where_the_schema_has_them() {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::migrate(&mut connection, Path::new("memory")).unwrap();
-        for table in [CREDENTIAL, STATE, ACCOUNT, IDEMPOTENCY, USED_INPUT, AUDIT] {
+        for table in [CREDENTIAL, STATE, ACCOUNT, IDEMPOTENCY, USED_INPUT, ATTESTATION, PAYMENT, AUDIT] {
             let statement = connection.prepare(&format!("SELECT * FROM {}", table.name)).unwrap();
             assert_eq!(statement.column_names().collect::<Vec<_>>(), table.columns, "{}", table.name);
         }

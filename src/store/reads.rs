@@ -4,14 +4,15 @@ use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Params, Row as SqlRow, Transaction, params};
 
 use super::columns::{self, Fault};
-use super::{CredentialRows, Page, ReadError, Store};
+use super::{CredentialRows, Page, ReadError, Store, TransactionRows};
 use crate::domain::account::{Account, AccountRef};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::caller::{ClientName, Tenant};
 use crate::domain::credential::{Credential, UsedInput};
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::{IdempotencyKey, IdempotencyRecord};
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+use crate::domain::transaction::{self, State};
 
 /// Live credentials of one account, after a place.
 const LIST_OF_ACCOUNT: &str = "SELECT * FROM credential
@@ -32,6 +33,20 @@ const OUT_OF_REACH: &str = "SELECT * FROM used_input WHERE expires_unix_ms BETWE
     ORDER BY expires_unix_ms LIMIT ?2";
 /// What is left of the inputs of one credential.
 const INPUTS_OF: &str = "SELECT * FROM used_input WHERE id = ?1 LIMIT ?2";
+/// Transactions of one payer, after a place.
+const PAYMENTS_OF_PAYER: &str = "SELECT id FROM payment
+    WHERE tenant = ?1 AND payer = ?2 AND (created_unix_ms, id) > (?3, ?4)
+    ORDER BY created_unix_ms, id LIMIT ?5";
+/// Transactions of a tenant, after a place.
+const PAYMENTS_OF_TENANT: &str = "SELECT id FROM payment
+    WHERE tenant = ?1 AND (created_unix_ms, id) > (?2, ?3)
+    ORDER BY created_unix_ms, id LIMIT ?4";
+/// Pending transactions whose time is over by the wall clock. The condition reads as the index's does.
+const OVERDUE: &str = "SELECT tenant, id FROM payment
+    WHERE state = 'pending' AND expires_unix_ms BETWEEN 0 AND ?1 ORDER BY expires_unix_ms LIMIT ?2";
+/// Transactions that ended before a moment.
+const ENDED: &str = "SELECT * FROM payment WHERE ended_unix_ms >= 0 AND ended_unix_ms < ?1
+    ORDER BY ended_unix_ms LIMIT ?2";
 /// The last word on the clock. Its condition reads as the index's does, or the index is not used.
 const CLOCK: &str = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
     ORDER BY seq DESC LIMIT 1";
@@ -73,11 +88,13 @@ impl Store {
         &self,
         tenant: &Tenant,
         account: Option<&AccountRef>,
-        page: Page,
+        page: Page<CredentialId>,
     ) -> Result<Option<Vec<CredentialRows>>, ReadError> {
         let (tenant, account) = (tenant.clone(), account.cloned());
         self.read(move |tx| {
-            let Some((created, id)) = place(tx, &tenant, page.after)? else { return Ok(None) };
+            let sql = "SELECT created_unix_ms FROM credential WHERE id = ?1 AND tenant = ?2";
+            let after = page.after.map(CredentialId::to_bytes);
+            let Some((created, id)) = place(tx, sql, &tenant, after)? else { return Ok(None) };
             let credentials = match account {
                 Some(account) => all(
                     tx,
@@ -162,6 +179,79 @@ impl Store {
         .await
     }
 
+    /// A tenant's transaction, with its attestation. `None` if there is none or it is another tenant's.
+    ///
+    /// An approved one whose attestation is gone is an error: somebody removed it. So is an attestation of one that
+    /// is not approved: somebody put an old row back.
+    pub async fn transaction(
+        &self,
+        tenant: &Tenant,
+        id: TransactionId,
+    ) -> Result<Option<TransactionRows>, ReadError> {
+        let tenant = tenant.clone();
+        self.read(move |tx| {
+            let sql = "SELECT * FROM payment WHERE id = ?1 AND tenant = ?2";
+            let found = one(tx, sql, params![id.to_bytes(), tenant.as_str()], columns::transaction)?;
+            found.map(|transaction| with_attestation(tx, transaction)).transpose()
+        })
+        .await
+    }
+
+    /// A page of a tenant's transactions, or of one payer's, in the order they were made. `None` if the page is
+    /// to begin after a transaction that the tenant does not have.
+    pub async fn transactions(
+        &self,
+        tenant: &Tenant,
+        payer: Option<&AccountRef>,
+        page: Page<TransactionId>,
+    ) -> Result<Option<Vec<TransactionId>>, ReadError> {
+        let (tenant, payer) = (tenant.clone(), payer.cloned());
+        self.read(move |tx| {
+            let sql = "SELECT created_unix_ms FROM payment WHERE id = ?1 AND tenant = ?2";
+            let after = page.after.map(TransactionId::to_bytes);
+            let Some((created, id)) = place(tx, sql, &tenant, after)? else { return Ok(None) };
+            let parse = |row: &SqlRow<'_>| Ok(TransactionId::from_random(row.get(0)?));
+            let found = match payer {
+                Some(payer) => all(
+                    tx,
+                    PAYMENTS_OF_PAYER,
+                    params![tenant.as_str(), payer.as_str(), created, id, page.limit],
+                    parse,
+                )?,
+                None => {
+                    all(tx, PAYMENTS_OF_TENANT, params![tenant.as_str(), created, id, page.limit], parse)?
+                }
+            };
+            Ok(Some(found))
+        })
+        .await
+    }
+
+    /// Pending transactions whose time is over by the wall clock at `unix_ms`, the longest over first.
+    pub async fn overdue(&self, unix_ms: u64, limit: u16) -> Result<Vec<(Tenant, TransactionId)>, ReadError> {
+        self.read(move |tx| {
+            all(tx, OVERDUE, params![signed(unix_ms), limit], |row| {
+                let invalid = Fault::Invalid { table: "payment", column: "tenant" };
+                let tenant = Tenant::try_from(row.get::<_, String>(0)?).map_err(|_| invalid)?;
+                Ok((tenant, TransactionId::from_random(row.get(1)?)))
+            })
+        })
+        .await
+    }
+
+    /// Transactions that ended before `before_unix_ms`, oldest first. They may be pruned, each with its attestation.
+    pub async fn transactions_ended(
+        &self,
+        before_unix_ms: u64,
+        limit: u16,
+    ) -> Result<Vec<TransactionRows>, ReadError> {
+        self.read(move |tx| {
+            let ended = all(tx, ENDED, params![signed(before_unix_ms), limit], columns::transaction)?;
+            ended.into_iter().map(|transaction| with_attestation(tx, transaction)).collect()
+        })
+        .await
+    }
+
     /// A page over every row of every table: those after `cursor`, the key of the last row of the
     /// page before. A page shorter than `limit` is the last one.
     pub async fn rows_after(
@@ -215,18 +305,33 @@ impl Store {
     }
 }
 
-/// What comes after a page's end, in the order of a list; `None` if that item is not the tenant's.
+/// What comes after a page's end, in the order of a list; `None` if that item, which `sql` looks for, is not the
+/// tenant's.
 fn place(
     tx: &Transaction<'_>,
+    sql: &str,
     tenant: &Tenant,
-    after: Option<CredentialId>,
+    after: Option<[u8; 16]>,
 ) -> Result<Option<(i64, Vec<u8>)>, Fault> {
     let Some(id) = after else { return Ok(Some((i64::MIN, Vec::new()))) };
-    let created: Option<i64> = tx
-        .prepare_cached("SELECT created_unix_ms FROM credential WHERE id = ?1 AND tenant = ?2")?
-        .query_row(params![id.to_bytes(), tenant.as_str()], |row| row.get(0))
-        .optional()?;
-    Ok(created.map(|created| (created, id.to_bytes().to_vec())))
+    let created: Option<i64> =
+        tx.prepare_cached(sql)?.query_row(params![id, tenant.as_str()], |row| row.get(0)).optional()?;
+    Ok(created.map(|created| (created, id.to_vec())))
+}
+
+fn with_attestation(
+    tx: &Transaction<'_>,
+    transaction: Sealed<transaction::Transaction>,
+) -> Result<TransactionRows, Fault> {
+    let id = transaction.row.id;
+    let sql = "SELECT * FROM attestation WHERE transaction_id = ?1";
+    let attestation = one(tx, sql, params![id.to_bytes()], columns::attestation)?;
+    match (transaction.row.state, &attestation) {
+        (State::Approved, None) => return Err(Fault::Unattested(id)),
+        (State::Approved, Some(_)) | (_, None) => {}
+        (_, Some(_)) => return Err(Fault::Unapproved(id)),
+    }
+    Ok(TransactionRows { transaction, attestation })
 }
 
 fn with_limits(tx: &Transaction<'_>, credential: Sealed<Credential>) -> Result<CredentialRows, Fault> {
@@ -252,7 +357,7 @@ fn account_row(
 type Table = (&'static str, fn(&SqlRow<'_>) -> Result<Sealed<Row>, Fault>);
 
 /// The tables in the order of [`RowKey`]'s variants.
-const TABLES: [Table; 5] = [
+const TABLES: [Table; 7] = [
     ("SELECT * FROM credential WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
         columns::credential(row).map(any)
     }),
@@ -269,6 +374,13 @@ const TABLES: [Table; 5] = [
         "SELECT * FROM used_input WHERE (id, fingerprint) > (?2, ?3) ORDER BY id, fingerprint LIMIT ?1",
         |row| columns::used_input(row).map(any),
     ),
+    (
+        "SELECT * FROM attestation WHERE transaction_id > ?2 AND ?3 = '' ORDER BY transaction_id LIMIT ?1",
+        |row| columns::attestation(row).map(any),
+    ),
+    ("SELECT * FROM payment WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
+        columns::transaction(row).map(any)
+    }),
 ];
 
 /// The rest of the cursor's table, then the tables behind it from their beginning.
@@ -288,6 +400,8 @@ fn rows_after(
         Some(RowKey::UsedInput(id, fingerprint)) => {
             (4, [Value::Blob(id.to_bytes().to_vec()), Value::Blob(fingerprint.to_vec())])
         }
+        Some(RowKey::Attestation(id)) => (5, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::Transaction(id)) => (6, [Value::Blob(id.to_bytes().to_vec()), text("")]),
     };
     let mut rows = Vec::new();
     for (sql, parse) in TABLES.into_iter().skip(first_table) {

@@ -8,15 +8,18 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
 use serde::Serialize;
 
-use crate::domain::account::Account;
+use crate::domain::account::{Account, AccountRef};
+use crate::domain::attestation::Attestation;
 use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraUse, Status, UsedInput, WrappedSecret,
+    Credential, CredentialState, EncryptedPinHash, Kind, OcraUse, Signer, Status, UsedInput, WrappedSecret,
 };
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
 use crate::domain::otp::MovingFactor;
 use crate::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
+use crate::domain::text::DisplayText;
+use crate::domain::transaction::Transaction;
 
 /// The version of the row at `key`; `None` where there is none.
 pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u64>> {
@@ -47,6 +50,14 @@ pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u6
             "SELECT version FROM used_input WHERE id = ?1 AND fingerprint = ?2",
             params![id.to_bytes(), fingerprint],
         ),
+        RowKey::Attestation(transaction) => find(
+            connection,
+            "SELECT version FROM attestation WHERE transaction_id = ?1",
+            [transaction.to_bytes()],
+        ),
+        RowKey::Transaction(id) => {
+            find(connection, "SELECT version FROM payment WHERE id = ?1", [id.to_bytes()])
+        }
     }
 }
 
@@ -74,6 +85,14 @@ pub(super) fn remove(connection: &Connection, key: &RowKey) -> Result<()> {
             "DELETE FROM used_input WHERE id = ?1 AND fingerprint = ?2",
             params![id.to_bytes(), fingerprint],
         ),
+        RowKey::Attestation(transaction) => change(
+            connection,
+            "DELETE FROM attestation WHERE transaction_id = ?1",
+            params![transaction.to_bytes()],
+        ),
+        RowKey::Transaction(id) => {
+            change(connection, "DELETE FROM payment WHERE id = ?1", params![id.to_bytes()])
+        }
     }
 }
 
@@ -86,6 +105,8 @@ pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<boo
         Row::Account(row) => write_account(connection, row, &sealed.seal),
         Row::Idempotency(row) => write_idempotency(connection, row, &sealed.seal),
         Row::UsedInput(row) => write_used_input(connection, row, &sealed.seal),
+        Row::Attestation(row) => write_attestation(connection, row, &sealed.seal),
+        Row::Transaction(row) => write_transaction(connection, row, &sealed.seal),
     }
 }
 
@@ -103,6 +124,8 @@ struct KindColumns<'a> {
     secret: Option<&'a WrappedSecret>,
     pin_hash: Option<&'a EncryptedPinHash>,
     public_key: Option<Vec<u8>>,
+    certificate_chain: Option<Vec<u8>>,
+    relying_party: Option<Vec<u8>>,
 }
 
 impl<'a> KindColumns<'a> {
@@ -137,12 +160,25 @@ impl<'a> KindColumns<'a> {
                 pin_hash: token.pin_hash.as_ref(),
                 ..Self::default()
             },
-            Kind::Signer(signer) => Self {
-                kind: "signer",
-                algorithm: Some(signer.algorithm.name()),
-                public_key: signer.key.as_ref().map(bytes).transpose()?,
-                ..Self::default()
+            Kind::Signer(signer) => Self { kind: "signer", ..Self::signer(signer)? },
+            Kind::CertifiedSigner(certified) => Self {
+                kind: "certified_signer",
+                certificate_chain: certified.chain.as_ref().map(bytes).transpose()?,
+                ..Self::signer(&certified.signer)?
             },
+            Kind::Authenticator(authenticator) => Self {
+                kind: "authenticator",
+                relying_party: Some(bytes(&authenticator.party)?),
+                ..Self::signer(&authenticator.signer)?
+            },
+        })
+    }
+
+    fn signer(signer: &Signer) -> Result<Self> {
+        Ok(Self {
+            algorithm: Some(signer.algorithm.name()),
+            public_key: signer.key.as_ref().map(bytes).transpose()?,
+            ..Self::default()
         })
     }
 }
@@ -154,13 +190,14 @@ fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> R
         row.version,
         "INSERT INTO credential (id, version, tenant, account, created_unix_ms, type, algorithm, digits,
              look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
-             public_key, deleted_unix_ms, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+             public_key, certificate_chain, relying_party, deleted_unix_ms, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
+             ?22, ?23)",
         "UPDATE credential SET (version, tenant, account, created_unix_ms, type, algorithm, digits,
              look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
-             public_key, deleted_unix_ms, seal_key_version, seal)
-         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)
-         WHERE id = ?1 AND version = ?22",
+             public_key, certificate_chain, relying_party, deleted_unix_ms, seal_key_version, seal)
+         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)
+         WHERE id = ?1 AND version = ?24",
         params![
             row.id.to_bytes(),
             row.version.cast_signed(),
@@ -180,6 +217,8 @@ fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> R
             kind.pin_hash.map(|hash| hash.data_version),
             kind.pin_hash.map(|hash| &hash.blob),
             kind.public_key,
+            kind.certificate_chain,
+            kind.relying_party,
             row.deleted_unix_ms.map(u64::cast_signed),
             seal.key_version,
             seal.mac,
@@ -284,13 +323,77 @@ fn write_used_input(connection: &Connection, row: &UsedInput, seal: &Seal) -> Re
     )
 }
 
+fn write_attestation(connection: &Connection, row: &Attestation, seal: &Seal) -> Result<bool> {
+    put(
+        connection,
+        row.version,
+        "INSERT INTO attestation (transaction_id, version, tenant, jws, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "UPDATE attestation SET (version, tenant, jws, seal_key_version, seal) = (?2, ?3, ?4, ?5, ?6)
+         WHERE transaction_id = ?1 AND version = ?7",
+        params![
+            row.transaction.to_bytes(),
+            row.version.cast_signed(),
+            row.tenant.as_str(),
+            row.jws,
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
+fn write_transaction(connection: &Connection, row: &Transaction, seal: &Seal) -> Result<bool> {
+    let terms = &row.terms;
+    put(
+        connection,
+        row.version,
+        "INSERT INTO payment (id, version, tenant, created_unix_ms, method, method_name, payer, payee, amount,
+             currency, order_text, platform, remark, parent_id, parent_hash, nonce, expires, expires_unix_ms,
+             state, attempts_left, ended_unix_ms, authenticator, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
+             ?22, ?23, ?24)",
+        "UPDATE payment SET (version, tenant, created_unix_ms, method, method_name, payer, payee, amount,
+             currency, order_text, platform, remark, parent_id, parent_hash, nonce, expires, expires_unix_ms,
+             state, attempts_left, ended_unix_ms, authenticator, seal_key_version, seal)
+         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
+             ?24)
+         WHERE id = ?1 AND version = ?25",
+        params![
+            row.id.to_bytes(),
+            row.version.cast_signed(),
+            row.tenant.as_str(),
+            row.created_unix_ms.cast_signed(),
+            bytes(&row.method)?,
+            row.method.name(),
+            terms.payer.as_ref().map(AccountRef::as_str),
+            terms.payee.as_str(),
+            terms.money.amount(),
+            terms.money.currency(),
+            terms.order.as_str(),
+            terms.platform.as_ref().map(DisplayText::as_str),
+            terms.remark.as_ref().map(DisplayText::as_str),
+            terms.parent.map(|parent| parent.id.to_bytes()),
+            terms.parent.map(|parent| parent.hash),
+            terms.nonce,
+            bytes(&row.expires)?,
+            row.expires.unix_ms().cast_signed(),
+            row.state.name(),
+            row.attempts_left,
+            row.ended_unix_ms.map(u64::cast_signed),
+            row.authenticator.as_ref().map(bytes).transpose()?,
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
 /// Appends what the log keeps of a commit.
 pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> Result<()> {
     let actor = entry.actor.as_ref();
     change(
         connection,
-        "INSERT INTO audit (unix_ms, event, tenant, client, request_id, credential)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO audit (unix_ms, event, tenant, client, request_id, credential, transaction_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             entry.unix_ms.cast_signed(),
             entry.event.name(),
@@ -298,6 +401,7 @@ pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> Result<()> 
             actor.map(|actor| actor.client.as_str()),
             actor.map(|actor| actor.request_id.as_str()),
             entry.credential.map(|id| id.to_bytes()),
+            entry.transaction.map(|id| id.to_bytes()),
         ],
     )
 }

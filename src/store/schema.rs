@@ -16,6 +16,8 @@ pub(super) const APPLICATION_ID: i32 = 0x6873_6d61;
 /// * `credential_state` is apart from `credential` because each code rewrites it: small rows make
 ///   few dirty pages, and the size of a group's fsync is the throughput.
 /// * `used_input` holds what OCRA tokens without a counter have used up.
+/// * A transaction is a row of `payment`: SQL keeps the word for itself. Its attestation has a row of its own, which
+///   is written once.
 /// * `audit` only ever grows; its `seq` is the order of the commits.
 const STEPS: &[&str] = &["
     CREATE TABLE credential (
@@ -150,6 +152,53 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (id, fingerprint)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX used_input_expires ON used_input (expires_unix_ms) WHERE expires_unix_ms IS NOT NULL;
+", "
+    ALTER TABLE credential ADD COLUMN certificate_chain BLOB;
+    ALTER TABLE credential ADD COLUMN relying_party BLOB;
+    ALTER TABLE audit ADD COLUMN transaction_id BLOB;
+
+    -- Transactions (SQL keeps the word for itself). An operator can read all but method, expires and authenticator,
+    -- which are spelt as they are sealed; method_name and expires_unix_ms repeat a part of them, to be looked for.
+    CREATE TABLE payment (
+        id               BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        created_unix_ms  INTEGER NOT NULL,
+        method           BLOB NOT NULL,
+        method_name      TEXT NOT NULL,
+        payer            TEXT,
+        payee            TEXT NOT NULL,
+        amount           TEXT NOT NULL,
+        currency         TEXT NOT NULL,
+        order_text       TEXT NOT NULL,
+        platform         TEXT,
+        remark           TEXT,
+        parent_id        BLOB,
+        parent_hash      BLOB,
+        nonce            BLOB NOT NULL,
+        expires          BLOB NOT NULL,
+        expires_unix_ms  INTEGER NOT NULL,
+        state            TEXT NOT NULL,
+        attempts_left    INTEGER NOT NULL,
+        ended_unix_ms    INTEGER,
+        authenticator    BLOB,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX payment_of_payer ON payment (tenant, payer, created_unix_ms, id);
+    CREATE INDEX payment_of_tenant ON payment (tenant, created_unix_ms, id);
+    CREATE INDEX payment_pending ON payment (expires_unix_ms) WHERE state = 'pending';
+    CREATE INDEX payment_ended ON payment (ended_unix_ms) WHERE ended_unix_ms IS NOT NULL;
+
+    -- What was signed of an approval: as durable as the approval, in the same commit.
+    CREATE TABLE attestation (
+        transaction_id   BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        jws              TEXT NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
 "];
 
 /// Brings the database to the present version, one transaction a step: a crash leaves a whole

@@ -8,7 +8,7 @@ use crate::client::{Connection, Response};
 use crate::daemon::text;
 
 /// Of each problem its name, statuses, title and detail: constant, and nothing of the request in them.
-const PROBLEMS: [(&str, &[u16], &str, &str); 13] = [
+const PROBLEMS: [(&str, &[u16], &str, &str); 15] = [
     ("invalid", &[400, 422], "Invalid request", "The request does not have the form this route asks for."),
     (
         "unauthenticated",
@@ -31,6 +31,13 @@ const PROBLEMS: [(&str, &[u16], &str, &str); 13] = [
         "The idempotency key was used for another request.",
     ),
     ("verification-failed", &[403], "Verification failed", "What was presented does not verify."),
+    ("expired", &[410], "Expired", "The time in which this was possible is over."),
+    (
+        "not-acceptable",
+        &[406],
+        "Not acceptable",
+        "The resource has none of the media types that are asked for.",
+    ),
     ("locked", &[423], "Locked", "Too many failures: no attempt is made until the lock ends or is lifted."),
     ("too-large", &[413], "Too large", "The body is larger than 64 KiB."),
     ("unsupported-media-type", &[415], "Unsupported media type", "The body must be application/json."),
@@ -41,6 +48,19 @@ const PROBLEMS: [(&str, &[u16], &str, &str); 13] = [
 
 /// The document of an answer that is this problem, held against everything a problem promises.
 pub fn refused(answer: &Response, status: u16, name: &str) -> Value {
+    let document = refused_counting(answer, status, name);
+    assert_eq!(document.get("attempts_remaining").is_some(), name == "verification-failed", "{document}");
+    document
+}
+
+/// A refusal of what nobody counts: an attestation.
+pub fn refused_uncounted(answer: &Response) -> Value {
+    let document = refused_counting(answer, 403, "verification-failed");
+    assert_eq!(document.get("attempts_remaining"), None, "{document}");
+    document
+}
+
+fn refused_counting(answer: &Response, status: u16, name: &str) -> Value {
     let said = format!("{} {}", answer.status, text(answer));
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{said}");
     assert_eq!(answer.header("cache-control"), Some("no-store"), "{said}");
@@ -68,7 +88,6 @@ pub fn refused(answer: &Response, status: u16, name: &str) -> Value {
     }
     let members = document.as_object().unwrap();
     assert!(members.keys().all(|member| allowed.contains(member.as_str())), "{said}");
-    assert_eq!(members.contains_key("attempts_remaining"), name == "verification-failed", "{said}");
     document
 }
 

@@ -15,7 +15,7 @@ use crate::token::BINARY;
 
 const COPIES: usize = 10;
 
-fn start_on(disk: &FailingDisk) -> Daemon {
+pub fn start_on(disk: &FailingDisk) -> Daemon {
     let environment = disk.environment();
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, &**value)).collect();
     Daemon::start_with(&["--custodians", "1"], &environment)

@@ -102,7 +102,7 @@ impl Custodian {
 
     pub fn check(&mut self, check: CheckOtp) -> Result<(Option<u16>, SealedRows), Fault> {
         match self.call(Request::CheckOtp(check))? {
-            Response::Checked { matched, sealed } => Ok((matched, sealed)),
+            Response::Checked { matched, sealed, attestation: None } => Ok((matched, sealed)),
             _ => panic!("another response"),
         }
     }
@@ -130,7 +130,7 @@ fn counter(counter: u64) -> Factor {
 
 /// Of the credential at position 0, the state at 1 and the account at 2. Factors of `repeats` are
 /// repeats; each outcome writes other versions, so that one shows from another.
-fn check(standing: &[SealedBytes], codes: &[&str], factors: &[u64], repeats: &[u64]) -> CheckOtp {
+pub fn check(standing: &[SealedBytes], codes: &[&str], factors: &[u64], repeats: &[u64]) -> CheckOtp {
     let candidate = |factor: &u64| Candidate {
         factor: counter(*factor),
         rows: (!repeats.contains(factor)).then(|| vec![state(factor.wrapping_add(100)).encode()]),
@@ -143,6 +143,7 @@ fn check(standing: &[SealedBytes], codes: &[&str], factors: &[u64], repeats: &[u
         accepted: outcome(&[1, 2], &[account(2)]),
         repeated: outcome(&[], &[]),
         missed: outcome(&[1, 2], &[state(2), account(3)]),
+        attest: None,
     }
 }
 

@@ -94,6 +94,7 @@ fn check(standing: &[SealedBytes], code: &str, challenge: Option<Challenge>, fac
         accepted: outcome(&[1], &[]),
         repeated: outcome(&[], &[]),
         missed: outcome(&[1, 2], &[state(2), account(2)]),
+        attest: None,
     }
 }
 

@@ -31,25 +31,26 @@ fn signer(pem: &str) -> Row {
 }
 
 /// As it stands in a message, whatever it is.
-fn bytes(signature: &[u8]) -> Option<Signature> {
+pub fn bytes(signature: &[u8]) -> Option<Signature> {
     Some(postcard::from_bytes(&postcard::to_stdvec(signature).unwrap()).unwrap())
 }
 
 /// Each outcome writes other versions, so that one shows from another.
-fn check(standing: &[SealedBytes], signature: Option<Signature>) -> CheckSignature {
+pub fn check(standing: &[SealedBytes], signature: Option<Signature>) -> CheckSignature {
     CheckSignature {
         standing: standing.to_vec(),
         digest: Sha256::digest(PAYLOAD).into(),
         signature,
         accepted: outcome(&[], &[]),
         refused: outcome(&[1, 2], &[state(2), account(3)]),
+        attest: None,
     }
 }
 
 impl Custodian {
     fn signed(&mut self, check: CheckSignature) -> Result<(bool, SealedRows), Fault> {
         match self.call(Request::CheckSignature(check))? {
-            Response::SignatureChecked { valid, sealed } => Ok((valid, sealed)),
+            Response::SignatureChecked { valid, sealed, attestation: None } => Ok((valid, sealed)),
             _ => panic!("another response"),
         }
     }
@@ -58,7 +59,7 @@ impl Custodian {
         self.signed(check(standing, bytes(signature))).unwrap().0
     }
 
-    fn enrolled_signer(&mut self, pem: &str) -> Vec<SealedBytes> {
+    pub fn enrolled_signer(&mut self, pem: &str) -> Vec<SealedBytes> {
         self.seal(&[signer(pem), state(1), account(1)])
     }
 }

@@ -114,6 +114,11 @@ async fn custodians_killed_again_and_again_cost_no_wrong_verdict() {
     let mut killed = 0;
     for _ in 0..40 {
         pause.tick().await;
+        // The oldest has logged in if more came up than were killed. SoftHSM rewrites its token at a login: one
+        // that is killed there can leave a token that nobody finds again.
+        if logged(&daemon, "custodian is up").len() <= killed {
+            continue;
+        }
         if let Some(pid) = daemon.pids("custodian").first() {
             killed += usize::from(kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok());
         }

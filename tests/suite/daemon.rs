@@ -4,7 +4,10 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Http, Identity, Response};
@@ -171,6 +174,23 @@ impl Daemon {
     /// A connection as one of its clients over one of the two HTTPs.
     pub async fn connect_over(&self, client: &str, http: Http) -> Connection {
         Connection::open(&self.url(), &self.identity(client), http).await.unwrap()
+    }
+
+    /// Changes its configuration, and has it read again: what a reload reads holds for connections from here on.
+    pub fn reload_with(&self, change: impl FnOnce(&mut Value)) {
+        const RELOADED: &str = "certificates, revocation lists and clients reloaded";
+        let path = self.dir().join("hsm-authd.toml");
+        let mut config: Value = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut config);
+        let reloads = self.log().matches(RELOADED).count();
+        fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
+        let supervisor = self.info["pid"].as_i64().unwrap();
+        kill(Pid::from_raw(supervisor as i32), Signal::SIGHUP).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.log().matches(RELOADED).count() == reloads {
+            assert!(Instant::now() < deadline, "not reloaded: {}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The processes of a role: `front` or `custodian`.

@@ -139,12 +139,18 @@ impl Documented {
         let documented = &self.operation(method, route)["responses"][status.to_string()];
         assert!(documented.is_object(), "not documented: {said}");
         let documented = self.resolve(documented);
+        self.check_headers(documented, answer, &said);
+        let own = answer.header("content-type").unwrap_or_default();
+        if own.starts_with("image/") {
+            assert_eq!(documented["content"][own], json!({}), "{said}");
+            self.seen.lock().unwrap().insert((format!("{method} {route}"), status, String::new()));
+            return;
+        }
         let kind = if answer.status.is_success() { JSON } else { PROBLEM };
-        assert_eq!(answer.header("content-type"), Some(kind), "{said}");
+        assert_eq!(own, kind, "{said}");
         let document = answer.json().unwrap_or_else(|error| panic!("{error}: {said}"));
         let errors = self.errors(&documented["content"][kind]["schema"], &document, true);
         assert!(errors.is_empty(), "{said}: {errors:?}");
-        self.check_headers(documented, answer, &said);
 
         let name = document["type"].as_str().filter(|_| kind == PROBLEM).unwrap_or_default();
         let name = name.trim_start_matches("urn:hsm-authd:problem:").to_owned();

@@ -130,7 +130,19 @@ macro_rules! each_over_its_corpus_and_mutations_of_it {
     };
 }
 
-each_over_its_corpus_and_mutations_of_it!(credential_body, frame, jwk, ocra_suite, pem, row, signature);
+each_over_its_corpus_and_mutations_of_it!(
+    certificate_chain,
+    client_data,
+    credential_body,
+    frame,
+    jwk,
+    jws,
+    ocra_suite,
+    pem,
+    row,
+    signature,
+    transaction_body
+);
 
 #[test]
 fn every_target_has_a_wrapper_a_corpus_and_a_test_and_there_are_no_others() {

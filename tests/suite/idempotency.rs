@@ -3,9 +3,11 @@
 use rusqlite::OpenFlags;
 use serde_json::{Value, json};
 
-use crate::bank::{act, credential, credentials, done, failed, locked, path, refused};
+use crate::approvals;
+use crate::bank::{act, credential, credentials, done, failed, locked, path, refused, refused_uncounted};
 use crate::client::{Connection, Http, Response};
 use crate::daemon::{Daemon, enrol_hotp, problem, rfc_code, text, verify};
+use crate::signers::Device;
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 24 * 60 * 60;
@@ -301,4 +303,54 @@ async fn an_edited_record_answers_nothing() {
             .unwrap();
     }
     same(&wrong, &keyed_verify(&bank, "wrong", &id, &rfc_code(5_000)).await);
+}
+
+#[tokio::test]
+async fn that_a_transaction_had_ended_is_remembered() {
+    let daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let credential = Device::new(1).enrol(&bank, "acct-1").await;
+    let keyed = async |path: &str, key: &str, body: &Value| keyed(&bank, key, path, &body.to_string()).await;
+    let mut order = approvals::order("device_signature", &credential);
+    let created = keyed(approvals::TRANSACTIONS, "order", &order).await;
+    same(&created, &keyed(approvals::TRANSACTIONS, "order", &order).await);
+    let approved = created.json().unwrap();
+    let path = approvals::path(approvals::id(&approved), "responses");
+    let response = approvals::signed(1, &approved);
+    let first = keyed(&path, "yes", &response).await;
+    assert!(done(&first)["attestation"].is_string());
+    same(&first, &keyed(&path, "yes", &response).await);
+
+    // 409: it is approved. 410: its time is over.
+    order["expires_in"] = json!(1);
+    let overdue = approvals::create(&bank, &order).await;
+    daemon.set_clock(NOW + 2);
+    for (view, status, name) in [(&approved, 409, "state-conflict"), (&overdue, 410, "expired")] {
+        for what in ["responses", "cancel"] {
+            let path = approvals::path(approvals::id(view), what);
+            let body = if what == "cancel" { json!({}) } else { response.clone() };
+            let key = format!("{what}-{status}");
+            for _ in 0..2 {
+                refused(&keyed(&path, &key, &body).await, status, name);
+            }
+            let other = format!("{path}?another=request");
+            refused(&keyed(&other, &key, &body).await, 422, "idempotency-mismatch");
+        }
+    }
+
+    // Another 409 is not: what stood in the way may go away.
+    order["expires_in"] = json!(300);
+    let pending = approvals::create(&bank, &order).await;
+    let (path, response) =
+        (approvals::path(approvals::id(&pending), "responses"), approvals::signed(1, &pending));
+    done(&act(&bank, &credential, "suspend").await);
+    refused(&keyed(&path, "later", &response).await, 409, "state-conflict");
+    done(&act(&bank, &credential, "resume").await);
+    done(&keyed(&path, "later", &response).await);
+
+    // Where nothing changes there is no key.
+    for attestation in ["a.b.c", "d.e.f"] {
+        let answer = keyed("/v1/attestations/verify", "none", &json!({ "attestation": attestation })).await;
+        refused_uncounted(&answer);
+    }
 }

@@ -3,8 +3,8 @@
 //! In a process of its own, because the module takes its configuration from the environment: a test
 //! asks for an act by name, and this test binary is run again to do it.
 
-use std::env;
 use std::path::PathBuf;
+use std::{env, fs};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -13,7 +13,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 
-use crate::token::{LABEL, PIN, SO_PIN, TestToken};
+use crate::token::{LABEL, SO_PIN, TestToken};
 
 /// Has `act` done to the token.
 pub fn intrude(token: &TestToken, act: &str) {
@@ -22,6 +22,8 @@ pub fn intrude(token: &TestToken, act: &str) {
         .args(["--exact", "intruder::acts", "--ignored", "--nocapture"])
         .env("INTRUDER_ACT", act)
         .env("INTRUDER_MODULE", &token.boot.module)
+        .env("INTRUDER_LABEL", &token.boot.token_label)
+        .env("INTRUDER_PIN", fs::read_to_string(&token.boot.pin_file).unwrap().trim_end())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -49,10 +51,12 @@ fn init_token(pkcs11: &Pkcs11) {
 }
 
 fn login(pkcs11: &Pkcs11) -> Session {
-    let labelled = |slot: &_| pkcs11.get_token_info(*slot).unwrap().label() == LABEL;
+    let label = env::var("INTRUDER_LABEL").unwrap();
+    let labelled = |slot: &_| pkcs11.get_token_info(*slot).unwrap().label() == label;
     let slot = pkcs11.get_slots_with_token().unwrap().into_iter().find(labelled).unwrap();
     let session = pkcs11.open_rw_session(slot).unwrap();
-    session.login(UserType::User, Some(&AuthPin::from(PIN))).unwrap();
+    let pin = env::var("INTRUDER_PIN").unwrap();
+    session.login(UserType::User, Some(&AuthPin::from(pin.as_str()))).unwrap();
     session
 }
 
@@ -62,8 +66,17 @@ fn key(session: &Session, label: &str) -> ObjectHandle {
     found[0]
 }
 
+/// A half of a key pair: the one object of its class and label.
+fn half(session: &Session, class: ObjectClass, label: &str) -> ObjectHandle {
+    let template = [Attribute::Class(class), Attribute::Label(label.as_bytes().to_vec())];
+    let found = session.find_objects(&template).unwrap();
+    assert_eq!(found.len(), 1, "{label}");
+    found[0]
+}
+
 fn read_and_wrap(session: &Session) {
     let kek = key(session, "hsm-authd/kek/v1");
+    read_and_wrap_pair(session, kek);
     for label in ["hsm-authd/kek/v1", "hsm-authd/row/v1", "hsm-authd/data/v1"] {
         let key = key(session, label);
         assert!(session.get_attributes(key, &[AttributeType::Value]).unwrap().is_empty(), "{label}");
@@ -85,11 +98,155 @@ fn read_and_wrap(session: &Session) {
     );
 }
 
+fn read_and_wrap_pair(session: &Session, kek: ObjectHandle) {
+    let [private, public] = [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY]
+        .map(|class| half(session, class, "hsm-authd/attest/v1"));
+    assert!(session.get_attributes(private, &[AttributeType::Value]).unwrap().is_empty());
+    let Err(Error::Pkcs11(code, _)) = session.wrap_key(&Mechanism::AesKeyWrap, kek, private) else {
+        panic!("it was wrapped")
+    };
+    assert!(matches!(code, RvError::KeyUnextractable | RvError::KeyNotWrappable), "{code:?}");
+    let label = || Attribute::Label(b"hsm-authd/attest/v2".to_vec());
+    for other in [
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+        Attribute::Derive(true),
+        Attribute::Decrypt(true),
+        Attribute::Unwrap(true),
+        label(),
+    ] {
+        assert!(session.update_attributes(private, std::slice::from_ref(&other)).is_err(), "{other:?}");
+    }
+    for weaker in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
+        assert!(session.copy_object(private, &[Attribute::Token(false), weaker]).is_err());
+    }
+    let point = session.get_attributes(public, &[AttributeType::EcPoint]).unwrap();
+    for other in [Attribute::Verify(false), Attribute::Wrap(true), label(), point[0].clone()] {
+        assert!(session.update_attributes(public, std::slice::from_ref(&other)).is_err(), "{other:?}");
+    }
+    let found = session.find_objects(&[Attribute::Token(true)]).unwrap();
+    let keys = found.into_iter().filter(|key| ![private, public].contains(key));
+    for key in keys {
+        assert!(session.wrap_key(&Mechanism::AesKeyWrap, key, private).is_err());
+    }
+}
+
+/// Makes a key pair, the public half labelled `public`.
+fn plant_pair(session: &Session, what: &str, private: &str, public: &str) -> [ObjectHandle; 2] {
+    let wrong = |name| what == name;
+    let bytes = |label: &str| Attribute::Label(label.as_bytes().to_vec());
+    let p256 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+    let p384 = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+    let curve = if wrong("p384") { p384.to_vec() } else { p256.to_vec() };
+    let mut of_public = vec![
+        Attribute::Token(true),
+        Attribute::Private(wrong("hidden")),
+        Attribute::Verify(!wrong("blind")),
+        Attribute::VerifyRecover(wrong("verify-recovering")),
+        Attribute::Encrypt(wrong("encrypting")),
+        Attribute::Wrap(wrong("wrapping")),
+        Attribute::Derive(wrong("public-deriving")),
+        bytes(public),
+    ];
+    let of_private = [
+        Attribute::Token(true),
+        Attribute::Private(!wrong("public")),
+        Attribute::Sensitive(!wrong("readable")),
+        Attribute::Extractable(wrong("extractable")),
+        Attribute::Sign(!wrong("useless")),
+        Attribute::SignRecover(wrong("recovering")),
+        Attribute::Decrypt(wrong("decrypting")),
+        Attribute::Unwrap(wrong("unwrapping")),
+        Attribute::Derive(wrong("deriving")),
+        bytes(private),
+    ];
+    let mechanism = if wrong("rsa") {
+        let exponent = Attribute::PublicExponent(vec![1, 0, 1]);
+        of_public.extend([Attribute::ModulusBits(2_048.into()), exponent]);
+        Mechanism::RsaPkcsKeyPairGen
+    } else {
+        of_public.push(Attribute::EcParams(curve));
+        Mechanism::EccKeyPairGen
+    };
+    let (public, private) = session.generate_key_pair(&mechanism, &of_public, &of_private).unwrap();
+    [private, public]
+}
+
+/// What is done to the pair of a label.
+fn meddle(session: &Session, what: &str, label: &str) {
+    let elsewhere = "elsewhere";
+    match what {
+        "no-private" => session.destroy_object(half(session, ObjectClass::PRIVATE_KEY, label)).unwrap(),
+        "no-public" => session.destroy_object(half(session, ObjectClass::PUBLIC_KEY, label)).unwrap(),
+        "second-private" => drop(plant_pair(session, "right", label, elsewhere)),
+        "second-public" => drop(plant_pair(session, "right", elsewhere, label)),
+        // Of two pairs each half is whole, and stands with that of the other pair.
+        "crossed" => {
+            remove(session, label);
+            plant_pair(session, "right", label, "hsm-authd/attest/v2");
+            plant_pair(session, "right", "hsm-authd/attest/v2", label);
+        }
+        // SoftHSM takes any bytes for a point.
+        "off-curve" | "bare" => {
+            let public = half(session, ObjectClass::PUBLIC_KEY, label);
+            let attributes = session.get_attributes(public, &[AttributeType::EcPoint]).unwrap();
+            let [Attribute::EcPoint(der)] = attributes.as_slice() else { panic!("{attributes:?}") };
+            let mut der = der.clone();
+            if what == "bare" {
+                der.drain(..2);
+            } else {
+                *der.last_mut().unwrap() ^= 1;
+            }
+            session.destroy_object(public).unwrap();
+            let not = [Attribute::VerifyRecover(false), Attribute::Encrypt(false), Attribute::Wrap(false)];
+            let mut template = vec![
+                Attribute::Class(ObjectClass::PUBLIC_KEY),
+                Attribute::KeyType(KeyType::EC),
+                Attribute::Token(true),
+                Attribute::Private(false),
+                Attribute::Verify(true),
+                Attribute::Derive(false),
+                Attribute::EcParams(vec![0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]),
+                Attribute::EcPoint(der),
+                Attribute::Label(label.as_bytes().to_vec()),
+            ];
+            template.extend(not);
+            session.create_object(&template).unwrap();
+        }
+        "imported" => {
+            let [private, _] = plant_pair(session, "right", label, label);
+            session.destroy_object(private).unwrap();
+            let mut template =
+                vec![Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::KeyType(KeyType::EC)];
+            template
+                .push(Attribute::EcParams(vec![0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]));
+            template.push(Attribute::Value(vec![1; 32]));
+            let sign = [Attribute::Sign(true), Attribute::SignRecover(false), Attribute::Sensitive(true)];
+            let none = [Attribute::Extractable(false), Attribute::Decrypt(false), Attribute::Unwrap(false)];
+            let own = [Attribute::Token(true), Attribute::Private(true), Attribute::Derive(false)];
+            template.extend(sign.into_iter().chain(none).chain(own));
+            template.push(Attribute::Label(label.as_bytes().to_vec()));
+            session.create_object(&template).unwrap();
+        }
+        what => drop(plant_pair(session, what, label, label)),
+    }
+}
+
+fn remove(session: &Session, label: &str) {
+    let found = session.find_objects(&[Attribute::Label(label.as_bytes().to_vec())]).unwrap();
+    assert!(!found.is_empty(), "{label}");
+    found.into_iter().for_each(|object| session.destroy_object(object).unwrap());
+}
+
 /// Makes or removes a system key.
 fn plant(session: &Session, act: &str) {
     let (what, label) = act.split_once(' ').unwrap();
     if what == "remove" {
-        return session.destroy_object(key(session, label)).unwrap();
+        return remove(session, label);
+    }
+    if what == "count" {
+        let found = session.find_objects(&[Attribute::Token(true)]).unwrap();
+        return assert_eq!(found.len().to_string(), label);
     }
     if what == "half" {
         // What a crash leaves: a label, and nothing of a key.
@@ -97,6 +254,9 @@ fn plant(session: &Session, act: &str) {
         let template = [class, Attribute::Token(true), Attribute::Label(label.as_bytes().to_vec())];
         session.create_object(&template).unwrap();
         return;
+    }
+    if label.contains("/attest/") {
+        return meddle(session, what, label);
     }
     let generic = label.contains("/row/");
     let wraps = label.contains("/kek/");

@@ -15,6 +15,7 @@ use crate::scratch::Scratch;
 use crate::store_samples::*;
 
 const VERSION_1: &str = include_str!("../schemas/1.sql");
+const VERSION_2: &str = include_str!("../schemas/2.sql");
 
 /// Columns and contents of a table as the first release had them.
 const CREDENTIAL_1: &str = "SELECT id, tenant, account, version, created_unix_ms, algorithm, digits, type,
@@ -118,7 +119,9 @@ fn insert_as_first_release(connection: &Connection, Sealed { row, seal }: &Seale
                 seal.mac,
             ],
         ),
-        Row::UsedInput(_) => panic!("the first release had no such table"),
+        Row::UsedInput(_) | Row::Attestation(_) | Row::Transaction(_) => {
+            panic!("the first release had no such table")
+        }
     };
     assert_eq!(inserted, Ok(1));
 }
@@ -168,8 +171,9 @@ async fn a_database_of_the_first_release_keeps_every_row_and_its_sum() {
     }
     // It is used like any other.
     let store = Store::open(&path).unwrap();
-    let used = row(used_input(1, 1, Some(60_000)));
-    let _ = store.commit(insert(&[used])).await.unwrap();
+    let since =
+        [row(used_input(1, 1, Some(60_000))), row(attestation(1, "h.c.s")), row(transaction(1, "acct-1", 5))];
+    let _ = store.commit(insert(&since)).await.unwrap();
     let state = rows.iter().find(|row| matches!(&row.row, Row::State(state) if state.id == id(1))).unwrap();
     let after = next(state, 7);
     let _ = store.commit(change(std::slice::from_ref(state), &[after])).await.unwrap();
@@ -188,6 +192,55 @@ fn shape(path: &Path) -> BTreeMap<String, String> {
         })
         .collect::<Result<_, _>>()
         .unwrap()
+}
+
+/// What the third step added is taken away again: what is left has to be what the second release made.
+fn second_release(path: &Path, rows: &[Sealed<Row>]) {
+    drop(Store::open(path).unwrap());
+    let connection = Connection::open(path).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE payment;
+             DROP TABLE attestation;
+             ALTER TABLE credential DROP COLUMN certificate_chain;
+             ALTER TABLE credential DROP COLUMN relying_party;
+             ALTER TABLE audit DROP COLUMN transaction_id;
+             INSERT INTO audit (unix_ms, event, credential) VALUES (7, 'otp.verified', zeroblob(16));
+             PRAGMA user_version = 2;",
+        )
+        .unwrap();
+    connection.execute("UPDATE row_sum SET sum = ?1", [sum(rows).0]).unwrap();
+    drop(connection);
+    let scratch = Scratch::new();
+    let other = scratch.join("second.db");
+    Connection::open(&other).unwrap().execute_batch(VERSION_2).unwrap();
+    assert_eq!(shape(path), shape(&other));
+}
+
+#[tokio::test]
+async fn a_database_of_the_second_release_keeps_every_row_and_its_sum() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    let is_of_it = |kind: &Kind| matches!(kind, Kind::Otp(_) | Kind::Ocra(_) | Kind::Signer(_));
+    let of_it = every_kind(1).into_iter().filter(|rows| is_of_it(&rows.credential.row.kind));
+    let mut rows: Vec<_> = of_it.flat_map(|rows| rows_of(&rows)).collect();
+    rows.extend([row(record("backend", "k-1", 9_000)), row(used_input(1, 7, None))]);
+    rows.sort_by_key(|row| row.row.key());
+    let store = Store::open(&path).unwrap();
+    let _ = store.commit(insert(&rows)).await.unwrap();
+    drop(store);
+    second_release(&path, &rows);
+    for _ in 0..2 {
+        let store = Store::open(&path).unwrap();
+        assert_eq!(every_row(&store, 5).await, rows);
+        assert_eq!(store.row_sum().await, Ok(sum(&rows)));
+        let log = store.audit_entries(0, 10).await.unwrap();
+        assert_eq!((log.len(), log[1].1.unix_ms, log[1].1.transaction), (2, 7, None));
+    }
+    let store = Store::open(&path).unwrap();
+    let since: Vec<_> = every_transaction(1).into_iter().map(row).collect();
+    let _ = store.commit(insert(&since)).await.unwrap();
+    assert_sum_adds_up(&store).await;
 }
 
 #[test]

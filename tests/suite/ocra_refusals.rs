@@ -13,7 +13,7 @@ const FULL: &str = "OCRA-1:HOTP-SHA256-8:C-QA08-PSHA1-S008-T1M";
 
 /// An enrolment of a suite, with one field set.
 fn with(suite: &str, field: &str, value: Value) -> Vec<u8> {
-    let mut body = json!({ "type": "ocra", "account": MARK, "suite": suite });
+    let mut body = json!({ "type": "ocra", "account": MARK, "suite": suite, "use": "verify" });
     if suite.contains("-P") {
         body["pin"] = json!("1234");
     }
@@ -92,8 +92,15 @@ async fn fields_of_an_enrolment() {
         }
     }
     cases.push(post("a number as PIN", with(FULL, "pin", json!(1234))));
-    let no_pin = json!({ "type": "ocra", "account": MARK, "suite": FULL });
+    let no_pin = json!({ "type": "ocra", "account": MARK, "suite": FULL, "use": "verify" });
     cases.push(post("no PIN", no_pin.to_string().into()).about("pin"));
+    // A transaction's session is a digest, which has to fit.
+    for bytes in ["001", "008", "031"] {
+        let suite = format!("OCRA-1:HOTP-SHA256-8:QN08-S{bytes}");
+        let body = json!({ "type": "ocra", "account": MARK, "suite": suite });
+        cases.push(post(&format!("a session of {bytes}"), body.to_string().into()).about("suite"));
+        cases.push(post(&suite, with(&suite, "use", json!("transaction"))).about("suite"));
+    }
     for usage in
         [json!(""), json!("both"), json!("Verify"), json!(MARK), json!(null), json!(["verify"]), json!(0)]
     {
@@ -131,6 +138,9 @@ async fn fields_of_an_enrolment() {
 
     for (suite, field, value) in [
         (PLAIN, "use", json!("verify")),
+        (PLAIN, "use", json!("transaction")),
+        ("OCRA-1:HOTP-SHA256-8:QN08-S032", "use", json!("transaction")),
+        ("OCRA-1:HOTP-SHA256-8:QN08-S031", "use", json!("verify")),
         (PLAIN, "seed_hex", json!("a5".repeat(64))),
         (FULL, "counter", json!((1_u64 << 63) - 1)),
         (FULL, "look_ahead", json!(0)),

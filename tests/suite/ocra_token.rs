@@ -98,7 +98,7 @@ fn hexadecimal(decimal: &str) -> String {
     hex.into_iter().rev().collect()
 }
 
-fn hash_of(name: &str, text: &[u8]) -> Vec<u8> {
+pub fn hash_of(name: &str, text: &[u8]) -> Vec<u8> {
     match name {
         "SHA1" => sha1::Sha1::digest(text).to_vec(),
         "SHA256" => sha2::Sha256::digest(text).to_vec(),
@@ -107,7 +107,7 @@ fn hash_of(name: &str, text: &[u8]) -> Vec<u8> {
     }
 }
 
-fn mac_of(name: &str, key: &[u8], message: &[u8]) -> Vec<u8> {
+pub fn mac_of(name: &str, key: &[u8], message: &[u8]) -> Vec<u8> {
     macro_rules! mac {
         ($hash:ty) => {
             Hmac::<$hash>::new_from_slice(key).unwrap().chain_update(message).finalize().into_bytes().to_vec()

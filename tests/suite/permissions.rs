@@ -1,19 +1,17 @@
 //! Who may do what: every route by every client, and nobody sees another tenant's.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::bank::{credentials, done, failed, refused, without_request_id};
+use crate::approvals::{TRANSACTIONS, approved, create, id, order, transactions};
+use crate::bank::{credentials, done, failed, refused, refused_uncounted, without_request_id};
 use crate::client::{Connection, Response};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, text, verify};
+use crate::signers::Device;
 
 /// Every route: its method, its path as the router has it, and the permission it asks for.
-pub const ROUTES: [(&str, &str, &str); 10] = [
+pub const ROUTES: [(&str, &str, &str); 19] = [
     ("GET", "/v1/credentials", "enroll"),
     ("POST", "/v1/credentials", "enroll"),
     ("GET", "/v1/credentials/{id}", "enroll"),
@@ -23,6 +21,15 @@ pub const ROUTES: [(&str, &str, &str); 10] = [
     ("POST", "/v1/credentials/{id}/suspend", "enroll"),
     ("POST", "/v1/credentials/{id}/resume", "enroll"),
     ("POST", "/v1/credentials/{id}/unlock", "admin"),
+    ("GET", "/v1/transactions", "transact"),
+    ("POST", "/v1/transactions", "transact"),
+    ("GET", "/v1/transactions/{id}", "transact"),
+    ("POST", "/v1/transactions/{id}/responses", "transact"),
+    ("POST", "/v1/transactions/{id}/cancel", "transact"),
+    ("GET", "/v1/transactions/{id}/attestation", "transact"),
+    ("GET", "/v1/transactions/{id}/qr", "transact"),
+    ("POST", "/v1/attestations/verify", ANYBODY),
+    ("GET", "/v1/jwks", ANYBODY),
     ("GET", "/v1/openapi.json", ANYBODY),
 ];
 
@@ -91,48 +98,74 @@ fn the_documented_table_is_this_one() {
     assert_eq!(documented, BTreeSet::from(table));
 }
 
-/// Asks a route about a credential, as a well-behaved client would.
+const VERIFY_ATTESTATION: &str = "/v1/attestations/verify";
+
+/// Asks a route about a credential or a transaction, as a well-behaved client would.
 async fn ask(connection: &Connection, method: &str, route: &str, id: &str) -> Response {
     let path = route.replace("{id}", id);
     let body = match (method, route.rsplit('/').next().unwrap()) {
         ("POST", "credentials") => json!({ "type": "hotp", "account": "by-permission" }),
+        ("POST", "transactions") => order("device_signature", id),
+        _ if route == VERIFY_ATTESTATION => json!({ "attestation": "e30.e30.e30" }),
         (_, "verify") => json!({ "otp": rfc_code(9_000) }),
         (_, "resync") => json!({ "otps": [rfc_code(9_000), rfc_code(9_001)] }),
+        (_, "responses") => json!({ "format": "p1363", "signature": "AAAA" }),
         _ => return connection.request(method, &path, &[], "").await.unwrap(),
     };
     connection.post(&path, &body).await.unwrap()
 }
 
 /// Whether a client may, as the answer says; whatever else the answer is, it is none of 401, 404 or 5xx.
-fn may(answer: &Response) -> bool {
+fn may(route: &str, answer: &Response) -> bool {
     let said = text(answer);
     match answer.status.as_u16() {
         200 | 201 => true,
-        403 if said.contains(":problem:verification-failed") => failed(answer) > 0,
+        403 if said.contains(":problem:verification-failed") => {
+            match route {
+                VERIFY_ATTESTATION => assert_eq!(refused_uncounted(answer)["status"], 403),
+                // One wrong signature ends a transaction.
+                _ => assert_eq!(failed(answer) == 0, route.starts_with(TRANSACTIONS)),
+            }
+            true
+        }
         403 => {
             refused(answer, 403, "forbidden");
             false
         }
-        // Resuming what is active: allowed, but for its state.
+        // Resuming what is active, reading the attestation of what is not approved: allowed, but for its state.
         409 => refused(answer, 409, "state-conflict")["status"] == 409,
         status => panic!("{status}: {said}"),
     }
 }
 
-/// Every route, each about a credential of its own.
+/// What a route is about: a credential or a transaction of its own, or else what a request names.
+async fn subject(admin: &Connection, route: &str, account: &str, signer: &str) -> String {
+    match route {
+        TRANSACTIONS => signer.to_owned(),
+        _ if route.starts_with(TRANSACTIONS) => {
+            id(&create(admin, &order("device_signature", signer)).await).to_owned()
+        }
+        _ if route.contains("{id}") => enrol_hotp(admin, account).await,
+        _ => String::new(),
+    }
+}
+
+/// Every route, each about something of its own.
 async fn allowed(
     admin: &Connection,
     client: &Connection,
     account: &str,
 ) -> Vec<(&'static str, &'static str)> {
     let mut allowed = Vec::new();
+    let signer = Device::new(1).enrol(admin, account).await;
     for (number, (method, route, _)) in ROUTES.into_iter().enumerate() {
-        let id = enrol_hotp(admin, &format!("{account}-{number}")).await;
-        let before = credentials(admin).await;
-        if may(&ask(client, method, route, &id).await) {
+        let id = subject(admin, route, &format!("{account}-{number}"), &signer).await;
+        let before = (credentials(admin).await, transactions(admin).await);
+        if may(route, &ask(client, method, route, &id).await) {
             allowed.push((method, route));
         } else {
-            assert_eq!(credentials(admin).await, before, "{method} {route}: refused, and changed");
+            let now = (credentials(admin).await, transactions(admin).await);
+            assert_eq!(now, before, "{method} {route}: refused, and changed");
         }
     }
     allowed
@@ -163,21 +196,11 @@ async fn every_client_may_what_its_permissions_say() {
 
 /// Gives a client of `dev.json` other permissions, for connections from here on.
 fn permit(daemon: &Daemon, client: &str, permissions: &[&str]) {
-    const RELOADED: &str = "certificates and clients reloaded";
-    let path = daemon.dir().join("hsm-authd.toml");
-    let mut config: Value = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    let clients = config["client"].as_array_mut().unwrap();
-    let entry = clients.iter_mut().find(|entry| entry["name"] == client).unwrap();
-    entry["permissions"] = json!(permissions);
-    let reloads = daemon.log().matches(RELOADED).count();
-    fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
-    let supervisor = daemon.info["pid"].as_i64().unwrap();
-    kill(Pid::from_raw(supervisor as i32), Signal::SIGHUP).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while daemon.log().matches(RELOADED).count() == reloads {
-        assert!(Instant::now() < deadline, "not reloaded: {}", daemon.log());
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    daemon.reload_with(|config| {
+        let clients = config["client"].as_array_mut().unwrap();
+        let entry = clients.iter_mut().find(|entry| entry["name"] == client).unwrap();
+        entry["permissions"] = json!(permissions);
+    });
 }
 
 #[tokio::test]
@@ -215,31 +238,71 @@ async fn an_answer_is_not_replayed_to_a_client_that_may_no_more() {
     assert_eq!((again.status, &again.body), (first.status, &first.body));
 }
 
+/// Asked about another's, it answers as about what nobody has.
+async fn is_absent(other: &Connection, method: &str, route: &str, about: &str, nobodys: &str) {
+    let answer = ask(other, method, route, about).await;
+    refused(&answer, 404, "not-found");
+    let absent = ask(other, method, route, nobodys).await;
+    assert_eq!(without_request_id(&answer), without_request_id(&absent), "{method} {route} {about}");
+    let names = |answer: &Response| answer.headers.keys().map(ToString::to_string).collect::<BTreeSet<_>>();
+    assert_eq!(names(&answer), names(&absent));
+}
+
 #[tokio::test]
-async fn another_tenants_credential_is_an_absent_one() {
+async fn another_tenants_credential_or_transaction_is_an_absent_one() {
     let daemon = Daemon::start();
     let (bank, other) = (daemon.connect("bank-a").await, daemon.connect("bank-b").await);
     let id = enrol_hotp(&bank, "acct-1").await;
     let own = enrol_hotp(&other, "acct-1").await;
-    let before = credentials(&bank).await;
+    let device = Device::new(1);
+    let (signer, own_signer) = (device.enrol(&bank, "acct-2").await, device.enrol(&other, "acct-2").await);
+    let (transaction, attestation) = approved(&bank, 1, &signer).await;
+    let pending = create(&bank, &order("device_signature", &signer)).await;
+    let own_pending = create(&other, &order("device_signature", &own_signer)).await;
+    let before = (credentials(&bank).await, transactions(&bank).await);
     let ids = [&*id, "cred_00000000000000000000000000", "no-id", &id[..30]];
+    let pending = self::id(&pending);
+    let transaction_ids =
+        [self::id(&transaction), "txn_00000000000000000000000000", "no-id", &pending[..29], pending, &signer];
     for (method, route, _) in ROUTES.into_iter().filter(|(_, route, _)| route.contains("{id}")) {
+        let ids = if route.starts_with(TRANSACTIONS) { &transaction_ids[..] } else { &ids };
         for about in ids {
-            let answer = ask(&other, method, route, about).await;
-            refused(&answer, 404, "not-found");
-            let absent = ask(&other, method, route, ids[1]).await;
-            assert_eq!(without_request_id(&answer), without_request_id(&absent), "{method} {route} {about}");
-            let names =
-                |answer: &Response| answer.headers.keys().map(ToString::to_string).collect::<BTreeSet<_>>();
-            assert_eq!(names(&answer), names(&absent));
+            is_absent(&other, method, route, about, ids[1]).await;
         }
     }
+    for about in [&*signer, "cred_00000000000000000000000000", "no-id", self::id(&own_pending)] {
+        is_absent(&other, "POST", TRANSACTIONS, about, "cred_00000000000000000000000000").await;
+    }
+    // Nor can it be followed.
+    let mut second = order("device_signature", &own_signer);
+    let mut answers = Vec::new();
+    for parent in [attestation.as_str(), "e30.e30.e30"] {
+        second["parent"] = json!(parent);
+        let answer = other.post(TRANSACTIONS, &second).await.unwrap();
+        assert_eq!(refused(&answer, 422, "invalid")["field"], "parent");
+        answers.push(without_request_id(&answer));
+    }
+    assert_eq!(answers[0], answers[1]);
+    second["credential"] = json!(signer);
+    second["parent"] = json!(attestation);
+    let followed = create(&bank, &second).await;
+    assert_eq!(followed["parent"]["jti"], transaction["id"]);
+    done(
+        &bank
+            .request("POST", &format!("{TRANSACTIONS}/{}/cancel", self::id(&followed)), &[], "")
+            .await
+            .unwrap(),
+    );
     let right = json!({ "otp": rfc_code(0) });
     let path = format!("/v1/credentials/{id}/verify");
     refused(&other.post(&path, &right).await.unwrap(), 404, "not-found");
     let keyed = [("content-type", "application/json"), ("idempotency-key", "k")];
     refused(&other.request("POST", &path, &keyed, right.to_string()).await.unwrap(), 404, "not-found");
-    let pages = ids.map(|after| format!("/v1/credentials?after={after}"));
+    let pages: Vec<_> = ids
+        .map(|after| format!("/v1/credentials?after={after}"))
+        .into_iter()
+        .chain(transaction_ids.map(|after| format!("/v1/transactions?after={after}")))
+        .collect();
     let answer = async |path: &str| {
         let answer = other.get(path).await.unwrap();
         refused(&answer, 422, "invalid");
@@ -249,12 +312,17 @@ async fn another_tenants_credential_is_an_absent_one() {
         assert_eq!(answer(page).await, answer(&pages[1]).await, "{page}");
     }
 
-    assert_eq!(credentials(&bank).await, before);
+    let mut now = (credentials(&bank).await, transactions(&bank).await);
+    assert_eq!(now.1.as_array_mut().unwrap().pop().unwrap()["id"], followed["id"]);
+    assert_eq!(now, before);
     let listed = |items: Value| -> Vec<String> {
         items.as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(listed(credentials(&bank).await), [&*id]);
-    assert_eq!(listed(credentials(&other).await), [&*own]);
+    assert_eq!(listed(credentials(&bank).await), [&*id, &*signer]);
+    assert_eq!(listed(credentials(&other).await), [&*own, &*own_signer]);
+    assert_eq!(listed(transactions(&other).await), [self::id(&own_pending)]);
+    let of_payer = done(&other.get("/v1/transactions?payer=acct-2").await.unwrap());
+    assert_eq!(listed(of_payer["items"].clone()), [self::id(&own_pending)]);
     let filtered = done(&other.get("/v1/credentials?account=acct-1").await.unwrap());
     assert_eq!(listed(filtered["items"].clone()), [&*own], "the same account of two banks is two");
 

@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 use hsm_authd::domain::row::{Row, RowSum, Sealed};
 use hsm_authd::hsm::messages::{Request, Response};
 use hsm_authd::store::Store;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::bank::act;
+use crate::bank::{act, delete};
 use crate::client::Connection;
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
+use crate::processes::eventually;
+use crate::security_devices::{Pending, base64url, es256, order};
 use crate::token::{Custodian, TestToken};
+use crate::webauthn::Authenticator;
 
 const NOW: u64 = 2_000_000_000;
 const DAY: u64 = 86_400;
@@ -81,7 +84,7 @@ async fn tombstones_go_after_their_days_and_the_sum_is_that_of_the_rows_that_sta
         Row::Credential(row) => row.id.to_string() == id,
         Row::State(row) => row.id.to_string() == id,
         Row::UsedInput(row) => row.id.to_string() == id,
-        Row::Account(_) | Row::Idempotency(_) => false,
+        Row::Account(_) | Row::Idempotency(_) | Row::Attestation(_) | Row::Transaction(_) => false,
     };
     let count = |id: &str| after.iter().filter(|sealed| is_of(&sealed.row, id)).count();
     assert_eq!((count(&first), count(&second), count(&kept)), (0, 2, 2));
@@ -93,4 +96,60 @@ async fn tombstones_go_after_their_days_and_the_sum_is_that_of_the_rows_that_sta
     assert_eq!(sum(&mut custodian, &before), kept_sum);
     assert_eq!(sum(&mut custodian, &after), pruned_sum);
     assert_ne!(kept_sum, pruned_sum);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_of_everything_goes_as_well() {
+    let mut daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let key = es256("device");
+    let mut ids = Vec::new();
+    let remembered = async |path: &str, number: u8, body: &Value| {
+        let key = format!("{number:k>255}");
+        let headers = [("content-type", "application/json"), ("idempotency-key", key.as_str())];
+        bank.request("POST", path, &headers, body.to_string()).await.unwrap()
+    };
+    for number in 0..20 {
+        let account = format!("{number:\u{20ac}>20}");
+        let mut enrolment = Authenticator::with(key.clone()).enrolment(&account);
+        enrolment["webauthn"]["credential_id"] = json!(base64url(&[number; 1_023]));
+        let label = "a".repeat(60);
+        let mut origins = vec![format!("https://{label}.{label}.{label}.bank.example"); 7];
+        origins.push("https://pay.bank.example".to_owned());
+        enrolment["webauthn"]["origins"] = json!(origins);
+        let answer = remembered("/v1/credentials", number, &enrolment).await;
+        let id = answer.json().unwrap()["id"].as_str().unwrap().to_owned();
+        let mut body = order(&id);
+        body["payee"] = json!("\u{20ac}".repeat(128));
+        body["order"] = json!("\u{20ac}".repeat(128));
+        body["platform"] = json!("a".repeat(128));
+        let answer = remembered("/v1/transactions", 100 + number, &body).await;
+        let pending = Pending { view: answer.json().unwrap() };
+        assert_eq!(answer.status, 201, "{}", pending.view);
+        let response = Authenticator::with(key.clone()).response(&pending);
+        pending.approved_by(&bank, &response).await;
+        ids.push(id);
+    }
+    for id in &ids {
+        assert_eq!(delete(&bank, id).await.status, 200);
+    }
+    daemon.kill();
+    daemon.set_clock(NOW + 400 * DAY);
+    daemon.resume();
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    database.busy_timeout(Duration::from_secs(10)).unwrap();
+    let tables = ["idempotency", "credential", "credential_state", "payment", "attestation"];
+    eventually("all of it is gone", async || {
+        let count = |table| -> i64 {
+            database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        };
+        (tables.into_iter().map(count).sum::<i64>() == 0).then_some(())
+    })
+    .await;
+    drop(database);
+    assert!(daemon.stop().success());
+    let (rows, kept) = rows(&daemon).await;
+    let token = TestToken::of(&daemon);
+    let mut custodian = token.custodian();
+    assert_eq!(sum(&mut custodian, &rows), kept);
 }

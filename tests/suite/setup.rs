@@ -1,14 +1,18 @@
 //! `hsm-authd token-setup` against SoftHSM.
 
-use std::process::Output;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Output};
+use std::thread;
+use std::time::Instant;
 
 use hsm_authd::custodian::token::Setup;
 use hsm_authd::custodian::{EXIT_PIN_REFUSED, EXIT_START_FAILED};
 
 use crate::intruder::intrude;
+use crate::submissions::Dice;
 use crate::token::{LABEL, PIN, SO_PIN, TestToken};
 
-const KEYS: [&str; 3] = ["hsm-authd/kek/v1", "hsm-authd/row/v1", "hsm-authd/data/v1"];
+const KEYS: [&str; 4] = ["hsm-authd/kek/v1", "hsm-authd/row/v1", "hsm-authd/data/v1", "hsm-authd/attest/v1"];
 
 fn lines(bytes: &[u8]) -> Vec<String> {
     String::from_utf8(bytes.to_vec()).unwrap().lines().map(str::to_owned).collect()
@@ -127,6 +131,187 @@ fn a_key_that_is_not_as_it_must_be_is_refused_by_name() {
         assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
         assert!(words.contains(label) && words.contains(attribute), "{what}: {words}");
     }
+}
+
+/// The same of each half of a key pair.
+#[test]
+fn a_pair_that_is_not_as_it_must_be_is_refused_by_half_and_name() {
+    const LABEL: &str = "hsm-authd/attest/v1";
+    for (what, half, attribute) in [
+        ("readable", "private key", "CKA_SENSITIVE"),
+        ("extractable", "private key", "CKA_EXTRACTABLE"),
+        ("public", "private key", "CKA_PRIVATE"),
+        ("useless", "private key", "CKA_SIGN"),
+        ("recovering", "private key", "CKA_SIGN_RECOVER"),
+        ("decrypting", "private key", "CKA_DECRYPT"),
+        ("unwrapping", "private key", "CKA_UNWRAP"),
+        ("deriving", "private key", "CKA_DERIVE"),
+        ("imported", "private key", "CKA_ALWAYS_SENSITIVE"),
+        ("hidden", "public key", "CKA_PRIVATE"),
+        ("blind", "public key", "CKA_VERIFY"),
+        ("verify-recovering", "public key", "CKA_VERIFY_RECOVER"),
+        ("encrypting", "public key", "CKA_ENCRYPT"),
+        ("wrapping", "public key", "CKA_WRAP"),
+        ("public-deriving", "public key", "CKA_DERIVE"),
+        ("p384", "", "CKA_EC_PARAMS"),
+        ("rsa", "", "CKA_KEY_TYPE"),
+    ] {
+        let token = TestToken::new();
+        intrude(&token, &format!("remove {LABEL}"));
+        intrude(&token, &format!("{what} {LABEL}"));
+        let words = [&format!("the {half}"), LABEL, &format!("{attribute} is not"), "remove it"];
+        assert_refused(&token.set_up(false), EXIT_START_FAILED, &words);
+        let (exit, said) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
+        assert!(words.iter().all(|word| said.contains(word)), "{what}: {said}");
+    }
+    // The test's own pair is right where it is not wrong on purpose.
+    let token = TestToken::new();
+    intrude(&token, &format!("remove {LABEL}"));
+    intrude(&token, &format!("right {LABEL}"));
+    token.custodian();
+}
+
+#[test]
+fn what_is_no_whole_pair_is_refused_with_what_to_remove() {
+    const LABEL: &str = "hsm-authd/attest/v1";
+    for (what, words) in [
+        ("no-private", ["the private key of", "put it back, or remove the public key of that label"]),
+        ("no-public", ["the public key of", "put it back, or remove the private key of that label"]),
+        ("second-private", ["several private keys", "remove all but"]),
+        ("second-public", ["several public keys", "remove all but"]),
+        ("half", ["neither a private nor a public key", "remove it"]),
+    ] {
+        let token = TestToken::new();
+        intrude(&token, &format!("{what} {LABEL}"));
+        for _ in 0..2 {
+            assert_refused(&token.set_up(false), EXIT_START_FAILED, &[LABEL, words[0], words[1]]);
+        }
+        let (exit, said) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
+        assert!(said.contains(LABEL) && words.iter().all(|word| said.contains(word)), "{what}: {said}");
+    }
+    // Once it is removed as told, there is a new pair.
+    let token = TestToken::new();
+    intrude(&token, &format!("no-private {LABEL}"));
+    intrude(&token, &format!("no-public {LABEL}"));
+    assert!(token.set_up(false).status.success());
+    token.custodian();
+}
+
+#[test]
+fn a_public_half_without_a_point_on_the_curve_stops_a_start() {
+    for what in ["off-curve", "bare"] {
+        let token = TestToken::new();
+        intrude(&token, &format!("{what} hsm-authd/attest/v1"));
+        let (exit, said) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
+        assert!(
+            said.contains("the public key of hsm-authd/attest/v1 is not usable: CKA_EC_POINT is not"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_label_of_a_pair_without_version_is_refused() {
+    let token = TestToken::new();
+    intrude(&token, "right hsm-authd/attest/v01");
+    assert_refused(&token.set_up(false), EXIT_START_FAILED, &["no version", "hsm-authd/attest/v01"]);
+    let token = TestToken::new();
+    intrude(&token, "right hsm-authd/attestation/v1");
+    assert!(token.set_up(false).status.success(), "nobody's of ours");
+}
+
+/// What a crash leaves while a pair is made: a mark, and any part of the pair.
+#[test]
+fn what_is_unfinished_of_a_pair_is_made_anew_and_no_custodian_starts_on_it() {
+    const LABEL: &str = "hsm-authd/attest/v1";
+    const MARK: &str = "half hsm-authd/unfinished/attest/v1";
+    for left in [
+        &["right"][..],
+        &["right", "no-private"],
+        &["right", "no-public"],
+        &["half"],
+        &["right", "half"],
+        &["right", "second-public", "no-private"],
+        &[],
+    ] {
+        let token = TestToken::new();
+        intrude(&token, &format!("remove {LABEL}"));
+        intrude(&token, MARK);
+        left.iter().for_each(|what| intrude(&token, &format!("{what} {LABEL}")));
+        let (exit, said) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED));
+        assert!(said.contains(&format!("key {LABEL} is not finished: run `hsm-authd init`")), "{said}");
+        let output = token.set_up(false);
+        assert!(output.status.success(), "{left:?}: {:?}", lines(&output.stderr));
+        let said = lines(&output.stdout);
+        assert!(said.contains(&format!("key {LABEL}: unfinished, removed")), "{said:?}");
+        assert!(said.contains(&format!("key {LABEL}: made")), "{said:?}");
+        token.custodian();
+    }
+    // Nothing of it stays, and no other key can be marked.
+    let token = TestToken::new();
+    intrude(&token, "count 5");
+    intrude(&token, MARK);
+    intrude(&token, MARK);
+    assert!(token.set_up(false).status.success());
+    intrude(&token, "count 5");
+    intrude(&token, "half hsm-authd/unfinished/kek/v1");
+    assert_eq!(lines(&token.set_up(false).stdout).iter().filter(|line| line.contains("made")).count(), 0);
+    token.custodian();
+}
+
+/// A setup that has come as far as the pair, and nothing of it yet.
+fn begun(token: &TestToken) -> (Child, BufReader<ChildStdout>) {
+    intrude(token, "remove hsm-authd/attest/v1");
+    let mut child = token.begin_set_up();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("hsm-authd/data/v1") {
+        line.clear();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0);
+    }
+    (child, output)
+}
+
+/// Not while it logs in: SoftHSM writes the token's own file anew at each login, and may lose it so.
+#[test]
+fn a_setup_that_is_killed_while_it_makes_the_pair_leaves_nothing_in_the_way() {
+    let token = TestToken::new();
+    let (mut dice, seed) = Dice::new();
+    println!("seed {seed}");
+    let (mut child, mut output) = begun(&token);
+    let making = Instant::now();
+    output.read_to_string(&mut String::new()).unwrap();
+    let making = making.elapsed();
+    assert!(child.wait().unwrap().success());
+    for _ in 0..40 {
+        let (mut child, _output) = begun(&token);
+        // The moment is the test.
+        thread::sleep(making.mul_f64(dice.below(1_000) as f64 / 1_000.0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let output = token.set_up(false);
+        assert!(output.status.success(), "{:?}", lines(&output.stderr));
+    }
+    token.custodian();
+}
+
+/// Each half is as it must be, and only using both shows that they are of two pairs.
+#[test]
+fn halves_of_two_pairs_stop_a_start() {
+    let token = TestToken::new();
+    intrude(&token, "crossed hsm-authd/attest/v1");
+    assert!(token.set_up(false).status.success());
+    let (exit, said) = token.refused(&token.boot);
+    assert_eq!(exit, i32::from(EXIT_START_FAILED));
+    assert!(said.contains("the public key of hsm-authd/attest/v1 does not verify"), "{said}");
+
+    let token = TestToken::new();
+    intrude(&token, "right hsm-authd/attest/v2");
+    token.custodian();
 }
 
 #[test]

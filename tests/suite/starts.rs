@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,12 +15,14 @@ use serde_json::Value;
 
 use crate::client::{Connection, Http, Identity};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code};
+use crate::device_pki::{Certificate, DAY_S, Kind, List, Party, certificates_pem, lists_pem, party};
+use crate::intruder::intrude;
 use crate::processes::{Started, await_gone, children, ended, eventually, terminate};
 use crate::scratch::Scratch;
 use crate::served::{Served, configuration, ops_get, section};
 use crate::slow_request::SlowRequest;
 use crate::submissions::{Crowd, Dice, Outcome, Submission};
-use crate::token::BINARY;
+use crate::token::{BINARY, TestToken};
 
 /// Linux's flag, on every architecture but the oldest.
 const O_NONBLOCK: i32 = 0o4000;
@@ -229,6 +232,26 @@ async fn the_setup_of_a_token_ends_with_who_began_it() {
     await_gone(setup).await;
 }
 
+/// A folder that the release before made has no `attest` key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_the_release_before_starts_by_itself() {
+    let mut daemon = Daemon::start();
+    let id = enrol_hotp(&daemon.connect("bank-a").await, "acct-1").await;
+    daemon.stop();
+    {
+        // The folder stays the daemon's.
+        let token = ManuallyDrop::new(TestToken::of(&daemon));
+        intrude(&token, "remove hsm-authd/attest/v1");
+    }
+    let (status, _, said) = check(&daemon.dir().join("hsm-authd.toml"));
+    assert!(!status.success() && said.len() == 1, "{said:?}");
+    assert!(said[0].contains("there is no key hsm-authd/attest/v1: run `hsm-authd init`"), "{said:?}");
+    daemon.resume();
+    let crowd = Crowd::of(&daemon, "bank-a").await;
+    assert_eq!(Submission::new(&id, &rfc_code(0)).send(crowd.connection(0)).await, Outcome::Yes);
+    assert_eq!(words(&daemon.log()), [""; 0]);
+}
+
 /// How `check` ended, its standard output and its last words.
 fn check(config: &Path) -> (ExitStatus, String, Vec<String>) {
     let output = Command::new(BINARY).args(["check", "--config"]).arg(config).output().unwrap();
@@ -300,4 +323,51 @@ async fn check_says_in_one_line_what_to_mend() {
         server.insert("key".into(), path("readable.key").into());
     });
     refused(&readable, "readable.key");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_names_anchors_and_revocation_lists_that_are_wrong() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let dir = daemon.dir();
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let (begin_s, past_s, later_s) = (now_s - 9 * DAY_S, now_s - 3 * DAY_S - 60, now_s + DAY_S);
+    let (root, issuing) = (party(Kind::P256, "root"), party(Kind::P256, "issuing"));
+    let until = |not_after_s| {
+        Certificate { not_before_s: begin_s, not_after_s, ..Certificate::authority(1) }.issue(&root, &root)
+    };
+    let list = |issuer: &Party, next_update_s| {
+        List { revoked: &[], this_update_s: begin_s, next_update_s }.issue(issuer)
+    };
+    for (name, text) in [
+        ("anchors.pem", certificates_pem(&[&until(later_s)])),
+        ("expired.pem", certificates_pem(&[&until(past_s)])),
+        ("crl.pem", lists_pem(&[&list(&root, later_s)])),
+        ("old.pem", lists_pem(&[&list(&root, past_s)])),
+        ("elsewhere.pem", lists_pem(&[&list(&issuing, later_s)])),
+    ] {
+        fs::write(dir.join(name), text).unwrap();
+    }
+    let checked = |anchors: &str, lists: &[&str]| {
+        check(&configuration(&daemon, "signers.toml", |config| {
+            let mut signers = toml::Table::new();
+            signers.insert("trust_anchors".into(), anchors.into());
+            signers.insert("crls".into(), lists.to_vec().into());
+            config.insert("signers".into(), signers.into());
+        }))
+    };
+    let (status, said, words) = checked("anchors.pem", &["crl.pem", "elsewhere.pem"]);
+    assert!(status.success() && said.contains("CRLs, all current: 2"), "{said}{words:?}");
+    for (anchors, lists, file, mend) in [
+        ("nowhere.pem", &[][..], "nowhere.pem", "no such file"),
+        ("crl.pem", &[], "crl.pem", "no certificate (PEM) in it"),
+        ("expired.pem", &[], "expired.pem", "the anchor CN=root expired 3 days ago"),
+        ("anchors.pem", &["crl.pem", "anchors.pem"], "anchors.pem", "no CRL (PEM) in it"),
+        ("anchors.pem", &["crl.pem", "old.pem"], "old.pem", "the CRL of CN=root is out of date for 3 days"),
+        ("anchors.pem", &["elsewhere.pem"], "anchors.pem", "none of the anchor CN=root"),
+    ] {
+        let (status, _, words) = checked(anchors, lists);
+        assert!(!status.success() && words.len() == 1, "{anchors}, {lists:?}: {words:?}");
+        assert!(words[0].contains(&format!("{file}: ")) && words[0].contains(mend), "{mend}: {words:?}");
+    }
 }

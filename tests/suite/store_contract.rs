@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use hsm_authd::domain::account::Account;
+use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::audit::{AuditEntry, Event};
 use hsm_authd::domain::credential::{
     Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Status, UsedInput,
@@ -15,6 +16,7 @@ use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, RowKey, Sealed};
 use hsm_authd::domain::time::{BootId, Deadline, Now};
+use hsm_authd::domain::transaction::Transaction;
 use hsm_authd::store::{Commit, CommitError, Page, Store};
 use tokio::task::JoinSet;
 
@@ -136,6 +138,21 @@ async fn a_row_is_replaced_by_its_next_version_only(open: Open<'_>) {
     given(&store, insert(&[row(old.clone())])).await;
     given(&store, change(&[row(old)], &[row(new.clone())])).await;
     assert_eq!(store.inputs_of(id(1), 10).await, Ok(vec![sealed(new)]));
+    let old = row(attestation(1, "h.c.s"));
+    let new = row(Attestation { version: 2, tenant: tenant("bank-b"), ..attestation(1, "h.c.t") });
+    given(&store, insert(std::slice::from_ref(&old))).await;
+    given(&store, change(&[old], std::slice::from_ref(&new))).await;
+    assert_eq!(every_row(&store, 100).await.pop(), Some(new));
+    let old = transaction(7, "acct-1", 1_000);
+    given(&store, insert(&[row(old.clone())])).await;
+    let mut before = row(old);
+    for next in every_transaction(100) {
+        let next = Transaction { id: transaction_id(7), version: before.row.version() + 1, ..next };
+        let next = row(next);
+        given(&store, change(std::slice::from_ref(&before), std::slice::from_ref(&next))).await;
+        assert_eq!(every_row(&store, 100).await.pop().as_ref(), Some(&next));
+        before = next;
+    }
 }
 
 async fn a_new_row_must_not_exist(open: Open<'_>) {
@@ -162,6 +179,8 @@ async fn what_a_commit_stands_on_must_hold(open: Open<'_>) {
     assert_conflict(&store, stand(RowKey::Account(tenant("bank-a"), account("other")), 1)).await;
     assert_conflict(&store, stand(RowKey::UsedInput(id(1), [8; 32]), 1)).await;
     assert_conflict(&store, stand(RowKey::UsedInput(id(2), [7; 32]), 1)).await;
+    assert_conflict(&store, stand(RowKey::Attestation(transaction_id(2)), 1)).await;
+    assert_conflict(&store, stand(RowKey::Transaction(transaction_id(2)), 1)).await;
 }
 
 async fn a_row_is_removed_at_its_version_only(open: Open<'_>) {
@@ -398,6 +417,13 @@ async fn extreme_values_survive(open: Open<'_>) {
             assert_eq!(store.used_inputs(input.row.id, vec![[byte; 32]]).await, Ok(vec![input]));
         }
     }
+    for (number, jws) in [(0, String::new()), (u128::MAX, "j".repeat(100_000))] {
+        let mut attestation =
+            row(Attestation { tenant: tenant(&"z".repeat(64)), ..attestation(number, &jws) });
+        attestation.seal.key_version = u16::MAX;
+        given(&store, insert(std::slice::from_ref(&attestation))).await;
+        assert_eq!(every_row(&store, 1_000).await.pop(), Some(attestation));
+    }
     let suite = "OCRA-1:HOTP-SHA512-10:C-QH64-PSHA512-S512-T48H";
     let ocra = Kind::Ocra(OcraToken {
         suite: Suite::parse(suite).unwrap(),
@@ -433,13 +459,13 @@ async fn every_kind_survives_and_its_tombstone(open: Open<'_>) {
         match &tombstone.row.kind {
             Kind::Otp(token) => assert_eq!(token.secret, None),
             Kind::Ocra(token) => assert_eq!((&token.secret, &token.pin_hash), (&None, &None)),
-            Kind::Signer(signer) => assert_eq!(signer.key, None),
+            kind => assert_eq!(kind.signer().unwrap().key, None),
         }
         given(&store, change(&[any(rows.credential)], &[any(tombstone.clone())])).await;
         let read = store.credential(&tenant("bank-a"), number).await.unwrap().unwrap();
         assert_eq!(read.credential, tombstone);
     }
-    assert_eq!(store.tombstones(u64::MAX, 100).await.unwrap().len(), 6);
+    assert_eq!(store.tombstones(u64::MAX, 100).await.unwrap().len(), 9);
 }
 
 async fn a_used_input_is_found_until_it_is_removed(open: Open<'_>) {
@@ -592,11 +618,13 @@ async fn every_row_is_seen_once(open: Open<'_>) {
         expected.extend(rows_of(&rows));
         expected.push(row(record(&format!("client-{}", number % 2), &format!("k-{number}"), 1)));
         expected.push(row(used_input(number / 3, number as u8, (number % 2 == 0).then_some(60_000))));
+        expected.push(row(attestation(number, "h.c.s")));
+        expected.push(row(transaction(number, "acct-1", 1_000)));
     }
     expected.extend(every_kind(20).iter().flat_map(rows_of));
     given(&store, insert(&expected)).await;
     expected.sort_by_key(|row| row.row.key());
-    for page in [1, 2, 5, 7, 12, 13, 14, 52, 53, 54, 1_000] {
+    for page in [1, 2, 5, 7, 12, 13, 14, 68, 69, 70, 75, 76, 77, 1_000] {
         assert_eq!(every_row(&store, page).await, expected, "{page} a page");
     }
 }

@@ -1,18 +1,26 @@
 //! Rows and commits to put into a store, with seals and weights that stand in for the custodian's.
 
 use hsm_authd::domain::account::{Account, AccountRef};
+use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::audit::{Actor, AuditEntry, Event};
 use hsm_authd::domain::caller::{ClientName, Tenant};
+use hsm_authd::domain::certificate::CertificateChain;
 use hsm_authd::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Signer, UsedInput,
-    WrappedSecret,
+    Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse,
+    OtpToken, Signer, UsedInput, WrappedSecret,
 };
-use hsm_authd::domain::id::CredentialId;
+use hsm_authd::domain::id::{CredentialId, TransactionId};
 use hsm_authd::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
+use hsm_authd::domain::money::Money;
 use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
 use hsm_authd::domain::signer::{PublicKey, SignatureAlgorithm};
+use hsm_authd::domain::time::{BootId, Now};
+use hsm_authd::domain::transaction::{
+    AuthenticatorReport, Device, Method, Parent, State, Terms, Transaction, deadline,
+};
+use hsm_authd::domain::webauthn::RelyingParty;
 use hsm_authd::store::{Commit, CredentialRows, Store};
 use sha2::{Digest, Sha256};
 
@@ -59,7 +67,7 @@ pub fn state(number: u128, tenant_name: &str) -> CredentialState {
 }
 
 /// The kinds besides HOTP and TOTP, with and without what is optional in them.
-pub fn other_kinds() -> [Kind; 4] {
+pub fn other_kinds() -> Vec<Kind> {
     let token = |suite: &str, pin_hash| OcraToken {
         suite: Suite::parse(suite).unwrap(),
         look_ahead: 3,
@@ -72,13 +80,20 @@ pub fn other_kinds() -> [Kind; 4] {
     let jwk = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
         "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
     let key = PublicKey::from_jwk(&serde_json::from_str(jwk).unwrap()).unwrap();
-    [
+    let signer = |key| Signer { algorithm: SignatureAlgorithm::Es256, key };
+    let origins = vec!["https://bank.example".to_owned()];
+    let party = RelyingParty::new(vec![4; 16], "bank.example".to_owned(), origins).unwrap();
+    let chain: CertificateChain = serde_json::from_str("[[1, 2], [3]]").unwrap();
+    vec![
         Kind::Ocra(token("OCRA-1:HOTP-SHA512-8:C-QN08-PSHA1", Some(pin_hash))),
         Kind::Ocra(OcraToken {
             usage: OcraUse::Transaction,
             ..token("OCRA-1:HOTP-SHA256-10:QH64-T1M", None)
         }),
-        Kind::Signer(Signer { algorithm: SignatureAlgorithm::Es256, key: Some(key) }),
+        Kind::Signer(signer(Some(key.clone()))),
+        Kind::CertifiedSigner(CertifiedSigner { signer: signer(Some(key.clone())), chain: Some(chain) }),
+        Kind::CertifiedSigner(CertifiedSigner { signer: signer(None), chain: None }),
+        Kind::Authenticator(Authenticator { signer: signer(Some(key)), party }),
         Kind::Signer(Signer { algorithm: SignatureAlgorithm::Rs256, key: None }),
     ]
 }
@@ -92,6 +107,80 @@ pub fn used_input(number: u128, byte: u8, expires_unix_ms: Option<u64>) -> UsedI
         time_step: expires_unix_ms.map(|ms| ms / 60_000),
         expires_unix_ms,
     }
+}
+
+pub fn transaction_id(number: u128) -> TransactionId {
+    TransactionId::from_random(number.to_be_bytes())
+}
+
+pub fn attestation(number: u128, jws: &str) -> Attestation {
+    Attestation {
+        transaction: transaction_id(number),
+        tenant: tenant("bank-a"),
+        version: 1,
+        jws: jws.to_owned(),
+    }
+}
+
+/// A pending transaction of a payer, made at `created_unix_ms` and open for five minutes.
+pub fn transaction(number: u128, payer: &str, created_unix_ms: u64) -> Transaction {
+    let now = Now { unix_ms: created_unix_ms, boot_ms: 7, boot_id: BootId([3; 16]), trusted: true };
+    let text = |text: &str| text.to_owned().try_into().unwrap();
+    Transaction {
+        id: transaction_id(number),
+        tenant: tenant("bank-a"),
+        version: 1,
+        created_unix_ms,
+        method: Method::DeviceSignature { credential: id(number), device: Device::Signature },
+        terms: Terms {
+            payer: Some(account(payer)),
+            payee: text("DE89370400440532013000"),
+            money: Money::new("1250.00", "EUR").unwrap(),
+            order: text("order-77"),
+            platform: None,
+            remark: None,
+            parent: None,
+            nonce: [5; 32],
+        },
+        expires: deadline(&now, 300),
+        state: State::Pending,
+        attempts_left: 3,
+        ended_unix_ms: None,
+        authenticator: None,
+    }
+}
+
+/// Transactions of every method and state, with and without what is optional in them, numbered from `first`.
+pub fn every_transaction(first: u128) -> Vec<Transaction> {
+    let suite = || Suite::parse("OCRA-1:HOTP-SHA512-8:C-QN08-PSHA1-S064-T1M").unwrap();
+    let methods = [
+        Method::ChallengeResponse { credential: id(1), suite: suite() },
+        Method::DeviceSignature { credential: id(2), device: Device::Signature },
+        Method::DeviceSignature { credential: id(3), device: Device::Assertion },
+        Method::DeviceSignature { credential: id(4), device: Device::Ocra(suite()) },
+    ];
+    let text = |text: &str| text.to_owned().try_into().unwrap();
+    let plain = |number| transaction(number, "acct-1", 1_000);
+    let by_method = methods.into_iter().zip(first..).map(|(method, number)| Transaction {
+        method,
+        terms: Terms {
+            platform: Some(text("market.example")),
+            remark: Some("M\u{fc}ller & S\u{f6}hne, Gru\u{df}".to_owned().try_into().unwrap()),
+            parent: Some(Parent { id: transaction_id(9), hash: [6; 32] }),
+            ..plain(number).terms
+        },
+        ..plain(number)
+    });
+    let by_state = State::ALL.into_iter().zip(first + 4..).map(|(state, number)| Transaction {
+        state,
+        attempts_left: 0,
+        ended_unix_ms: (state != State::Pending).then_some(9_000),
+        terms: Terms { payer: None, ..plain(number).terms },
+        ..plain(number)
+    });
+    let report = AuthenticatorReport { sign_count: u32::MAX, backup_eligible: true, backed_up: false };
+    let authenticated = Transaction { authenticator: Some(report), ..plain(first + 10) };
+    by_method.chain(by_state).chain([authenticated]).collect()
 }
 
 pub fn record(client_name: &str, key_text: &str, expires_unix_ms: u64) -> IdempotencyRecord {
@@ -131,14 +220,17 @@ pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Sealed<Row>>) -> RowSum {
 
 pub fn entry(event: Event, unix_ms: u64) -> AuditEntry {
     let actor = Actor { tenant: tenant("bank-a"), client: client("backend"), request_id: "req-1".to_owned() };
-    AuditEntry { unix_ms, event, actor: Some(actor), credential: Some(id(1)) }
+    AuditEntry { unix_ms, event, actor: Some(actor), credential: Some(id(1)), transaction: None }
 }
 
-/// A row of each table: an enrolment on a new account, an answer, a used input.
+/// A row of each table: an enrolment on a new account, an answer, a used input, an attestation, a
+/// transaction.
 pub fn one_of_each() -> Vec<Sealed<Row>> {
     let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
     rows.push(row(record("backend", "k-1", 9_000)));
     rows.push(row(used_input(1, 7, Some(9_000))));
+    rows.push(row(attestation(1, "h.c.s")));
+    rows.push(row(transaction(1, "acct-1", 1_000)));
     rows
 }
 

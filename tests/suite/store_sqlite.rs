@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hsm_authd::domain::credential::{CredentialState, Kind};
 use hsm_authd::domain::row::{Row, Sealed};
+use hsm_authd::domain::transaction::{Parent, Terms, Transaction};
 use hsm_authd::store::{CommitError, Page, QUEUE_MAX, ReadError, Store};
 use rusqlite::Connection;
 use rusqlite::types::Value;
@@ -125,6 +126,10 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
     let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
     rows.push(row(record("backend", "k-1", 9_000)));
     rows.push(row(used_input(1, 7, Some(60_000))));
+    rows.push(row(attestation(1, "h.c.s")));
+    let parent = Some(Parent { id: transaction_id(2), hash: [2; 32] });
+    let paid = transaction(1, "acct-1", 1_000);
+    rows.push(row(Transaction { terms: Terms { parent, ..paid.terms.clone() }, ..paid }));
     let _ = store.commit(insert(&rows)).await.unwrap();
     let intruder = intruder(&scratch);
     for (table, bad) in [
@@ -167,6 +172,32 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
         ("used_input", "fingerprint = zeroblob(33)"),
         ("used_input", "tenant = 'Bank A'"),
         ("used_input", "seal = x''"),
+        ("attestation", "transaction_id = zeroblob(15)"),
+        ("attestation", "tenant = 'Bank A'"),
+        ("attestation", "jws = CAST(x'ff' AS TEXT)"),
+        ("attestation", "seal_key_version = 65536"),
+        ("attestation", "seal = zeroblob(33)"),
+        ("payment", "id = x'00'"),
+        ("payment", "tenant = 'Bank A'"),
+        ("payment", "method = x'07'"),
+        ("payment", "method = x''"),
+        ("payment", "method_name = 'challenge_response'"),
+        ("payment", "payer = ''"),
+        ("payment", "payee = ' '"),
+        ("payment", "payee = char(8238)"),
+        ("payment", "order_text = ''"),
+        ("payment", "platform = char(10)"),
+        ("payment", "remark = ''"),
+        ("payment", "parent_id = NULL"),
+        ("payment", "parent_hash = NULL"),
+        ("payment", "parent_hash = zeroblob(31)"),
+        ("payment", "nonce = zeroblob(33)"),
+        ("payment", "expires = x'00'"),
+        ("payment", "expires_unix_ms = 5"),
+        ("payment", "state = 'paid'"),
+        ("payment", "attempts_left = 256"),
+        ("payment", "authenticator = x''"),
+        ("payment", "seal = x''"),
     ] {
         intruder
             .execute_batch(&format!(
@@ -184,7 +215,14 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
             .unwrap();
         assert_eq!(every_row(&store, 100).await, rows);
     }
-    for bad in ["event = 'unknown'", "client = NULL", "tenant = 'A'", "client = 'A'", "credential = x''"] {
+    for bad in [
+        "event = 'unknown'",
+        "client = NULL",
+        "tenant = 'A'",
+        "client = 'A'",
+        "credential = x''",
+        "transaction_id = x''",
+    ] {
         intruder.execute_batch(&format!("BEGIN; UPDATE audit SET {bad}; COMMIT")).unwrap();
         assert_eq!(store.last_audit_unix_ms().await, Err(ReadError), "{bad}");
         intruder.execute("DELETE FROM audit", []).unwrap();
@@ -205,6 +243,8 @@ async fn no_edit_of_a_column_goes_unseen() {
     let mut rows: Vec<_> = every_kind(1).iter().flat_map(rows_of).collect();
     rows.push(row(record("backend", "k-1", 9_000)));
     rows.extend([row(used_input(1, 1, None)), row(used_input(2, 2, Some(60_000)))]);
+    rows.extend([row(attestation(1, "h.c.s")), row(attestation(2, "h.c.t"))]);
+    rows.extend(every_transaction(1).into_iter().map(row));
     let _ = store.commit(insert(&rows)).await.unwrap();
     rows.sort_by_key(|row| row.row.key());
     let intruder = intruder(&scratch);
@@ -237,11 +277,13 @@ async fn no_edit_of_a_column_goes_unseen() {
         ("account", "account"),
         ("idempotency", "key"),
         ("used_input", "id"),
+        ("attestation", "transaction_id"),
+        ("payment", "id"),
     ] {
         intruder.execute_batch(&format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).unwrap();
         let keys = values(&format!("SELECT {key} FROM {table}"));
         // Each kind of credential has columns of its own; otherwise one row is like another.
-        let some = if table == "credential" { keys.len() } else { keys.len().min(2) };
+        let some = if ["credential", "payment"].contains(&table) { keys.len() } else { keys.len().min(2) };
         for column in values(&format!("SELECT name FROM pragma_table_info('{table}')")) {
             let column = text(&column);
             let theirs = values(&format!("SELECT DISTINCT {column} FROM {table}"));

@@ -83,6 +83,15 @@ impl TestToken {
     }
 
     pub fn set_up_with(&self, setup: &Setup) -> Output {
+        self.begin(setup).wait_with_output().unwrap()
+    }
+
+    /// The same without the security officer's PIN, under way.
+    pub fn begin_set_up(&self) -> Child {
+        self.begin(&Setup { boot: self.boot.clone(), so_pin_file: None })
+    }
+
+    fn begin(&self, setup: &Setup) -> Child {
         let mut child = self
             .command(BINARY)
             .args(["token-setup", "--supervisor", &std::process::id().to_string()])
@@ -92,7 +101,7 @@ impl TestToken {
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(&encode(setup).unwrap()).unwrap();
-        child.wait_with_output().unwrap()
+        child
     }
 
     /// A command in the environment that names this token's configuration.

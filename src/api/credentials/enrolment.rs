@@ -2,24 +2,26 @@
 
 use std::ops::RangeInclusive;
 
-use data_encoding::{BASE32, BASE32_NOPAD, HEXLOWER_PERMISSIVE};
+use data_encoding::{BASE32, BASE32_NOPAD, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::domain::account::AccountRef;
+use crate::domain::certificate::CertificateChain;
 use crate::domain::credential::OcraUse;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor, SEED_BYTES};
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::{KeyError, PublicKey, SignatureAlgorithm};
+use crate::domain::webauthn::RelyingParty;
 use crate::secret::SecretBytes;
 use crate::service::enrolment::{Enrolment, NewKind, NewOcraToken, NewOtpToken};
 
+use super::super::call::not_null;
 use super::super::problem::Problem;
 use super::super::schema;
-use super::not_null;
 
 /// `POST /v1/credentials`
 #[derive(Deserialize)]
@@ -130,7 +132,7 @@ pub(super) struct OcraBody {
     seed_base32: Option<Zeroizing<String>>,
 }
 
-/// A device that signs. Its public key comes in one of the two forms.
+/// A device that signs. Its public key comes in one of the four forms.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = EnrolSigner)]
 #[serde(deny_unknown_fields)]
@@ -150,6 +152,38 @@ pub(super) struct SignerBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     jwk: Option<Jwk>,
+    /// The certificate of its key and those between it and one of the configured trust anchors, in that order: 1 to
+    /// 4 `CERTIFICATE` blocks with nothing around them, at most 8 KiB of DER. The chain is checked now and whenever
+    /// the device signs.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(
+        nullable = false,
+        pattern = "^\\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]+-----END CERTIFICATE-----\\s*){1,4}$"
+    )]
+    certificate_chain_pem: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    webauthn: Option<WebAuthnBody>,
+}
+
+/// A WebAuthn authenticator, as its registration told (WebAuthn, section 7.1).
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolWebAuthn)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WebAuthnBody {
+    /// The credential id, 16 to 1023 bytes, base64url without padding.
+    #[schema(pattern = "^[A-Za-z0-9_-]+$")]
+    credential_id: String,
+    /// As `public_key_pem`.
+    #[schema(pattern = "^\\s*-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\\s]+-----END PUBLIC KEY-----\\s*$")]
+    public_key_pem: String,
+    /// The relying party's id: a domain in lower case.
+    #[schema(min_length = 1, max_length = 253)]
+    rp_id: String,
+    /// The origins that may ask it: 1 to 8, each `https://` and the domain or one below it, with its port if that
+    /// is another than 443; or an app's.
+    #[schema(min_items = 1, max_items = 8)]
+    origins: Vec<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -213,7 +247,7 @@ impl TryFrom<EnrolBody> for Enrolment {
                 )
             }
             EnrolBody::Ocra(body) => (body.account.clone(), NewKind::Ocra(body.try_into()?)),
-            EnrolBody::Signer(body) => (body.account.clone(), NewKind::Signer(body.try_into()?)),
+            EnrolBody::Signer(body) => (body.account.clone(), body.try_into()?),
         };
         Ok(Self { account, kind })
     }
@@ -235,6 +269,12 @@ impl TryFrom<OcraBody> for NewOcraToken {
             (None, None) => 0,
             (Some(_), _) => default_skew_steps(),
         };
+        if body.r#use == OcraUse::Transaction && suite.session_bytes().is_some_and(|bytes| bytes < 32) {
+            return Err(invalid(
+                "suite",
+                "the session of a suite for transactions must have 032 bytes or more",
+            ));
+        }
         let pin = match (suite.pin_hash(), body.pin) {
             (None, None) => None,
             (Some(_), Some(pin)) => Some(pin_text(pin)?),
@@ -254,24 +294,44 @@ impl TryFrom<OcraBody> for NewOcraToken {
     }
 }
 
-impl TryFrom<SignerBody> for PublicKey {
+const ONE_KEY: &str = "give one of public_key_pem, jwk, certificate_chain_pem and webauthn";
+
+impl TryFrom<SignerBody> for NewKind {
     type Error = Problem;
 
     fn try_from(body: SignerBody) -> Result<Self, Problem> {
         let refused = |field| move |error: KeyError| invalid(field, error.reason());
-        let key = match (body.public_key_pem, body.jwk) {
-            (Some(pem), None) => PublicKey::from_pem(&pem).map_err(refused("public_key_pem"))?,
-            (None, Some(jwk)) => PublicKey::from_jwk(&jwk).map_err(refused("jwk"))?,
-            (None, None) => return Err(invalid("public_key_pem", "give public_key_pem or jwk")),
-            (Some(_), Some(_)) => {
-                return Err(invalid("public_key_pem", "give public_key_pem or jwk, not both"));
+        let SignerBody { account: _, algorithm, public_key_pem, jwk, certificate_chain_pem, webauthn } = body;
+        let (key, kind) = match (public_key_pem, jwk, certificate_chain_pem, webauthn) {
+            (Some(pem), None, None, None) => {
+                let key = PublicKey::from_pem(&pem).map_err(refused("public_key_pem"))?;
+                (key.clone(), Self::Signer(key))
             }
+            (None, Some(jwk), None, None) => {
+                let key = PublicKey::from_jwk(&jwk).map_err(refused("jwk"))?;
+                (key.clone(), Self::Signer(key))
+            }
+            (None, None, Some(pem), None) => {
+                let refused = refused("certificate_chain_pem");
+                let chain = CertificateChain::from_pem(&pem).map_err(refused)?;
+                (chain.public_key().map_err(refused)?, Self::CertifiedSigner(chain))
+            }
+            (None, None, None, Some(body)) => {
+                let key = PublicKey::from_pem(&body.public_key_pem).map_err(refused("public_key_pem"))?;
+                let credential_id = BASE64URL_NOPAD
+                    .decode(body.credential_id.as_bytes())
+                    .map_err(|_| invalid("credential_id", "must be base64url without padding"))?;
+                let party = RelyingParty::new(credential_id, body.rp_id, body.origins)
+                    .map_err(|(field, reason)| invalid(field, reason))?;
+                (key.clone(), Self::Authenticator(key, party))
+            }
+            _ => return Err(invalid("public_key_pem", ONE_KEY)),
         };
-        match body.algorithm {
+        match algorithm {
             Some(algorithm) if algorithm != key.algorithm() => {
                 Err(invalid("algorithm", "must be the key's: ES256 for P-256, RS256 for RSA"))
             }
-            _ => Ok(key),
+            _ => Ok(kind),
         }
     }
 }

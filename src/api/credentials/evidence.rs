@@ -9,9 +9,9 @@ use crate::domain::otp::Otp;
 use crate::domain::signer::signature::SignatureFormat;
 use crate::service::verification::{PresentedSignature, Question};
 
+use super::super::call::{OTP_FORM, not_null};
 use super::super::problem::Problem;
 use super::super::schema;
-use super::not_null;
 
 /// `POST /v1/credentials/{id}/verify`
 #[derive(Deserialize, ToSchema)]
@@ -64,8 +64,6 @@ pub(super) enum Evidence {
     /// A signature.
     Signature(PresentedSignature),
 }
-
-const OTP_FORM: &str = "must be 6 to 10 digits";
 
 impl TryFrom<VerifyBody> for Evidence {
     type Error = Problem;

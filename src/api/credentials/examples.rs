@@ -1,20 +1,24 @@
 //! The examples of these routes. Answers are made of the types that real ones are made of.
 
-use serde::Serialize;
 use serde_json::json;
 
 use crate::domain::credential::{OcraUse, Status};
 use crate::domain::otp::{Algorithm, Digits};
 use crate::domain::signer::SignatureAlgorithm;
-use crate::service::credential_view::{CredentialView, KindView, rfc3339};
+use crate::domain::time::rfc3339;
+use crate::service::credential_view::{CredentialView, KindView, RelyingPartyView};
 
 use super::super::answer::EnrolledBody;
-use super::super::openapi::operation::{Named, example};
+use super::super::openapi::operation::{Named, example, named};
 
 pub const HOTP_ID: &str = "cred_0htt0zhawqx4kqtnakpjs4ttxy";
 const TOTP_ID: &str = "cred_26daj92h7tg6acttawtvk6360e";
-const OCRA_ID: &str = "cred_3w9m7zrdq0hkx1n5tb8c2f4gvj";
-const SIGNER_ID: &str = "cred_5s2k8pyx0v7c3gq9zb1m4t6hnd";
+pub const OCRA_ID: &str = "cred_3w9m7zrdq0hkx1n5tb8c2f4gvj";
+pub const SIGNER_ID: &str = "cred_5s2k8pyx0v7c3gq9zb1m4t6hnd";
+
+/// A question of the digest's first 160 bits.
+pub const TRANSACTION_SUITE: &str = "OCRA-1:HOTP-SHA256-8:QH40";
+const WEBAUTHN_ID: &str = "ZXhhbXBsZS1jcmVkZW50aWFs";
 
 const SUITE: &str = "OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1";
 const OTPAUTH: &str = "otpauth://totp/bank-a:account-1002?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=bank-a\
@@ -23,22 +27,28 @@ const OTPAUTH: &str = "otpauth://totp/bank-a:account-1002?secret=GEZDGNBVGY3TQOJ
 /// RFC 7515, appendix A.3: a point on P-256; then the same as SubjectPublicKeyInfo, and its thumbprint.
 const X: &str = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU";
 const Y: &str = "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0";
-const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
+pub const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
     MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV7\n\
     6e8Tus9uPHvRVEXH8UTNG72bfocs3+257rn0s2ldbqkLJK2KRiMohYjlrQ==\n\
     -----END PUBLIC KEY-----\n";
-const THUMBPRINT: &str = "oKIywvGUpTVTyxMQ3bwIIeQUudfr_CkLMjCE19ECD-U";
+/// A certificate of the same key, by an authority of the tests' own.
+const CHAIN: &str = "-----BEGIN CERTIFICATE-----\n\
+    MIIBajCCARCgAwIBAgICA+kwCgYIKoZIzj0EAwIwHjEcMBoGA1UEAwwTZXhhbXBs\n\
+    ZSBkZXZpY2Ugcm9vdDAgFw0yNDAxMDEwMDAwMDBaGA8yMDk5MTIzMTIzNTk1OVow\n\
+    GTEXMBUGA1UEAwwOZXhhbXBsZSBkZXZpY2UwWTATBgcqhkjOPQIBBggqhkjOPQMB\n\
+    BwNCAAR/zc4ncPbEXUGDy+5v20t7WAczNXvp7xO6z248e9FURcfxRM0bvZt+hyzf\n\
+    7bnuufSzaV1uqQskrYpGIyiFiOWto0EwPzAMBgNVHRMBAf8EAjAAMA4GA1UdDwEB\n\
+    /wQEAwIHgDAfBgNVHSMEGDAWgBQtkpxi46kuN3wiBccSmmsq4Jfk0jAKBggqhkjO\n\
+    PQQDAgNIADBFAiAdN3GL9zIX+IAlhhU392Ns2IwAvGH8T9AkQ/4bcLXNawIhANLj\n\
+    P9tADCqcNOJG4MztTeDo3pGWRcz+2gbi67HdSUt7\n\
+    -----END CERTIFICATE-----\n";
+pub const THUMBPRINT: &str = "oKIywvGUpTVTyxMQ3bwIIeQUudfr_CkLMjCE19ECD-U";
 
 /// The same appendix: what was signed, and the signature.
 const PAYLOAD: &str = "ZXlKaGJHY2lPaUpGVXpJMU5pSjkuZXlKcGMzTWlPaUpxYjJVaUxBMEtJQ0psZUhBaU9qRXpNREE0TV\
     Rrek9EQXNEUW9nSW1oMGRIQTZMeTlsZUdGdGNHeGxMbU52YlM5cGMxOXliMjkwSWpwMGNuVmxmUQ==";
 const SIGNATURE: &str =
     "DtEhU3ljbEg8L38VWAfUAqOyKAM6+Xx+F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3+Kg6NU1Q==";
-
-/// An answer as an example.
-pub fn named(name: &str, summary: &str, body: &impl Serialize) -> Named {
-    example(name, summary, serde_json::to_value(body).unwrap_or_default())
-}
 
 /// Requests to enrol.
 pub fn enrolments() -> Vec<Named> {
@@ -70,6 +80,23 @@ pub fn enrolments() -> Vec<Named> {
             "The same as a JWK",
             json!({ "type": "signer", "account": "account-1004",
                 "jwk": { "kty": "EC", "crv": "P-256", "x": X, "y": Y } }),
+        ),
+        example(
+            "signer-chain",
+            "The same in a certificate, by an authority that is a configured trust anchor",
+            json!({ "type": "signer", "account": "account-1004", "certificate_chain_pem": CHAIN }),
+        ),
+        example(
+            "signer-webauthn",
+            "The same as the key of a WebAuthn authenticator",
+            json!({ "type": "signer", "account": "account-1004", "webauthn": { "credential_id": WEBAUTHN_ID,
+                "public_key_pem": PEM, "rp_id": "bank.example", "origins": ["https://pay.bank.example"] } }),
+        ),
+        example(
+            "ocra-transactions",
+            "Questions that the appliance derives from transactions, with RFC 6287's test seed",
+            json!({ "type": "ocra", "account": "account-1005", "suite": TRANSACTION_SUITE,
+                "seed_hex": "3132333435363738393031323334353637383930313233343536373839303132" }),
         ),
     ]
 }
@@ -127,9 +154,27 @@ fn ocra() -> CredentialView {
     credential(OCRA_ID, "account-1003", kind)
 }
 
-fn signer() -> CredentialView {
-    let kind = KindView::Signer { algorithm: SignatureAlgorithm::Es256, thumbprint: THUMBPRINT.to_owned() };
+fn signer(certificate_expires_at: Option<String>, webauthn: Option<RelyingPartyView>) -> CredentialView {
+    let kind = KindView::Signer {
+        algorithm: SignatureAlgorithm::Es256,
+        thumbprint: THUMBPRINT.to_owned(),
+        certificate_expires_at,
+        webauthn,
+    };
     credential(SIGNER_ID, "account-1004", kind)
+}
+
+fn signers() -> [(&'static str, &'static str, CredentialView); 3] {
+    let party = RelyingPartyView {
+        credential_id: WEBAUTHN_ID.to_owned(),
+        rp_id: "bank.example".to_owned(),
+        origins: vec!["https://pay.bank.example".to_owned()],
+    };
+    [
+        ("signer", "A device that signs", signer(None, None)),
+        ("signer-chain", "One with a certificate", signer(Some(rfc3339(4_102_444_799_000)), None)),
+        ("signer-webauthn", "A WebAuthn authenticator", signer(None, Some(party))),
+    ]
 }
 
 fn credential(id: &str, account: &str, kind: KindView) -> CredentialView {
@@ -146,21 +191,25 @@ fn credential(id: &str, account: &str, kind: KindView) -> CredentialView {
 
 /// A credential of each type.
 pub fn views() -> Vec<Named> {
-    vec![
+    let mut all = vec![
         named("hotp", "A counter", &hotp()),
         named("totp", "A clock", &totp()),
         named("ocra", "Questions", &ocra()),
-        named("signer", "A device that signs", &signer()),
-    ]
+    ];
+    all.extend(signers().map(|(name, summary, view)| named(name, summary, &view)));
+    all
 }
 
 /// The same, just enrolled.
 pub fn enrolled() -> Vec<Named> {
-    let plain = |view| EnrolledBody { view, otpauth: None };
-    vec![
+    fn plain(view: &CredentialView) -> EnrolledBody<'_> {
+        EnrolledBody { view, otpauth: None }
+    }
+    let mut all = vec![
         named("hotp", "A counter", &plain(&hotp())),
         named("totp", "A clock, with its seed", &EnrolledBody { view: &totp(), otpauth: Some(OTPAUTH) }),
         named("ocra", "Questions", &plain(&ocra())),
-        named("signer", "A device that signs", &plain(&signer())),
-    ]
+    ];
+    all.extend(signers().map(|(name, summary, view)| named(name, summary, &plain(&view))));
+    all
 }

@@ -2,9 +2,7 @@
 
 use axum::http::StatusCode;
 use utoipa::IntoParams;
-use utoipa::openapi::RefOr;
 use utoipa::openapi::path::{HttpMethod, ParameterIn};
-use utoipa::openapi::schema::Schema;
 
 use crate::domain::caller::Permission;
 use crate::domain::credential::Status;
@@ -13,11 +11,11 @@ use crate::service::management::Action;
 
 use super::super::answer::{DeletedBody, EnrolledBody, ResyncedBody, VerifiedBody};
 use super::super::call::NoFields;
-use super::super::openapi::operation::{Answered, Asked, Operation};
+use super::super::openapi::operation::{Asked, Operation, named};
 use super::super::schema::reference;
 use super::enrolment::EnrolBody;
 use super::evidence::ResyncBody;
-use super::examples::{HOTP_ID, enrolled, enrolments, hotp, named, resyncs, verifications, views};
+use super::examples::{HOTP_ID, enrolled, enrolments, hotp, resyncs, verifications, views};
 use super::schemas::VerifyForms;
 use super::{ListBody, ListQuery};
 
@@ -29,7 +27,9 @@ An `ocra` credential's fields have to fit its suite: one for an input that the s
 `look_ahead`, `skew_steps`, `pin`) is 422. Its `use` is for its life: with `transaction`, `/verify` is 409 whatever \
 the code is.
 
-A `signer` has a public key instead, checked before it is kept: on its curve, or of a size and exponent that are safe.";
+A `signer` has a public key instead, checked before it is kept: on its curve, or of a size and exponent that are safe. \
+It comes alone (PEM or JWK), in a certificate with the chain to a configured trust anchor, or as a WebAuthn registration \
+told it. A chain that is not trusted now is 422; what trusts it may be configured by the operator alone.";
 
 const LIST: &str = "\
 In the order of their enrolment, without deleted ones. An unknown, repeated or malformed parameter is an error.";
@@ -96,9 +96,9 @@ pub(in super::super) fn operations() -> Vec<Operation> {
                 vec![named("deleted", "Deleted", &DeletedBody { id: id(), state: Status::Deleted })],
             ),
         Operation {
-            permission: Some(Permission::Verify),
             guesses: true,
             ..operation(HttpMethod::Post, "/v1/credentials/{id}/verify", "verify", "Verify", VERIFY)
+                .permitted(Permission::Verify)
         }
         .asks(reference::<VerifyForms>(), verifications())
         .answers(
@@ -142,39 +142,16 @@ fn operation(
     summary: &'static str,
     description: &'static str,
 ) -> Operation {
-    Operation {
-        method,
-        path,
-        id,
-        summary,
-        description,
-        permission: Some(Permission::Enroll),
-        query: Vec::new(),
-        asked: Asked::Nothing,
-        answer: Answered {
-            status: StatusCode::OK,
-            description: "",
-            schema: RefOr::T(Schema::default()),
-            examples: Vec::new(),
-        },
-        guesses: false,
-    }
+    Operation::new(method, path, id).permitted(Permission::Enroll).said(summary, description)
 }
 
 /// A route that says everything by its path.
 fn change(method: HttpMethod, path: &'static str, id: &'static str, action: Action) -> Operation {
-    Operation {
-        permission: Some(action.permission()),
-        asked: Asked::NoFields(reference::<NoFields>()),
-        ..operation(method, path, id, "", "")
-    }
+    let asked = Asked::NoFields(reference::<NoFields>());
+    Operation { asked, ..Operation::new(method, path, id).permitted(action.permission()) }
 }
 
 impl Operation {
-    fn said(self, summary: &'static str, description: &'static str) -> Self {
-        Self { summary, description, ..self }
-    }
-
     fn changes(self, description: &'static str, view: CredentialView) -> Self {
         let examples = vec![named("credential", "As it is now", &view)];
         self.answers(StatusCode::OK, reference::<CredentialView>(), description, examples)

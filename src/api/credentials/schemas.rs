@@ -6,19 +6,13 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::super::answer::{DeletedBody, EnrolledBody, ResyncedBody, VerifiedBody};
 use super::super::call::NoFields;
-use super::super::schema::{constant, object};
+use super::super::schema::{Schemas, add, constant, form, object};
 use super::ListBody;
 use super::enrolment::{EnrolBody, HotpBody, OcraBody, SignerBody, TotpBody};
 use super::evidence::{ResyncBody, VerifyBody};
 
-type Schemas = Vec<(String, RefOr<Schema>)>;
-
 /// All that these routes refer to, by name.
 pub(in super::super) fn schemas() -> Schemas {
-    fn add<T: ToSchema>(schemas: &mut Schemas) {
-        schemas.push((T::name().into(), T::schema()));
-        T::schemas(schemas);
-    }
     let mut schemas = Vec::new();
     add::<EnrolBody>(&mut schemas);
     add::<VerifyForms>(&mut schemas);
@@ -67,7 +61,9 @@ fn enrolments() -> [(&'static str, String, Schema); 4] {
     let signer_forms = OneOfBuilder::new()
         .description(signer.description.clone())
         .item(by("public_key_pem"))
-        .item(by("jwk"));
+        .item(by("jwk"))
+        .item(by("certificate_chain_pem"))
+        .item(by("webauthn"));
     [
         ("hotp", HotpBody::name().into(), tagged("hotp", object::<HotpBody>()).into()),
         ("totp", TotpBody::name().into(), tagged("totp", object::<TotpBody>()).into()),
@@ -106,16 +102,6 @@ impl ToSchema for VerifyForms {
     fn schemas(schemas: &mut Schemas) {
         VerifyBody::schemas(schemas);
     }
-}
-
-/// The object that has these fields of `all` and no others.
-fn form(all: &Object, title: &str, fields: &[&str], required: &[&str]) -> Object {
-    let mut form = all.clone();
-    form.title = Some(title.to_owned());
-    form.description = None;
-    form.properties.retain(|name, _| fields.contains(&name.as_str()));
-    form.required = required.iter().map(ToString::to_string).collect();
-    form
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
+use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::openapi::example::{Example, ExampleBuilder};
 use utoipa::openapi::extensions::ExtensionsBuilder;
@@ -15,7 +16,8 @@ use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required};
 
 use crate::domain::caller::Permission;
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, TransactionId};
+use crate::metrics::Verdict;
 
 use super::super::problem::Problem;
 use super::super::schema::{number, reference, text};
@@ -45,6 +47,8 @@ pub struct Operation {
     pub answer: Answered,
     /// Whether what is asked could be guessed: then it can fail, and be locked.
     pub guesses: bool,
+    /// How else it can end, by the names of problems.
+    pub also: &'static [Verdict],
 }
 
 /// What a request brings.
@@ -66,8 +70,18 @@ pub struct Answered {
     /// With 201 comes a `Location`.
     pub status: StatusCode,
     pub description: &'static str,
-    pub schema: RefOr<Schema>,
-    pub examples: Vec<Named>,
+    pub form: Form,
+}
+
+/// What an answer's body is.
+#[derive(Clone)]
+pub enum Form {
+    Json {
+        schema: Box<RefOr<Schema>>,
+        examples: Vec<Named>,
+    },
+    /// A picture of one of these media types: the one that `Accept` asks for.
+    Picture(Vec<&'static str>),
 }
 
 /// The problems of one status.
@@ -78,7 +92,40 @@ pub fn example(name: &str, summary: &str, value: Value) -> Named {
     (name.to_owned(), ExampleBuilder::new().summary(summary).value(Some(value)).build().into())
 }
 
+/// An answer as an example.
+pub fn named(name: &str, summary: &str, body: &impl Serialize) -> Named {
+    example(name, summary, serde_json::to_value(body).unwrap_or_default())
+}
+
 impl Operation {
+    /// A route without a body, and without an answer yet.
+    pub fn new(method: HttpMethod, path: &'static str, id: &'static str) -> Self {
+        let form = Form::Json { schema: Box::default(), examples: Vec::new() };
+        Self {
+            method,
+            path,
+            id,
+            summary: "",
+            description: "",
+            permission: None,
+            query: Vec::new(),
+            asked: Asked::Nothing,
+            answer: Answered { status: StatusCode::OK, description: "", form },
+            guesses: false,
+            also: &[],
+        }
+    }
+
+    /// The same for those with this permission.
+    pub fn permitted(self, permission: Permission) -> Self {
+        Self { permission: Some(permission), ..self }
+    }
+
+    /// The same, explained.
+    pub fn said(self, summary: &'static str, description: &'static str) -> Self {
+        Self { summary, description, ..self }
+    }
+
     /// The same with a body.
     pub fn asks(self, schema: RefOr<Schema>, examples: Vec<Named>) -> Self {
         Self { asked: Asked::Body { schema, examples }, ..self }
@@ -92,7 +139,8 @@ impl Operation {
         description: &'static str,
         examples: Vec<Named>,
     ) -> Self {
-        Self { answer: Answered { status, description, schema, examples }, ..self }
+        let form = Form::Json { schema: Box::new(schema), examples };
+        Self { answer: Answered { status, description, form }, ..self }
     }
 
     pub fn build(&self) -> utoipa::openapi::path::Operation {
@@ -114,9 +162,11 @@ impl Operation {
             .extensions(Some(ExtensionsBuilder::new().add("x-permission", permission).build()))
             .response(self.answer.status.as_u16().to_string(), self.answer.response());
         if self.has_id() {
-            operation = operation.parameter_ref(component("parameters", "CredentialId"));
+            let id =
+                if self.path.starts_with("/v1/transactions/") { "TransactionId" } else { "CredentialId" };
+            operation = operation.parameter_ref(component("parameters", id));
         }
-        if self.takes_body() {
+        if self.is_remembered() {
             operation = operation.parameter_ref(component("parameters", "IdempotencyKey"));
         }
         operation = self.query.iter().cloned().fold(operation, OperationBuilder::parameter);
@@ -137,20 +187,25 @@ impl Operation {
         !matches!(self.asked, Asked::Nothing)
     }
 
+    /// Whether an `Idempotency-Key` counts. What any client may changes nothing.
+    fn is_remembered(&self) -> bool {
+        self.takes_body() && self.permission.is_some()
+    }
+
     /// Whether it can end like this.
     fn may_be(&self, problem: &Problem) -> bool {
+        if self.also.contains(&problem.verdict()) {
+            return true;
+        }
         match problem {
             Problem::Unauthenticated | Problem::Unavailable { .. } => true,
             Problem::Forbidden => self.permission.is_some(),
             Problem::NotFound => self.has_id(),
-            Problem::Malformed(_)
-            | Problem::TooLarge
-            | Problem::UnsupportedMediaType
-            | Problem::IdempotencyMismatch
-            | Problem::StateConflict => self.takes_body(),
+            Problem::Malformed(_) | Problem::TooLarge | Problem::UnsupportedMediaType => self.takes_body(),
+            Problem::IdempotencyMismatch | Problem::StateConflict => self.is_remembered(),
             Problem::Invalid { .. } => self.takes_body() || !self.query.is_empty(),
             Problem::VerificationFailed { .. } | Problem::Locked { .. } => self.guesses,
-            Problem::MethodNotAllowed => false,
+            Problem::MethodNotAllowed | Problem::Expired | Problem::NotAcceptable => false,
         }
     }
 
@@ -185,8 +240,17 @@ impl Operation {
 
 impl Answered {
     fn response(&self) -> Response {
-        let mut response =
-            answer(self.description).content(JSON, content(self.schema.clone(), self.examples.clone()));
+        let mut response = match &self.form {
+            Form::Json { schema, examples } => {
+                answer(self.description).content(JSON, content((**schema).clone(), examples.clone()))
+            }
+            Form::Picture(media_types) => media_types
+                .iter()
+                .fold(answer(self.description), |answer, media_type| {
+                    answer.content(*media_type, Content::default())
+                })
+                .header_ref("Vary", component("headers", "Vary")),
+        };
         if self.status == StatusCode::CREATED {
             response = response.header_ref("Location", component("headers", "Location"));
         }
@@ -250,8 +314,8 @@ pub fn parameters() -> Vec<(String, RefOr<Parameter>)> {
     let key = text(
         "Visible ASCII. The same request again within 24 hours gets the first answer again: it is not executed, and a \
          wrong code is not charged a second time. A key belongs to the client, and is bound to tenant, method, path, \
-         query and body. Remembered are 2xx and `verification-failed`, in the same commit as what they tell of. A \
-         replay holds no secret: `otpauth` is left out.",
+         query and body. Remembered are 2xx and `verification-failed`, in the same commit as what they tell of, and \
+         that a transaction had ended (409 or 410). A replay holds no secret: `otpauth` is left out.",
     );
     let key = key.min_length(Some(1)).max_length(Some(255)).pattern(Some("^[!-~]+$"));
     let parameter = |name: &str, place, required, schema: RefOr<Schema>, value: &str| {
@@ -265,14 +329,14 @@ pub fn parameters() -> Vec<(String, RefOr<Parameter>)> {
         key.into(),
         "8e03978e-40d5-43dd-bc93-6894a57f9324",
     );
-    let id = parameter(
-        "id",
-        ParameterIn::Path,
-        Required::True,
-        reference::<CredentialId>(),
-        "cred_26daj92h7tg6acttawtvk6360e",
-    );
-    vec![("CredentialId".to_owned(), id.into()), ("IdempotencyKey".to_owned(), key.into())]
+    let id = |schema, value| parameter("id", ParameterIn::Path, Required::True, schema, value);
+    let credential = id(reference::<CredentialId>(), "cred_26daj92h7tg6acttawtvk6360e");
+    let transaction = id(reference::<TransactionId>(), "txn_26daj92h7tg6acttawtvk6360e");
+    vec![
+        ("CredentialId".to_owned(), credential.into()),
+        ("IdempotencyKey".to_owned(), key.into()),
+        ("TransactionId".to_owned(), transaction.into()),
+    ]
 }
 
 /// Headers that several answers have.
@@ -281,7 +345,8 @@ pub fn headers() -> Vec<(String, RefOr<Header>)> {
         |schema: ObjectBuilder, value: Value| Header::builder().schema(Some(schema)).example(Some(value));
     let request_id = text("This request's id, in the request log and in the audit log too.")
         .pattern(Some("^req_[0-9a-v]{16}$"));
-    let location = text("Where the new credential is.").pattern(Some("^/v1/credentials/cred_[0-9a-z]{26}$"));
+    let location = text("Where the new credential or transaction is.")
+        .pattern(Some("^/v1/(credentials/cred|transactions/txn)_[0-9a-z]{26}$"));
     let headers = [
         ("RequestId", header(request_id, "req_fk6lccggb9rl0ruf".into())),
         (
@@ -290,6 +355,13 @@ pub fn headers() -> Vec<(String, RefOr<Header>)> {
         ),
         ("Location", header(location, "/v1/credentials/cred_26daj92h7tg6acttawtvk6360e".into())),
         ("RetryAfter", header(number("Seconds until it is worth to come back.", 0, 86_400), 1.into())),
+        (
+            "Vary",
+            header(
+                text("What the choice of a picture went by.").enum_values(Some(["accept"])),
+                "accept".into(),
+            ),
+        ),
         ("Allow", header(text("The methods that the resource knows."), "GET,HEAD,POST".into())),
     ];
     headers.map(|(name, header)| (name.to_owned(), header.build().into())).into()

@@ -22,7 +22,9 @@ impl Problem {
             Self::NotFound,
             Self::StateConflict,
             Self::IdempotencyMismatch,
-            Self::VerificationFailed { attempts_remaining: 4 },
+            Self::VerificationFailed { attempts_remaining: Some(4) },
+            Self::Expired,
+            Self::NotAcceptable,
             Self::Locked { retry_after_s: Some(900) },
             Self::TooLarge,
             Self::UnsupportedMediaType,
@@ -66,6 +68,7 @@ impl Problem {
         match self {
             Self::Invalid { .. } => member == "field",
             Self::Locked { .. } => member == "retry_after",
+            Self::VerificationFailed { .. } => member == "attempts_remaining",
             _ => false,
         }
     }
@@ -91,6 +94,8 @@ impl Problem {
                 "Wrong, or used up; never which. A wrong code is charged to its credential and account; the code \
                  accepted last, submitted again, is not. Signatures are never charged."
             }
+            Self::Expired => "The transaction's time was over before it was approved. Nothing is charged.",
+            Self::NotAcceptable => "`Accept` asks for none of the media types that there are.",
             Self::Locked { .. } => {
                 "Too many failures. Nothing is tried or charged, and a right code is not used up. Without \
                  `retry_after` only `/unlock` ends it."
@@ -131,10 +136,12 @@ mod tests {
             Problem::UnsupportedMediaType => 10,
             Problem::MethodNotAllowed => 11,
             Problem::Unavailable { .. } => 12,
+            Problem::Expired => 13,
+            Problem::NotAcceptable => 14,
         };
         let examples = Problem::examples();
         let places: BTreeSet<_> = examples.iter().map(place).collect();
-        assert_eq!(places, (0..13).collect());
+        assert_eq!(places, (0..15).collect());
         let names: BTreeSet<_> = examples.iter().map(Problem::schema_name).collect();
         assert_eq!(names.len(), examples.len());
     }

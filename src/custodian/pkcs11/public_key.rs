@@ -10,11 +10,11 @@ use crate::domain::signer::signature::Signature;
 use crate::domain::signer::{PublicKey, SignatureAlgorithm};
 
 /// `prime256v1` (RFC 5480, section 2.1.1.1), in DER.
-const P256_PARAMETERS: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+pub(super) const P256_PARAMETERS: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
 /// Tag and length of a DER OCTET STRING of 65 bytes: PKCS#11 has the point wrapped in one, and a module may take
 /// a bare one without a word and call every signature wrong.
-const POINT_HEADER: [u8; 2] = [0x04, 65];
+pub(super) const POINT_HEADER: [u8; 2] = [0x04, 65];
 
 /// What stands before a SHA-256 digest in a DigestInfo (RFC 8017, section 9.2, note 1).
 const SHA256_DIGEST_INFO: [u8; 19] = [

@@ -1,7 +1,7 @@
 //! A session: keys and what is done with them.
 
 use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::shape::{Material, Shape, Use};
@@ -80,6 +80,16 @@ impl Session {
             template.push(Attribute::Modifiable(shape.purpose == Some(Use::Wrap)));
         }
         Ok(Object(self.0.generate_key(&mechanism, &template)?))
+    }
+
+    /// Makes a token object that is nothing but its label.
+    ///
+    /// # Errors
+    /// `C_CreateObject` failed: not every module has such objects.
+    pub fn mark(&self, label: &str) -> Result<Object, Pkcs11Error> {
+        let class = Attribute::Class(ObjectClass::DATA);
+        let label = Attribute::Label(label.as_bytes().to_vec());
+        Ok(Object(self.0.create_object(&[class, Attribute::Token(true), Attribute::Private(true), label])?))
     }
 
     /// Makes a key of `value`.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use data_encoding::BASE64URL_NOPAD;
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
@@ -124,6 +125,58 @@ impl PublicKey {
         };
         jwk.check_uses(key.algorithm())?;
         Ok(key)
+    }
+}
+
+/// A public key as others read it (RFC 7517): of P-256, with what it is for and its thumbprint as its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kty")]
+pub enum PublicJwk {
+    /// RFC 7518, section 6.2.
+    #[serde(rename = "EC")]
+    Ec {
+        /// `P-256`.
+        crv: &'static str,
+        /// 32 bytes, base64url.
+        x: String,
+        /// Likewise.
+        y: String,
+        /// `ES256`.
+        alg: &'static str,
+        /// `sig`.
+        r#use: &'static str,
+        /// The RFC 7638 thumbprint.
+        kid: String,
+    },
+    /// RFC 7518, section 6.3.
+    #[serde(rename = "RSA")]
+    Rsa {
+        /// The modulus, base64url.
+        n: String,
+        /// The exponent, base64url.
+        e: String,
+        /// `RS256`.
+        alg: &'static str,
+        /// `sig`.
+        r#use: &'static str,
+        /// The RFC 7638 thumbprint.
+        kid: String,
+    },
+}
+
+impl PublicKey {
+    /// As a JWK that says what it is for.
+    pub fn to_jwk(&self) -> PublicJwk {
+        let encode = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+        let (alg, kid) = (self.algorithm().name(), self.thumbprint());
+        match self {
+            Self::P256(P256Key { x, y }) => {
+                PublicJwk::Ec { crv: "P-256", x: encode(x), y: encode(y), alg, r#use: "sig", kid }
+            }
+            Self::Rsa(RsaKey { modulus, exponent }) => {
+                PublicJwk::Rsa { n: encode(modulus), e: encode(exponent), alg, r#use: "sig", kid }
+            }
+        }
     }
 }
 

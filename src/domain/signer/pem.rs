@@ -36,8 +36,15 @@ impl PublicKey {
     /// # Errors
     /// The text is something else, or the key is not one of [`PublicKey`]'s.
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
-        let key_info = block(text)?;
-        let info = SubjectPublicKeyInfoRef::from_der(&key_info).map_err(|_| NO_KEY_INFO)?;
+        Self::from_key_info(&block(text)?)
+    }
+
+    /// From a SubjectPublicKeyInfo in DER.
+    ///
+    /// # Errors
+    /// It is something else, or the key is not one of [`PublicKey`]'s.
+    pub(in crate::domain) fn from_key_info(der: &[u8]) -> Result<Self, KeyError> {
+        let info = SubjectPublicKeyInfoRef::from_der(der).map_err(|_| NO_KEY_INFO)?;
         // None: a number of bits that is no number of bytes.
         let key = info.subject_public_key.as_bytes().ok_or(NO_KEY_INFO)?;
         match info.algorithm.oid {
@@ -71,11 +78,14 @@ fn block(text: &str) -> Result<Vec<u8>, KeyError> {
         });
     };
     // A second block would leave hyphens, which are no base64.
-    let body = begun.strip_suffix(END).ok_or(NO_PEM)?;
+    begun.strip_suffix(END).and_then(decode_body).ok_or(NO_PEM)
+}
+
+/// The bytes between a block's two lines; `None`: no base64, or not the one spelling of these bytes.
+pub(in crate::domain) fn decode_body(body: &str) -> Option<Vec<u8>> {
     let base64: Vec<u8> = body.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     // The decoder also takes several padded texts in a row.
-    let decoded = BASE64.decode(&base64).ok().filter(|der| BASE64.encode(der).as_bytes() == base64);
-    decoded.ok_or(NO_PEM)
+    BASE64.decode(&base64).ok().filter(|der| BASE64.encode(der).as_bytes() == base64)
 }
 
 /// RFC 5480, section 2.1.1.

@@ -17,6 +17,22 @@ pub enum SignatureFormat {
 }
 
 impl SignatureFormat {
+    /// That of a JWS (RFC 7518, sections 3.3 and 3.4).
+    pub fn of_jws(algorithm: SignatureAlgorithm) -> Self {
+        match algorithm {
+            SignatureAlgorithm::Es256 => Self::P1363,
+            SignatureAlgorithm::Rs256 => Self::Raw,
+        }
+    }
+
+    /// That of a WebAuthn assertion (WebAuthn, section 6.5.5).
+    pub fn of_webauthn(algorithm: SignatureAlgorithm) -> Self {
+        match algorithm {
+            SignatureAlgorithm::Es256 => Self::Der,
+            SignatureAlgorithm::Rs256 => Self::Raw,
+        }
+    }
+
     /// Whether the algorithm has such signatures.
     pub fn fits(self, algorithm: SignatureAlgorithm) -> bool {
         match self {
@@ -42,10 +58,7 @@ impl Signature {
                 let signature = p256::ecdsa::Signature::from_der(bytes).ok()?;
                 Some(Self(signature.to_bytes().to_vec()))
             }
-            (SignatureFormat::P1363, PublicKey::P256(_)) => {
-                p256::ecdsa::Signature::from_slice(bytes).ok()?;
-                Some(Self(bytes.to_vec()))
-            }
+            (SignatureFormat::P1363, PublicKey::P256(_)) => Self::es256(bytes),
             (SignatureFormat::Raw, PublicKey::Rsa(key)) => {
                 // RFC 8017, sections 8.2.2 and 5.2.2. Of one length, bytes compare as their numbers do.
                 let in_range = bytes.len() == key.modulus().len() && bytes < key.modulus();
@@ -53,6 +66,12 @@ impl Signature {
             }
             _ => None,
         }
+    }
+
+    /// ECDSA with P-256: r and s, 32 bytes each; `None` if one of them is zero or not below the order.
+    pub fn es256(bytes: &[u8]) -> Option<Self> {
+        p256::ecdsa::Signature::from_slice(bytes).ok()?;
+        Some(Self(bytes.to_vec()))
     }
 
     /// r and s, or RSA's octets.

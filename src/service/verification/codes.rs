@@ -9,7 +9,7 @@ use crate::domain::verification::{self, Plan, Verdict, ocra, usable};
 use crate::domain::{credential::CredentialState, resync};
 use crate::hsm::messages::{Candidate, CheckOtp};
 
-use super::{ACCOUNT, Answer, Attempt, Ending, Judged, Refused, STATE, Service};
+use super::{ACCOUNT, Answer, Attempt, Ending, Judged, Possibilities, Refused, STATE, Service, TRANSACTION};
 
 /// How many candidates go into one message: their rows have to fit its 64 KiB.
 const CANDIDATES_PER_MESSAGE: usize = 200;
@@ -27,6 +27,8 @@ pub struct Question {
 enum Purpose {
     Verify,
     Resync,
+    /// To approve the attempt's transaction.
+    Approve,
 }
 
 /// A check that was found possible.
@@ -54,15 +56,8 @@ impl Service {
             // Its codes answer questions that the appliance asks, and no others.
             (Kind::Ocra(OcraToken { usage: OcraUse::Transaction, .. }), _) => return Err(Refused::Conflict),
             (Kind::Ocra(token), Some(question)) => {
-                let challenge = challenge(token, question)?;
-                let inputs = ocra::inputs(token, &challenge, attempt.now);
-                let used = match inputs.is_empty() {
-                    true => Vec::new(),
-                    false => self.store.used_inputs(subject.credential.id, inputs).await?,
-                };
-                let known: Vec<_> = used.iter().map(|input| input.row.fingerprint).collect();
-                let plan = ocra::begin(subject, token, &challenge, &known, attempt.now)?;
-                (token.suite.digits(), Possible { plan, challenge: Some(challenge), used })
+                let possible = self.possible(attempt, token, challenge(token, question)?).await?;
+                (token.suite.digits(), possible)
             }
             (kind, question) => return Err(misfit(kind, question)),
         };
@@ -70,6 +65,43 @@ impl Service {
             return Err(Refused::Invalid { field: "otp", reason: LENGTH_RULE });
         }
         self.ask_custodian(attempt, Purpose::Verify, &[otp], possible).await
+    }
+
+    /// Whether `otp` answers the question of the attempt's transaction.
+    pub(in super::super) async fn judge_response(
+        &self,
+        attempt: Attempt<'_>,
+        challenge: Challenge,
+        otp: &Otp,
+    ) -> Result<Judged, Refused> {
+        let subject = attempt.subject();
+        usable(subject)?;
+        let Kind::Ocra(token) = &subject.credential.kind else {
+            return Err(Refused::unavailable("a transaction's token is none"));
+        };
+        let possible = self.possible(attempt, token, challenge).await?;
+        if !otp.has(token.suite.digits()) {
+            return Err(Refused::Invalid { field: "otp", reason: LENGTH_RULE });
+        }
+        self.ask_custodian(attempt, Purpose::Approve, &[otp], possible).await
+    }
+
+    /// The plan of a check of one OCRA code.
+    async fn possible(
+        &self,
+        attempt: Attempt<'_>,
+        token: &OcraToken,
+        challenge: Challenge,
+    ) -> Result<Possible, Refused> {
+        let subject = attempt.subject();
+        let inputs = ocra::inputs(token, &challenge, attempt.now);
+        let used = match inputs.is_empty() {
+            true => Vec::new(),
+            false => self.store.used_inputs(subject.credential.id, inputs).await?,
+        };
+        let known: Vec<_> = used.iter().map(|input| input.row.fingerprint).collect();
+        let plan = ocra::begin(subject, token, &challenge, &known, attempt.now)?;
+        Ok(Possible { plan, challenge: Some(challenge), used })
     }
 
     pub(super) async fn judge_resync(
@@ -84,7 +116,7 @@ impl Service {
             (Kind::Otp(token), None) => (token.digits, None),
             (Kind::Ocra(token), _) if !token.suite.has_counter() => return Err(Refused::Conflict),
             // Nothing of it can run away.
-            (Kind::Signer(_), _) => return Err(Refused::Conflict),
+            (kind, _) if kind.signer().is_some() => return Err(Refused::Conflict),
             (Kind::Ocra(token), Some(question)) => (token.suite.digits(), Some(challenge(token, question)?)),
             (kind, question) => return Err(misfit(kind, question)),
         };
@@ -124,9 +156,10 @@ impl Service {
                 accepted: accepted.outcome(),
                 repeated: repeated.outcome(),
                 missed: missed.outcome(),
+                attest: attempt.transaction.map(|transaction| self.attest(&transaction.row, attempt.now)),
             };
             let id = attempt.rows.credential.row.id;
-            let (matched, sealed) = self.hsm.check_otp(id, message).await?;
+            let (matched, sealed, attestation) = self.hsm.check_otp(id, message).await?;
             let ending = match matched {
                 None if !rest.is_empty() => continue,
                 None => missed,
@@ -134,7 +167,7 @@ impl Service {
                     Some(Verdict::Accepted { state, used }) => {
                         let mut ending = accepted;
                         ending.rows.splice(..0, own_rows(state, used.as_deref()));
-                        ending
+                        ending.attested(attempt, attestation)?
                     }
                     Some(Verdict::Repeated) => repeated,
                     None => return Err(Refused::unavailable("the custodian matched what nobody asked")),
@@ -158,7 +191,7 @@ fn challenge(token: &OcraToken, question: &Question) -> Result<Challenge, Refuse
 /// What was presented is not what such a credential makes.
 fn misfit(kind: &Kind, question: Option<&Question>) -> Refused {
     let (field, reason) = match (kind, question) {
-        (Kind::Signer(_), _) => ("otp", "a signer has no codes: send payload and signature"),
+        (kind, _) if kind.signer().is_some() => ("otp", "a signer has no codes: send payload and signature"),
         (_, Some(_)) => ("challenge", "only an ocra credential is asked a question"),
         (_, None) => ("challenge", "must be there: the credential answers questions"),
     };
@@ -197,23 +230,116 @@ impl Endings {
         let (event, missed_event, answer) = match purpose {
             Purpose::Verify => (Event::Verified, Event::Refused, Answer::Verified { id, account }),
             Purpose::Resync => (Event::Resynced, Event::ResyncRefused, Answer::Resynced { id, account }),
+            Purpose::Approve => return Self::of_response(attempt, plan),
         };
-        let failed = |attempts_remaining| Answer::VerificationFailed { attempts_remaining };
-        let (mut replaces, mut rows) = (vec![STATE], Vec::new());
-        if let Some(account) = &plan.accepted_account {
-            rows.push(Row::Account(account.clone()));
-            replaces.push(ACCOUNT);
-        }
-        let missed = vec![Row::State(plan.missed_state.clone()), Row::Account(plan.missed_account.clone())];
+        let (replaces, rows) = accepted_rows(plan);
         Ok(Self {
             accepted: attempt.ending(event, replaces, rows, answer)?,
             repeated: attempt.ending(Event::Repeated, Vec::new(), Vec::new(), failed(plan.remaining))?,
             missed: attempt.ending(
                 missed_event,
                 vec![STATE, ACCOUNT],
-                missed,
+                missed_rows(plan),
                 failed(plan.remaining_if_missed),
             )?,
         })
+    }
+
+    /// The transaction goes with the credential and its account: approved, or missed.
+    fn of_response(attempt: Attempt<'_>, plan: &Plan) -> Result<Self, Refused> {
+        let Possibilities { approved, missed, missed_event, answer } = attempt.possibilities(None)?;
+        let remaining = plan.remaining.min(approved.attempts_left.into());
+        let remaining_if_missed = plan.remaining_if_missed.min(missed.attempts_left.into());
+        let (mut replaces, mut rows) = accepted_rows(plan);
+        replaces.push(TRANSACTION);
+        rows.push(Row::Transaction(approved));
+        let mut missed_rows = missed_rows(plan);
+        missed_rows.push(Row::Transaction(missed));
+        let missed_replaces = vec![STATE, ACCOUNT, TRANSACTION];
+        let repeated = Event::TransactionRepeated;
+        Ok(Self {
+            accepted: attempt.ending(Event::TransactionApproved, replaces, rows, answer)?,
+            repeated: attempt.ending(repeated, Vec::new(), Vec::new(), failed(remaining))?,
+            missed: attempt.ending(
+                missed_event,
+                missed_replaces,
+                missed_rows,
+                failed(remaining_if_missed),
+            )?,
+        })
+    }
+}
+
+fn failed(attempts_remaining: u32) -> Answer {
+    Answer::VerificationFailed { attempts_remaining }
+}
+
+/// What every acceptance replaces and writes, besides the candidate's own rows.
+fn accepted_rows(plan: &Plan) -> (Vec<u8>, Vec<Row>) {
+    match &plan.accepted_account {
+        Some(account) => (vec![STATE, ACCOUNT], vec![Row::Account(account.clone())]),
+        None => (vec![STATE], Vec::new()),
+    }
+}
+
+fn missed_rows(plan: &Plan) -> Vec<Row> {
+    vec![Row::State(plan.missed_state.clone()), Row::Account(plan.missed_account.clone())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::account::Account;
+    use crate::domain::attestation::Claims;
+    use crate::domain::ocra::Suite;
+    use crate::domain::verification::Factor;
+    use crate::hsm::messages::{Attest, Call, FRAME_BYTES_MAX, Outcome, Request, encode};
+    use crate::service::pruning::tests::{longest, longest_transaction, sealed};
+
+    #[test]
+    fn a_check_of_the_longest_rows_fits_a_message() {
+        let (credential, state, input, record) = longest(1);
+        let account = Account::new(credential.tenant.clone(), credential.account.clone());
+        let account = Account { version: u64::MAX, attempts: state.attempts, epoch: u32::MAX, ..account };
+        let (transaction, _) = longest_transaction();
+        let suite = Suite::parse("OCRA-1:HOTP-SHA512-10:C-QA64-PSHA512-S512-T59M").unwrap();
+        let claims = Claims::new(&transaction, &"i".repeat(128), u64::MAX / 2, u64::MAX / 2).to_json();
+        let outcome =
+            |rows: &[Row]| Outcome { replaces: vec![1, 2, 3], rows: rows.iter().map(Row::encode).collect() };
+        let record = Row::Idempotency(record);
+        let rows = [account.clone().into(), transaction.clone().into(), record.clone()];
+        let check = CheckOtp {
+            standing: vec![
+                sealed(credential).to_bytes(),
+                sealed(state.clone()).to_bytes(),
+                sealed(account.clone()).to_bytes(),
+                sealed(transaction.clone()).to_bytes(),
+            ],
+            codes: vec![
+                Otp::parse("0123456789".to_owned()).unwrap(),
+                Otp::parse("0123456789".to_owned()).unwrap(),
+            ],
+            challenge: Some(Challenge::of_transaction(&suite, &[0xff; 32]).unwrap()),
+            candidates: (0..CANDIDATES_PER_MESSAGE)
+                .map(|_| Candidate {
+                    factor: Factor { counter: Some(u64::MAX), time_step: Some(u64::MAX) },
+                    rows: Some(vec![Row::State(state.clone()).encode()]),
+                })
+                .collect(),
+            accepted: outcome(&rows),
+            repeated: outcome(std::slice::from_ref(&record)),
+            missed: outcome(&[
+                state.clone().into(),
+                account.into(),
+                transaction.clone().into(),
+                record.clone(),
+            ]),
+            attest: Some(Attest { transaction: transaction.id, tenant: transaction.tenant, claims }),
+        };
+        let bytes =
+            encode(&Call { id: u64::MAX, request: Request::CheckOtp(check) }).map(|frame| frame.len());
+        assert!(bytes.as_ref().is_ok_and(|bytes| *bytes < FRAME_BYTES_MAX * 15 / 16), "{bytes:?}");
+        // Without a counter there are five candidates, each with the input that it would use up.
+        assert!(Row::UsedInput(input).encode().as_bytes().len() < 256);
     }
 }

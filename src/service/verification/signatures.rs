@@ -1,12 +1,14 @@
 //! Signatures: whether a credential's device signed what it is said to have signed.
 
 use crate::domain::audit::Event;
-use crate::domain::credential::Kind;
+use crate::domain::credential::{CredentialState, Kind, Signer};
+use crate::domain::row::Row;
 use crate::domain::signer::signature::{Signature, SignatureFormat};
+use crate::domain::transaction::AuthenticatorReport;
 use crate::domain::verification::{remaining, usable};
 use crate::hsm::messages::CheckSignature;
 
-use super::{Answer, Attempt, Judged, Refused, Service};
+use super::{Answer, Attempt, Ending, Judged, Possibilities, Refused, STATE, Service, TRANSACTION};
 
 /// A signature, and what it is over.
 pub struct PresentedSignature {
@@ -18,6 +20,18 @@ pub struct PresentedSignature {
     pub signature: Vec<u8>,
 }
 
+/// A signature that is to be checked, with what goes with it.
+pub(in super::super) struct Proof {
+    /// SHA-256 of what is said to be signed.
+    pub digest: [u8; 32],
+    /// `None`: what was presented can be no signature of this, or by such a key.
+    pub signature: Option<Signature>,
+    /// The credential's next state, where a right signature moves it.
+    pub state: Option<CredentialState>,
+    /// What an authenticator said of itself.
+    pub report: Option<AuthenticatorReport>,
+}
+
 impl Service {
     pub(super) async fn judge_signature(
         &self,
@@ -26,42 +40,102 @@ impl Service {
     ) -> Result<Judged, Refused> {
         let subject = attempt.subject();
         usable(subject)?;
-        let Kind::Signer(signer) = &subject.credential.kind else {
+        let kind = &subject.credential.kind;
+        let (Some(signer), false) = (kind.signer(), matches!(kind, Kind::Authenticator(_))) else {
             return Err(Refused::Invalid {
                 field: "signature_base64",
-                reason: "only a signer makes signatures",
+                reason: "only a signer makes signatures, and a WebAuthn authenticator makes none over a payload",
             });
         };
-        if !presented.format.fits(signer.algorithm) {
-            return Err(Refused::Invalid {
-                field: "format",
-                reason: "must be der or p1363 for ES256, raw for RS256",
-            });
-        }
-        let key = signer.key.as_ref().ok_or(Refused::Absent)?;
+        let PresentedSignature { digest, format, signature } = presented;
+        let signature = parsed(signer, *format, signature)?;
+        self.check_proof(attempt, Proof { digest: *digest, signature, state: None, report: None }).await
+    }
 
+    /// Has the signature checked by the custodian; while nothing vouches for the device's key it is no signature.
+    pub(in super::super) async fn check_proof(
+        &self,
+        attempt: Attempt<'_>,
+        mut proof: Proof,
+    ) -> Result<Judged, Refused> {
+        let subject = attempt.subject();
         let credential = subject.credential;
-        let (id, account) = (credential.id.to_string(), credential.account.to_string());
-        let accepted = || {
-            let answer = Answer::Verified { id: id.clone(), account: account.clone() };
-            attempt.ending(Event::SignatureVerified, Vec::new(), Vec::new(), answer)
-        };
-        let refused = || {
-            let answer = Answer::VerificationFailed { attempts_remaining: remaining(subject, attempt.now) };
-            attempt.ending(Event::SignatureRefused, Vec::new(), Vec::new(), answer)
-        };
+        if let Kind::CertifiedSigner(certified) = &credential.kind {
+            let chain = certified.chain.clone().ok_or(Refused::Absent)?;
+            if let Err(reason) = self.check_chain(chain, attempt.now).await? {
+                tracing::warn!(credential = %credential.id, reason, "a signer's certificate is not to be trusted");
+                proof.signature = None;
+            }
+        }
+        let Endings { accepted, refused } = Endings::new(attempt, &proof)?;
         let message = CheckSignature {
             standing: attempt.standing_bytes(),
-            digest: presented.digest,
-            signature: Signature::parse(presented.format, &presented.signature, key),
-            accepted: accepted()?.outcome(),
-            refused: refused()?.outcome(),
+            digest: proof.digest,
+            signature: proof.signature,
+            accepted: accepted.outcome(),
+            refused: refused.outcome(),
+            attest: attempt.transaction.map(|transaction| self.attest(&transaction.row, attempt.now)),
         };
-        let (valid, sealed) = self.hsm.check_signature(credential.id, message).await?;
-        let ending = if valid { accepted()? } else { refused()? };
+        let (valid, sealed, attestation) = self.hsm.check_signature(credential.id, message).await?;
+        let ending = if valid { accepted.attested(attempt, attestation)? } else { refused };
         // Not on the account's row: codes change it, and no verdict on a signature depends on it, so a commit
         // that stood on it would lose races that are none.
-        let standing = vec![credential.clone().into(), subject.state.clone().into()];
+        let mut standing = attempt.standing();
+        standing.retain(|row| !matches!(row, Row::Account(_)));
         Ok(Judged { ending, sealed, standing })
+    }
+}
+
+/// The signature in a form that the signer's algorithm has; `None`: such bytes can be none.
+///
+/// # Errors
+/// [`Refused::Invalid`] for a form that it has not.
+pub(in super::super) fn parsed(
+    signer: &Signer,
+    format: SignatureFormat,
+    bytes: &[u8],
+) -> Result<Option<Signature>, Refused> {
+    if !format.fits(signer.algorithm) {
+        let reason = "must be der or p1363 for ES256, raw for RS256";
+        return Err(Refused::Invalid { field: "format", reason });
+    }
+    let key = signer.key.as_ref().ok_or(Refused::Absent)?;
+    Ok(Signature::parse(format, bytes, key))
+}
+
+/// Both ways in which the check of a signature can end.
+struct Endings {
+    accepted: Ending,
+    refused: Ending,
+}
+
+impl Endings {
+    fn new(attempt: Attempt<'_>, proof: &Proof) -> Result<Self, Refused> {
+        let (mut replaces, mut rows) = (Vec::new(), Vec::new());
+        if let Some(state) = &proof.state {
+            replaces.push(STATE);
+            rows.push(Row::State(state.clone()));
+        }
+        let failed = |attempts_remaining| Answer::VerificationFailed { attempts_remaining };
+        if attempt.transaction.is_none() {
+            let credential = &attempt.rows.credential.row;
+            let answer =
+                Answer::Verified { id: credential.id.to_string(), account: credential.account.to_string() };
+            let remaining = remaining(attempt.subject(), attempt.now);
+            let refused = Event::SignatureRefused;
+            return Ok(Self {
+                accepted: attempt.ending(Event::SignatureVerified, replaces, rows, answer)?,
+                refused: attempt.ending(refused, Vec::new(), Vec::new(), failed(remaining))?,
+            });
+        }
+        let Possibilities { approved, missed, missed_event, answer } = attempt.possibilities(proof.report)?;
+        replaces.push(TRANSACTION);
+        rows.push(Row::Transaction(approved));
+        let remaining = missed.attempts_left.into();
+        let missed = vec![Row::Transaction(missed)];
+        Ok(Self {
+            accepted: attempt.ending(Event::TransactionApproved, replaces, rows, answer)?,
+            refused: attempt.ending(missed_event, vec![TRANSACTION], missed, failed(remaining))?,
+        })
     }
 }

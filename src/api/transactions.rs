@@ -1,0 +1,146 @@
+//! `/v1/transactions`: which use case each request goes to. The JSON that a request brings is in the files beside.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::{CONTENT_TYPE, VARY};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::domain::account::AccountRef;
+use crate::domain::caller::Permission;
+use crate::domain::id::TransactionId;
+use crate::metrics::Verdict;
+use crate::service::Refused;
+use crate::service::transaction_view::TransactionView;
+use crate::service::transactions::{NewTransaction, Shown, Told};
+use crate::store::Page;
+
+use super::Api;
+use super::answer::json_response;
+use super::call::{AllowedCall, Call, object, page_limit};
+use super::problem::Problem;
+use super::qr::{Picture, QrError, draw, preferred};
+use super::schema;
+
+mod creation;
+mod examples;
+pub(super) mod operations;
+mod response;
+pub(super) mod schemas;
+
+pub(super) use creation::MethodName;
+pub(super) use response::ResponseFormat;
+
+use creation::CreateBody;
+use response::ResponseBody;
+
+pub(super) async fn create(State(api): State<Arc<Api>>, call: Call) -> Result<Told, Problem> {
+    let call = call.allowed(Permission::Transact)?;
+    let (ask, body) = call.json_bytes(&api).await?;
+    Ok(api.service.create_transaction(ask, new_transaction(&body)?).await?)
+}
+
+/// What a body asks to be made.
+pub(super) fn new_transaction(body: &[u8]) -> Result<NewTransaction, Problem> {
+    object::<CreateBody>(body)?.try_into()
+}
+
+pub(super) async fn respond(State(api): State<Arc<Api>>, call: Call) -> Result<Told, Problem> {
+    let mut call = call.allowed(Permission::Transact)?;
+    let id = call.transaction_id().await;
+    let (ask, body) = call.json::<ResponseBody>(&api).await?;
+    Ok(api.service.respond(ask, id, body.try_into()?).await?)
+}
+
+pub(super) async fn cancel(State(api): State<Arc<Api>>, call: Call) -> Result<Told, Problem> {
+    let mut call = call.allowed(Permission::Transact)?;
+    let id = call.transaction_id().await;
+    let ask = call.no_json(&api).await?;
+    Ok(api.service.cancel(ask, id).await?)
+}
+
+pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+    let mut call = call.allowed(Permission::Transact)?;
+    let shown = shown(&api, &mut call).await?;
+    Ok(json_response(StatusCode::OK, Verdict::Found, &shown.view))
+}
+
+/// What the appliance signed of an approval.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Attestation)]
+pub(super) struct AttestationBody {
+    #[schema(schema_with = schema::attestation)]
+    pub attestation: String,
+}
+
+pub(super) async fn attestation(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+    let mut call = call.allowed(Permission::Transact)?;
+    let attestation = attested(shown(&api, &mut call).await?)?;
+    Ok(json_response(StatusCode::OK, Verdict::Found, &AttestationBody { attestation }))
+}
+
+pub(super) async fn qr(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+    let mut call = call.allowed(Permission::Transact)?;
+    let picture = preferred(call.headers()).ok_or(Problem::NotAcceptable)?;
+    let attestation = attested(shown(&api, &mut call).await?)?;
+    let text = format!("{}{attestation}", api.service.qr_url_prefix());
+    let drawn = tokio::task::spawn_blocking(move || draw(&text, picture)).await;
+    let drawn = drawn.map_err(|error| Problem::unavailable(error, 1))?;
+    let bytes = drawn.map_err(|error: QrError| Problem::unavailable(error, 60))?;
+    let mut response = bytes.into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(Picture::media_type(picture)));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response.extensions_mut().insert(Verdict::Found);
+    Ok(response)
+}
+
+async fn shown(api: &Api, call: &mut AllowedCall) -> Result<Shown, Problem> {
+    let id = call.transaction_id().await.ok_or(Problem::NotFound)?;
+    Ok(api.service.transaction(&call.caller, id).await?)
+}
+
+/// The attestation of what is approved.
+fn attested(shown: Shown) -> Result<String, Problem> {
+    shown.attestation.ok_or_else(|| Refused::Ended(shown.view.state).into())
+}
+
+/// `GET /v1/transactions?payer=&limit=&after=`
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Only this payer's.
+    payer: Option<AccountRef>,
+    /// How many a page.
+    #[param(minimum = 1, maximum = 100, default = 50)]
+    limit: Option<u16>,
+    /// The `next` of the page before.
+    #[param(value_type = Option<TransactionId>)]
+    after: Option<String>,
+}
+
+/// A page, as every list answers.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TransactionPage)]
+struct ListBody {
+    /// In the order in which they were made.
+    #[schema(max_items = 100)]
+    items: Vec<TransactionView>,
+    /// `after` of the next page; null on the last one.
+    #[schema(required, value_type = Option<TransactionId>)]
+    next: Option<String>,
+}
+
+pub(super) async fn list(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+    let call = call.allowed(Permission::Transact)?;
+    let query: ListQuery = call.query()?;
+    let limit = page_limit(query.limit)?;
+    let unknown = Problem::Invalid { field: "after", reason: "must be the `next` of an earlier page" };
+    let after = query.after.map(|text| TransactionId::parse(&text).ok_or(unknown)).transpose()?;
+    let page = Page { after, limit };
+    let listed = api.service.transactions(&call.caller, query.payer.as_ref(), page).await?;
+    Ok(json_response(StatusCode::OK, Verdict::Found, &ListBody { items: listed.items, next: listed.next }))
+}

@@ -1,0 +1,115 @@
+//! The `attest` key: what the appliance signs in its own name. It signs with an accepted check, and never else.
+
+use sha2::{Digest, Sha256};
+
+use super::keys::{KeyError, KeyName};
+use super::pkcs11::{Half, Object, Pkcs11Error, Session, VerifyingKey};
+use crate::domain::attestation::{Attestation, compose, signing_input};
+use crate::domain::credential::Credential;
+use crate::domain::row::{Row, RowBytes};
+use crate::domain::signer::PublicKey;
+use crate::domain::signer::signature::{Signature, SignatureFormat};
+use crate::hsm::messages::{Attest, CLAIMS_BYTES_MAX, Fault};
+
+/// What is signed at each start to see whether two halves are of one pair. No JWS's signing input begins so.
+const TRIAL: &[u8] = b"\0hsm-authd/attest/trial/v1";
+
+/// One version, whose halves are of one pair.
+pub struct AttestKey {
+    private: Object,
+    public: PublicKey,
+    /// The public half's thumbprint (RFC 7638).
+    kid: String,
+    /// A session object of it: what is published is what verifies.
+    verifying: VerifyingKey,
+}
+
+/// What came of it: the row that keeps it, and the compact JWS.
+pub struct Attested {
+    pub row: RowBytes,
+    pub jws: String,
+}
+
+impl AttestKey {
+    /// Reads the public half, and has the one verify what the other signs.
+    ///
+    /// # Errors
+    /// The halves are not of one pair, the public one has no point on P-256, or the HSM failed.
+    pub fn open(session: &Session, name: KeyName, private: Object, public: Object) -> Result<Self, KeyError> {
+        let public =
+            session.public_half(public).map_err(|error| KeyError::WrongHalf(Half::Public, name, error))?;
+        let verifying = session.create_public_key(&public)?;
+        let digest = Sha256::digest(TRIAL).into();
+        let signature = session.sign_digest(private, &digest)?;
+        let is_right = match Signature::parse(SignatureFormat::P1363, &signature, &public) {
+            Some(signature) => session.verify_digest(verifying, &digest, &signature)?,
+            None => false,
+        };
+        match is_right {
+            true => Ok(Self { private, kid: public.thumbprint(), public, verifying }),
+            false => Err(KeyError::OtherPair(name)),
+        }
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    /// Its thumbprint.
+    pub fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    /// Whether it made this signature.
+    ///
+    /// # Errors
+    /// The HSM failed.
+    pub fn verify(
+        &self,
+        session: &Session,
+        digest: &[u8; 32],
+        signature: &Signature,
+    ) -> Result<bool, Pkcs11Error> {
+        session.verify_digest(self.verifying, digest, signature)
+    }
+
+    /// Signs the claims of what was accepted; they must have been [`validated`].
+    ///
+    /// # Errors
+    /// The HSM failed.
+    pub fn attest(&self, session: &Session, attest: &Attest) -> Result<Attested, Fault> {
+        let input = signing_input(&self.kid, &attest.claims);
+        let signature = session.sign_digest(self.private, &Sha256::digest(&input).into())?;
+        let jws = compose(&input, &signature);
+        let row = Row::Attestation(Attestation {
+            transaction: attest.transaction,
+            tenant: attest.tenant.clone(),
+            version: 1,
+            jws: jws.clone(),
+        });
+        Ok(Attested { row: row.encode(), jws })
+    }
+}
+
+/// Whether this could be attested of a check by that credential.
+///
+/// # Errors
+/// [`Fault::Request`].
+pub fn validated<'a>(
+    attest: Option<&'a Attest>,
+    credential: &Credential,
+) -> Result<Option<&'a Attest>, Fault> {
+    let Some(attest) = attest else { return Ok(None) };
+    let refused = |reason: &str| Err(Fault::Request(reason.to_owned()));
+    if attest.claims.len() > CLAIMS_BYTES_MAX {
+        return refused("an attestation's claims are too long");
+    }
+    if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&attest.claims).is_err() {
+        return refused("an attestation's claims are no JSON object");
+    }
+    if attest.tenant != credential.tenant {
+        return refused("an attestation of another tenant's");
+    }
+    Ok(Some(attest))
+}

@@ -1,0 +1,326 @@
+//! Transactions: made, responded to, cancelled, read. One verdict, one commit, and the attestation in it.
+
+use crate::domain::account::AccountRef;
+use crate::domain::attestation::Attestation;
+use crate::domain::audit::Event;
+use crate::domain::caller::{Caller, Tenant};
+use crate::domain::id::TransactionId;
+use crate::domain::row::{Row, Sealed, SealedBytes};
+use crate::domain::time::Now;
+use crate::domain::transaction::{State, Step, StepError, Transaction};
+use crate::hsm::messages::{Outcome, SealRows};
+use crate::store::{Commit, Page, TransactionRows};
+
+use super::memory::{Memory, Recall};
+use super::transaction_view::TransactionView;
+use super::{Answer, Ask, RACES_MAX, Refused, Service, audit_transaction, race_lost, seal};
+
+mod attestations;
+mod creation;
+mod responses;
+
+pub use creation::{NewMethod, NewTransaction};
+pub use responses::Presented;
+
+/// An answer, with what is read for it: neither is kept with the answer.
+pub struct Told {
+    /// What is remembered, and answered again.
+    pub answer: Answer,
+    /// The transaction that it tells of.
+    pub transaction: Option<Shown>,
+}
+
+/// A transaction, and its attestation if it is approved.
+pub struct Shown {
+    /// As its bank sees it.
+    pub view: TransactionView,
+    /// The compact JWS.
+    pub attestation: Option<String>,
+}
+
+impl Shown {
+    /// The transaction that is among these rows; `None` if none is.
+    fn of(rows: &[Row], parent: Option<&Sealed<Transaction>>) -> Option<Self> {
+        let attestation = rows.iter().find_map(|row| match row {
+            Row::Attestation(attestation) => Some(attestation.jws.clone()),
+            _ => None,
+        });
+        rows.iter().find_map(|row| match row {
+            Row::Transaction(transaction) => Some(Self {
+                view: TransactionView::new(transaction, parent.map(|parent| &parent.row)),
+                attestation: attestation.clone(),
+            }),
+            _ => None,
+        })
+    }
+}
+
+/// A page of transactions.
+pub struct ListedTransactions {
+    /// In the order in which they were made.
+    pub items: Vec<TransactionView>,
+    /// Where the next page begins; `None`: this is the last.
+    pub next: Option<String>,
+}
+
+impl From<StepError> for Refused {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Ended(state) => Self::Ended(state),
+            StepError::Overdue => Self::Ended(State::Expired),
+            StepError::NotDue => Self::Conflict,
+            StepError::ClockUntrusted => Self::clock_untrusted(),
+        }
+    }
+}
+
+/// What is done to a transaction besides responding.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Cancel,
+    Expire,
+}
+
+impl Change {
+    fn step(self) -> Step {
+        match self {
+            Self::Cancel => Step::Cancel,
+            Self::Expire => Step::Expire,
+        }
+    }
+
+    fn event(self) -> Event {
+        match self {
+            Self::Cancel => Event::TransactionCancelled,
+            Self::Expire => Event::TransactionExpired,
+        }
+    }
+
+    fn answer(self, transaction: &Transaction) -> Answer {
+        match self {
+            Self::Cancel => Answer::Cancelled { transaction: transaction.id.to_string() },
+            Self::Expire => Answer::Ended(State::Expired),
+        }
+    }
+}
+
+/// How many overdue transactions are looked for at once.
+const OVERDUE_BATCH: u16 = 100;
+
+impl Service {
+    /// Takes a pending transaction back.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn cancel(&self, mut ask: Ask, id: Option<TransactionId>) -> Result<Told, Refused> {
+        let memory = match self.recall(&mut ask).await? {
+            Recall::Answered(answer) => return self.tell(&ask.caller, answer).await,
+            Recall::New(memory) => memory,
+        };
+        let id = id.ok_or(Refused::Absent)?;
+        for _ in 0..RACES_MAX {
+            let rows = self.load_transaction(&ask.caller.tenant, id).await?;
+            let now = self.now();
+            let told = match rows.transaction.row.after(Step::Cancel, &now) {
+                Ok(_) => self.change_transaction(Some((&ask, &memory)), &rows, Change::Cancel, &now).await?,
+                Err(error) => self.not_open(&ask, &memory, &rows, error, &now).await?,
+            };
+            if let Some(told) = told {
+                return Ok(told);
+            }
+        }
+        Err(race_lost())
+    }
+
+    /// One transaction, its seals checked.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn transaction(&self, caller: &Caller, id: TransactionId) -> Result<Shown, Refused> {
+        let rows = self.settled(&caller.tenant, id).await?;
+        let parent = self.parent_of(&rows.transaction.row).await?;
+        self.hsm.check(parent.iter().map(Sealed::to_bytes).chain(all_bytes(&rows)).collect()).await?;
+        Ok(Shown {
+            view: TransactionView::new(&rows.transaction.row, parent.as_ref().map(|parent| &parent.row)),
+            attestation: rows.attestation.map(|attestation| attestation.row.jws),
+        })
+    }
+
+    /// The tenant's transactions, or one payer's, their seals checked.
+    ///
+    /// # Errors
+    /// [`Refused`]; [`Refused::Invalid`] if `page.after` names no transaction of the tenant.
+    pub async fn transactions(
+        &self,
+        caller: &Caller,
+        payer: Option<&AccountRef>,
+        page: Page<TransactionId>,
+    ) -> Result<ListedTransactions, Refused> {
+        let one_more = Page { limit: page.limit.saturating_add(1), ..page };
+        let Some(mut found) = self.store.transactions(&caller.tenant, payer, one_more).await? else {
+            return Err(Refused::Invalid { field: "after", reason: "must be the `next` of an earlier page" });
+        };
+        let more = found.len() > usize::from(page.limit);
+        found.truncate(page.limit.into());
+        let mut items = Vec::with_capacity(found.len());
+        for id in found {
+            items.push(self.transaction(caller, id).await?.view);
+        }
+        let next = if more { items.last().map(|item| item.id.clone()) } else { None };
+        Ok(ListedTransactions { items, next })
+    }
+
+    /// Writes down which transactions' time is over; how many. No verdict rests on it: who comes to an overdue
+    /// transaction first writes it down. Nothing while the clock is not trusted.
+    pub(super) async fn expire_overdue(&self) -> Result<u64, Refused> {
+        let mut expired = 0;
+        loop {
+            let now = self.now();
+            let overdue = match now.trusted {
+                true => self.store.overdue(now.unix_ms, OVERDUE_BATCH).await?,
+                false => Vec::new(),
+            };
+            if overdue.is_empty() {
+                return Ok(expired);
+            }
+            for (tenant, id) in overdue {
+                self.settled(&tenant, id).await?;
+                expired += 1;
+            }
+        }
+    }
+
+    /// A transaction that is not overdue: if its time is over, that is written down before anybody is told, so
+    /// that nobody sees it expired and later approved. With a clock that stepped it is as it was.
+    async fn settled(&self, tenant: &Tenant, id: TransactionId) -> Result<TransactionRows, Refused> {
+        for _ in 0..RACES_MAX {
+            let rows = self.load_transaction(tenant, id).await?;
+            let now = self.now();
+            if !now.trusted || !rows.transaction.row.is_overdue(&now) {
+                return Ok(rows);
+            }
+            self.change_transaction(None, &rows, Change::Expire, &now).await?;
+        }
+        Err(race_lost())
+    }
+
+    /// `None`: lost a race, start over.
+    async fn change_transaction(
+        &self,
+        asked: Option<(&Ask, &Memory<'_>)>,
+        rows: &TransactionRows,
+        change: Change,
+        now: &Now,
+    ) -> Result<Option<Told>, Refused> {
+        let transaction = &rows.transaction.row;
+        let answer = change.answer(transaction);
+        let mut written = vec![Row::Transaction(transaction.after(change.step(), now)?)];
+        if let Some((_, memory)) = asked {
+            written.extend(memory.record(&answer, now)?.map(Row::Idempotency));
+        }
+        // All that is told is read before the commit: nothing can fail behind it.
+        let parent = self.parent_of(transaction).await?;
+        let shown = Shown::of(&written, parent.as_ref());
+        let standing = std::iter::once(&rows.transaction).chain(&parent).map(Sealed::to_bytes).collect();
+        let outcome = Outcome { replaces: vec![0], rows: written.iter().map(Row::encode).collect() };
+        let sealed = self.hsm.seal(SealRows { standing, outcome }).await?;
+        let commit = Commit {
+            standing: Vec::new(),
+            rows: seal(written, &sealed)?,
+            removed: Vec::new(),
+            sum_change: sealed.sum_change,
+            audit: audit_transaction(asked.map(|(ask, _)| ask), now, change.event(), transaction),
+        };
+        Ok(self
+            .commit(commit)
+            .await?
+            .map(|durable| Told { answer: answer.release(durable), transaction: shown }))
+    }
+
+    /// What is asked for needs an open transaction, and it is none: if its time is over, that is written down.
+    /// `None`: lost a race, start over.
+    async fn not_open(
+        &self,
+        ask: &Ask,
+        memory: &Memory<'_>,
+        rows: &TransactionRows,
+        error: StepError,
+        now: &Now,
+    ) -> Result<Option<Told>, Refused> {
+        match error {
+            StepError::Overdue => {
+                self.change_transaction(Some((ask, memory)), rows, Change::Expire, now).await
+            }
+            StepError::Ended(state) => self.too_late(ask, memory, rows, state, now).await,
+            error => Err(error.into()),
+        }
+    }
+
+    /// What comes after a transaction's end is remembered if that is wanted, and changes nothing.
+    async fn too_late(
+        &self,
+        ask: &Ask,
+        memory: &Memory<'_>,
+        rows: &TransactionRows,
+        state: State,
+        now: &Now,
+    ) -> Result<Option<Told>, Refused> {
+        let answer = Answer::Ended(state);
+        let Some(record) = memory.record(&answer, now)? else {
+            // Nothing is written, so nothing else would look at the seals.
+            self.hsm.check(all_bytes(rows).collect()).await?;
+            return Err(Refused::Ended(state));
+        };
+        let row = Row::Idempotency(record);
+        let sealed = self
+            .hsm
+            .seal(SealRows {
+                standing: vec![rows.transaction.to_bytes()],
+                outcome: Outcome { replaces: Vec::new(), rows: vec![row.encode()] },
+            })
+            .await?;
+        let transaction = Row::Transaction(rows.transaction.row.clone());
+        let commit = Commit {
+            standing: vec![(transaction.key(), transaction.version())],
+            rows: seal(vec![row], &sealed)?,
+            removed: Vec::new(),
+            sum_change: sealed.sum_change,
+            audit: audit_transaction(Some(ask), now, Event::TransactionEnded, &rows.transaction.row),
+        };
+        Ok(self
+            .commit(commit)
+            .await?
+            .map(|durable| Told { answer: answer.release(durable), transaction: None }))
+    }
+
+    /// An answer that is remembered, with the transaction that it tells of, which is in its final state.
+    async fn tell(&self, caller: &Caller, answer: Answer) -> Result<Told, Refused> {
+        let id = match &answer {
+            Answer::Approved { transaction } | Answer::Cancelled { transaction } => {
+                TransactionId::parse(transaction)
+            }
+            _ => None,
+        };
+        let transaction = match id {
+            Some(id) => Some(self.transaction(caller, id).await?),
+            None => None,
+        };
+        Ok(Told { answer, transaction })
+    }
+
+    async fn load_transaction(&self, tenant: &Tenant, id: TransactionId) -> Result<TransactionRows, Refused> {
+        self.store.transaction(tenant, id).await?.ok_or(Refused::Absent)
+    }
+
+    /// What a transaction follows, while that is kept.
+    async fn parent_of(&self, transaction: &Transaction) -> Result<Option<Sealed<Transaction>>, Refused> {
+        let Some(parent) = transaction.terms.parent else { return Ok(None) };
+        let rows = self.store.transaction(&transaction.tenant, parent.id).await?;
+        Ok(rows.map(|rows| rows.transaction))
+    }
+}
+
+fn all_bytes(rows: &TransactionRows) -> impl Iterator<Item = SealedBytes> {
+    let attestation = rows.attestation.as_ref().map(Sealed::<Attestation>::to_bytes);
+    std::iter::once(rows.transaction.to_bytes()).chain(attestation)
+}

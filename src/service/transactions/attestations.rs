@@ -1,0 +1,39 @@
+//! Attestations that somebody presents, and the keys that they are verified with.
+
+use crate::domain::attestation::{Claims, Presented};
+use crate::domain::signer::PublicKey;
+use crate::domain::signer::signature::Signature;
+
+use super::{Refused, Service};
+
+impl Service {
+    /// What stands before an attestation in a QR code.
+    pub fn qr_url_prefix(&self) -> &str {
+        &self.policies.attestations.qr_url_prefix
+    }
+
+    /// What an attestation says, if it is one of ours and holds still; `None`: it is not, or does not.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn verify_attestation(&self, jws: &str) -> Result<Option<Claims>, Refused> {
+        let now = self.now();
+        if !now.trusted {
+            return Err(Refused::clock_untrusted());
+        }
+        let Some(presented) = Presented::parse(jws) else { return Ok(None) };
+        let Some(signature) = Signature::es256(&presented.signature) else { return Ok(None) };
+        let Presented { kid, digest, claims, .. } = presented;
+        let valid = self.hsm.verify_attestation(kid, digest, signature).await?;
+        let holds = claims.iss == self.policies.attestations.issuer && claims.exp > now.unix_ms / 1_000;
+        Ok((valid && holds).then_some(claims))
+    }
+
+    /// The public keys that attestations are verified with, newest first.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn attestation_keys(&self) -> Result<Vec<PublicKey>, Refused> {
+        Ok(self.hsm.attestation_keys().await?)
+    }
+}
