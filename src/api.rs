@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use crate::config::Limits;
 use crate::metrics::{Exchange, RequestMetrics, Verdict};
 use crate::service::Service;
+use crate::service::computing::Computing;
 use crate::service::enrolment::Enrolment;
 use crate::service::transactions::NewTransaction;
 use crate::tls::Client;
@@ -38,6 +39,8 @@ use problem::Problem;
 /// The API's state, shared by all connections.
 pub struct Api {
     service: Arc<Service>,
+    /// Draws QR codes.
+    drawing: Computing,
     /// Room for requests; one that finds none is told to come back.
     room: Arc<Semaphore>,
     requests_max: usize,
@@ -58,6 +61,7 @@ impl Api {
     pub fn new(service: Arc<Service>, limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
             service,
+            drawing: Computing::new(),
             room: Arc::new(Semaphore::new(limits.requests_max)),
             requests_max: limits.requests_max,
             body_timeout: Duration::from_millis(limits.body_timeout_ms),

@@ -25,6 +25,7 @@ use crate::hsm::{Hsm, HsmError};
 use crate::secret::SecretBytes;
 use crate::store::{Commit, CommitError, Committed, ReadError, Store};
 
+pub mod computing;
 pub mod credential_view;
 pub mod enrolment;
 mod locks;
@@ -35,6 +36,7 @@ pub mod transaction_view;
 pub mod transactions;
 pub mod verification;
 
+use computing::Computing;
 use credential_view::CredentialView;
 use locks::AccountLocks;
 use memory::InFlight;
@@ -50,6 +52,7 @@ pub struct Service {
     clock: Arc<WatchedClock>,
     policies: Policies,
     trust: ArcSwap<Trust>,
+    chains: Computing,
     locks: AccountLocks,
     in_flight: InFlight,
 }
@@ -217,6 +220,7 @@ impl Service {
             clock,
             policies,
             trust: ArcSwap::from_pointee(trust),
+            chains: Computing::new(),
             locks: AccountLocks::new(),
             in_flight: InFlight::default(),
         }
@@ -246,8 +250,7 @@ impl Service {
         }
         let (trust, unix_ms) = (self.trust.load_full(), now.unix_ms);
         // Off the runtime: a long revocation list is read whole.
-        let checked = tokio::task::spawn_blocking(move || trust.check(&chain, unix_ms)).await;
-        match checked.map_err(Refused::unavailable)? {
+        match self.chains.run(move || trust.check(&chain, unix_ms)).await? {
             Ok(()) => Ok(Ok(())),
             Err(ChainFault::Refused(reason)) => Ok(Err(reason)),
             Err(ChainFault::Unknown(reason)) => {

@@ -15,7 +15,7 @@ use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
 use crate::service::enrolment::Enrolled;
 use crate::service::transaction_view::TransactionView;
-use crate::service::transactions::{Shown, Told};
+use crate::service::transactions::{ShownTransaction, TransactionAnswer};
 
 use super::problem::Problem;
 use super::schema;
@@ -120,14 +120,14 @@ impl IntoResponse for Enrolled {
     }
 }
 
-impl IntoResponse for Told {
+impl IntoResponse for TransactionAnswer {
     fn into_response(self) -> Response {
         match (self.answer, self.transaction) {
-            (Answer::Approved { .. }, Some(Shown { view, attestation: Some(attestation) })) => {
+            (Answer::Approved { .. }, Some(ShownTransaction { view, attestation: Some(attestation) })) => {
                 let body = ApprovedBody { view: &view, attestation: &attestation };
                 json_response(StatusCode::OK, Verdict::Approved, &body)
             }
-            (Answer::Cancelled { .. }, Some(Shown { view, .. })) => {
+            (Answer::Cancelled { .. }, Some(ShownTransaction { view, .. })) => {
                 json_response(StatusCode::OK, Verdict::Cancelled, &view)
             }
             (answer, _) => answer.into_response(),

@@ -253,10 +253,11 @@ pub(super) const CHOICES: [(&str, &str); 7] = [
     ("challenge_response", "method"),
 ];
 /// Why a value is refused, as its type says it.
-const REASONS: [(&str, &str); 3] = [
+const REASONS: [(&str, &str); 4] = [
     ("digits", crate::domain::otp::HOTP_DIGITS_RULE),
     ("account", crate::domain::account::ACCOUNT_RULE),
     ("suite", crate::domain::ocra::SUITE_RULE),
+    ("amount", crate::domain::money::MoneyError::AMOUNT_RULE),
 ];
 
 /// What says everything by its path has no fields.

@@ -18,8 +18,9 @@ use crate::domain::signer::SignatureAlgorithm;
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::signature::SignatureFormat;
 use crate::domain::transaction::State;
+use crate::service::transactions::MethodName;
 
-use super::transactions::{MethodName, ResponseFormat};
+use super::transactions::ResponseFormat;
 
 /// All that `AccountRef` takes for printable.
 const PRINTABLE: &str = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffd\u{e0000}-\u{e007f}]+$";

@@ -15,7 +15,7 @@ use crate::domain::id::TransactionId;
 use crate::metrics::Verdict;
 use crate::service::Refused;
 use crate::service::transaction_view::TransactionView;
-use crate::service::transactions::{NewTransaction, Shown, Told};
+use crate::service::transactions::{NewTransaction, ShownTransaction, TransactionAnswer};
 use crate::store::Page;
 
 use super::Api;
@@ -31,13 +31,12 @@ pub(super) mod operations;
 mod response;
 pub(super) mod schemas;
 
-pub(super) use creation::MethodName;
 pub(super) use response::ResponseFormat;
 
 use creation::CreateBody;
 use response::ResponseBody;
 
-pub(super) async fn create(State(api): State<Arc<Api>>, call: Call) -> Result<Told, Problem> {
+pub(super) async fn create(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
     let call = call.allowed(Permission::Transact)?;
     let (ask, body) = call.json_bytes(&api).await?;
     Ok(api.service.create_transaction(ask, new_transaction(&body)?).await?)
@@ -48,14 +47,14 @@ pub(super) fn new_transaction(body: &[u8]) -> Result<NewTransaction, Problem> {
     object::<CreateBody>(body)?.try_into()
 }
 
-pub(super) async fn respond(State(api): State<Arc<Api>>, call: Call) -> Result<Told, Problem> {
+pub(super) async fn respond(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.transaction_id().await;
     let (ask, body) = call.json::<ResponseBody>(&api).await?;
     Ok(api.service.respond(ask, id, body.try_into()?).await?)
 }
 
-pub(super) async fn cancel(State(api): State<Arc<Api>>, call: Call) -> Result<Told, Problem> {
+pub(super) async fn cancel(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.transaction_id().await;
     let ask = call.no_json(&api).await?;
@@ -87,8 +86,7 @@ pub(super) async fn qr(State(api): State<Arc<Api>>, call: Call) -> Result<Respon
     let picture = preferred(call.headers()).ok_or(Problem::NotAcceptable)?;
     let attestation = attested(shown(&api, &mut call).await?)?;
     let text = format!("{}{attestation}", api.service.qr_url_prefix());
-    let drawn = tokio::task::spawn_blocking(move || draw(&text, picture)).await;
-    let drawn = drawn.map_err(|error| Problem::unavailable(error, 1))?;
+    let drawn = api.drawing.run(move || draw(&text, picture)).await?;
     let bytes = drawn.map_err(|error: QrError| Problem::unavailable(error, 60))?;
     let mut response = bytes.into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(Picture::media_type(picture)));
@@ -97,13 +95,13 @@ pub(super) async fn qr(State(api): State<Arc<Api>>, call: Call) -> Result<Respon
     Ok(response)
 }
 
-async fn shown(api: &Api, call: &mut AllowedCall) -> Result<Shown, Problem> {
+async fn shown(api: &Api, call: &mut AllowedCall) -> Result<ShownTransaction, Problem> {
     let id = call.transaction_id().await.ok_or(Problem::NotFound)?;
     Ok(api.service.transaction(&call.caller, id).await?)
 }
 
 /// The attestation of what is approved.
-fn attested(shown: Shown) -> Result<String, Problem> {
+fn attested(shown: ShownTransaction) -> Result<String, Problem> {
     shown.attestation.ok_or_else(|| Refused::Ended(shown.view.state).into())
 }
 

@@ -1,7 +1,7 @@
 //! Attestations: what the appliance signs of an approval, as a compact JWS (RFC 7515, section 3.1).
 
 pub mod claims;
-mod presented;
+mod unverified;
 
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::caller::Tenant;
 use super::id::TransactionId;
 
 pub use claims::Claims;
-pub use presented::Presented;
+pub use unverified::Unverified;
 
 /// How it is signed: the header's `alg`.
 const ALG: &str = "ES256";

@@ -32,12 +32,12 @@ pub enum MoneyError {
 
 impl MoneyError {
     /// What an amount must be.
-    pub const AMOUNT_RULE: &'static str = "amount must be a plain decimal number with exactly the currency's fraction \
-        digits (ISO 4217), no sign, exponent, grouping or leading zeros, and at most 18 digits in all";
+    pub const AMOUNT_RULE: &'static str = "must be a string: a plain decimal number with exactly the currency's \
+        fraction digits (ISO 4217), no sign, exponent, grouping or leading zeros, and at most 18 digits in all";
 
     /// What a currency must be.
-    pub const CURRENCY_RULE: &'static str = "currency must be an ISO 4217 code of three capital letters, of a currency that has fraction digits or none, \
-        so no metal, basket or test code";
+    pub const CURRENCY_RULE: &'static str = "must be an ISO 4217 code of three capital letters, and of money: no metal, \
+        basket or test code";
 
     /// What to mend.
     pub fn rule(self) -> &'static str {

@@ -4,10 +4,20 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What such a text must be. How long it may be is its field's.
-pub const DISPLAY_TEXT_RULE: &str = "text must be printable, in Unicode's normalization form C, without white space at its \
-    ends, and not longer than its field allows; without control, invisible, reordering and private-use characters and \
-    noncharacters";
+/// Which characters such a text may have.
+pub const DISPLAY_TEXT_RULE: &str = "must be in Unicode's normalization form C, without white space at its ends, and \
+    without control, invisible, reordering and private-use characters and noncharacters";
+
+/// Why a text is none for a display.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// It is empty, or longer than its field allows.
+    #[error("is empty, or longer than its field allows")]
+    Length,
+    /// It has what does not show, or what shows as something else.
+    #[error("{DISPLAY_TEXT_RULE}")]
+    Characters,
+}
 
 /// Text that people read on a device: 1 to `CHARS_MAX` characters that all show, in the order in which they
 /// stand. It is never normalised, only refused: what is signed is the text exactly as it was sent.
@@ -23,14 +33,16 @@ impl<const CHARS_MAX: usize> DisplayText<CHARS_MAX> {
 }
 
 impl<const CHARS_MAX: usize> TryFrom<String> for DisplayText<CHARS_MAX> {
-    type Error = &'static str;
+    type Error = TextError;
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let length = text.chars().take(CHARS_MAX.saturating_add(1)).count();
-        let bounded = (1..=CHARS_MAX).contains(&length);
-        if bounded && text.trim() == text && text.chars().all(is_shown) && is_nfc(&text) {
+        if !(1..=CHARS_MAX).contains(&length) {
+            return Err(TextError::Length);
+        }
+        if text.trim() == text && text.chars().all(is_shown) && is_nfc(&text) {
             Ok(Self(text))
         } else {
-            Err(DISPLAY_TEXT_RULE)
+            Err(TextError::Characters)
         }
     }
 }
@@ -93,8 +105,9 @@ mod tests {
                 );
                 true
             }
-            Err(rule) => {
-                assert_eq!(rule, DISPLAY_TEXT_RULE);
+            Err(error) => {
+                let length = text.chars().count();
+                assert_eq!(error == TextError::Length, length == 0 || length > 70, "{text:?}");
                 false
             }
         }

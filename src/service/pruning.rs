@@ -25,9 +25,12 @@ impl Service {
     /// time is over; how many rows there were. Nothing while the clock is not trusted.
     ///
     /// # Errors
-    /// [`Refused::Unavailable`]; the next round goes on where this one stopped.
+    /// [`Refused::Unavailable`]: a row of some kind cannot be dealt with. The other kinds were; the next round
+    /// goes on where this one stopped.
     pub async fn prune(&self) -> Result<u64, Refused> {
-        Ok(self.expire_overdue().await? + self.prune_transactions().await? + self.prune_others().await?)
+        let rounds =
+            [self.expire_overdue().await, self.prune_transactions().await, self.prune_others().await];
+        rounds.into_iter().sum()
     }
 
     /// Transactions that ended long ago, each with its attestation.

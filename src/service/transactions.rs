@@ -19,26 +19,26 @@ mod attestations;
 mod creation;
 mod responses;
 
-pub use creation::{NewMethod, NewTransaction};
+pub use creation::{MethodName, NewTransaction};
 pub use responses::Presented;
 
 /// An answer, with what is read for it: neither is kept with the answer.
-pub struct Told {
+pub struct TransactionAnswer {
     /// What is remembered, and answered again.
     pub answer: Answer,
     /// The transaction that it tells of.
-    pub transaction: Option<Shown>,
+    pub transaction: Option<ShownTransaction>,
 }
 
 /// A transaction, and its attestation if it is approved.
-pub struct Shown {
+pub struct ShownTransaction {
     /// As its bank sees it.
     pub view: TransactionView,
     /// The compact JWS.
     pub attestation: Option<String>,
 }
 
-impl Shown {
+impl ShownTransaction {
     /// The transaction that is among these rows; `None` if none is.
     fn of(rows: &[Row], parent: Option<&Sealed<Transaction>>) -> Option<Self> {
         let attestation = rows.iter().find_map(|row| match row {
@@ -112,7 +112,11 @@ impl Service {
     ///
     /// # Errors
     /// [`Refused`].
-    pub async fn cancel(&self, mut ask: Ask, id: Option<TransactionId>) -> Result<Told, Refused> {
+    pub async fn cancel(
+        &self,
+        mut ask: Ask,
+        id: Option<TransactionId>,
+    ) -> Result<TransactionAnswer, Refused> {
         let memory = match self.recall(&mut ask).await? {
             Recall::Answered(answer) => return self.tell(&ask.caller, answer).await,
             Recall::New(memory) => memory,
@@ -136,11 +140,11 @@ impl Service {
     ///
     /// # Errors
     /// [`Refused`].
-    pub async fn transaction(&self, caller: &Caller, id: TransactionId) -> Result<Shown, Refused> {
+    pub async fn transaction(&self, caller: &Caller, id: TransactionId) -> Result<ShownTransaction, Refused> {
         let rows = self.settled(&caller.tenant, id).await?;
         let parent = self.parent_of(&rows.transaction.row).await?;
         self.hsm.check(parent.iter().map(Sealed::to_bytes).chain(all_bytes(&rows)).collect()).await?;
-        Ok(Shown {
+        Ok(ShownTransaction {
             view: TransactionView::new(&rows.transaction.row, parent.as_ref().map(|parent| &parent.row)),
             attestation: rows.attestation.map(|attestation| attestation.row.jws),
         })
@@ -163,10 +167,17 @@ impl Service {
         let more = found.len() > usize::from(page.limit);
         found.truncate(page.limit.into());
         let mut items = Vec::with_capacity(found.len());
-        for id in found {
-            items.push(self.transaction(caller, id).await?.view);
+        for id in &found {
+            match self.transaction(caller, *id).await {
+                Ok(shown) => items.push(shown.view),
+                // Pruned since.
+                Err(Refused::Absent) => {}
+                Err(refused) => return Err(refused),
+            }
         }
-        let next = if more { items.last().map(|item| item.id.clone()) } else { None };
+        // What is there yet marks its place, if anything of the page is.
+        let last = items.last().map(|item| item.id.clone()).or(found.last().map(TransactionId::to_string));
+        let next = last.filter(|_| more);
         Ok(ListedTransactions { items, next })
     }
 
@@ -211,7 +222,7 @@ impl Service {
         rows: &TransactionRows,
         change: Change,
         now: &Now,
-    ) -> Result<Option<Told>, Refused> {
+    ) -> Result<Option<TransactionAnswer>, Refused> {
         let transaction = &rows.transaction.row;
         let answer = change.answer(transaction);
         let mut written = vec![Row::Transaction(transaction.after(change.step(), now)?)];
@@ -220,7 +231,7 @@ impl Service {
         }
         // All that is told is read before the commit: nothing can fail behind it.
         let parent = self.parent_of(transaction).await?;
-        let shown = Shown::of(&written, parent.as_ref());
+        let shown = ShownTransaction::of(&written, parent.as_ref());
         let standing = std::iter::once(&rows.transaction).chain(&parent).map(Sealed::to_bytes).collect();
         let outcome = Outcome { replaces: vec![0], rows: written.iter().map(Row::encode).collect() };
         let sealed = self.hsm.seal(SealRows { standing, outcome }).await?;
@@ -234,7 +245,7 @@ impl Service {
         Ok(self
             .commit(commit)
             .await?
-            .map(|durable| Told { answer: answer.release(durable), transaction: shown }))
+            .map(|durable| TransactionAnswer { answer: answer.release(durable), transaction: shown }))
     }
 
     /// What is asked for needs an open transaction, and it is none: if its time is over, that is written down.
@@ -246,7 +257,7 @@ impl Service {
         rows: &TransactionRows,
         error: StepError,
         now: &Now,
-    ) -> Result<Option<Told>, Refused> {
+    ) -> Result<Option<TransactionAnswer>, Refused> {
         match error {
             StepError::Overdue => {
                 self.change_transaction(Some((ask, memory)), rows, Change::Expire, now).await
@@ -264,7 +275,7 @@ impl Service {
         rows: &TransactionRows,
         state: State,
         now: &Now,
-    ) -> Result<Option<Told>, Refused> {
+    ) -> Result<Option<TransactionAnswer>, Refused> {
         let answer = Answer::Ended(state);
         let Some(record) = memory.record(&answer, now)? else {
             // Nothing is written, so nothing else would look at the seals.
@@ -290,11 +301,11 @@ impl Service {
         Ok(self
             .commit(commit)
             .await?
-            .map(|durable| Told { answer: answer.release(durable), transaction: None }))
+            .map(|durable| TransactionAnswer { answer: answer.release(durable), transaction: None }))
     }
 
     /// An answer that is remembered, with the transaction that it tells of, which is in its final state.
-    async fn tell(&self, caller: &Caller, answer: Answer) -> Result<Told, Refused> {
+    async fn tell(&self, caller: &Caller, answer: Answer) -> Result<TransactionAnswer, Refused> {
         let id = match &answer {
             Answer::Approved { transaction } | Answer::Cancelled { transaction } => {
                 TransactionId::parse(transaction)
@@ -305,7 +316,7 @@ impl Service {
             Some(id) => Some(self.transaction(caller, id).await?),
             None => None,
         };
-        Ok(Told { answer, transaction })
+        Ok(TransactionAnswer { answer, transaction })
     }
 
     async fn load_transaction(&self, tenant: &Tenant, id: TransactionId) -> Result<TransactionRows, Refused> {

@@ -14,8 +14,8 @@ use crate::client::{Connection, Response};
 use crate::daemon::{Daemon, enrol, text};
 use crate::device_pki::{
     Certificate, DAY_S, DIGITAL_SIGNATURE, KEY_CERT_SIGN, KEY_ENCIPHERMENT, Kind, List, NOW_S, Party,
-    SERVER_AUTH, ballast, certificates_pem, extended_key_usage, is_ca, is_no_ca, key_usage, lists_pem, party,
-    unknown_extension,
+    SERVER_AUTH, anchor, ballast, certificates_pem, device, extended_key_usage, intermediate, is_ca,
+    is_no_ca, issuing, key_usage, leaf, lists_pem, party, root, unknown_extension,
 };
 use crate::refusals::{Case, all_refused};
 use crate::security_devices::{Pending, es256_forms, order, rs256, rs256_jws, signed};
@@ -23,30 +23,6 @@ use crate::signers::{PAYLOAD, present};
 
 const RELOADED: &str = "certificates, revocation lists and clients reloaded";
 const NOT_RELOADED: &str = "not reloaded;";
-
-fn root() -> Party {
-    party(Kind::P256, "root")
-}
-
-fn issuing() -> Party {
-    party(Kind::P256, "issuing")
-}
-
-fn device() -> Party {
-    party(Kind::P256, "device")
-}
-
-fn anchor() -> Vec<u8> {
-    Certificate::authority(1).issue(&root(), &root())
-}
-
-fn intermediate() -> Vec<u8> {
-    Certificate::authority(2).issue(&issuing(), &root())
-}
-
-fn leaf() -> Vec<u8> {
-    Certificate::device(3).issue(&device(), &issuing())
-}
 
 /// The lists of the two authorities, of which the issuing one has revoked these.
 fn lists(revoked: &[u8]) -> [Vec<u8>; 2] {

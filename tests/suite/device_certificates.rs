@@ -13,8 +13,9 @@ use rustls::pki_types::pem::PemObject;
 use crate::device_pki::{
     ANY_PURPOSE, CLIENT_AUTH, CODE_SIGNING, CRL_SIGN, Certificate, DAY_S, DIGITAL_SIGNATURE,
     DOCUMENT_SIGNING, EMAIL_PROTECTION, KEY_CERT_SIGN, KEY_ENCIPHERMENT, Kind, List, NON_REPUDIATION, NOW_MS,
-    NOW_S, OCSP_SIGNING, Party, SERVER_AUTH, certificates_pem, dns_name, extended_key_usage, is_ca, is_no_ca,
-    key_usage, lists_pem, party, permits_dns_below, tlv, unknown_extension,
+    NOW_S, OCSP_SIGNING, Party, SERVER_AUTH, anchor, certificates_pem, device, dns_name, extended_key_usage,
+    intermediate, is_ca, is_no_ca, issuing, key_usage, leaf, lists_pem, party, permits_dns_below, root, tlv,
+    unknown_extension,
 };
 use crate::scratch::Scratch;
 
@@ -39,18 +40,6 @@ const LIST_OLD: ChainFault = Unknown("the CRL of an issuer is out of date");
 const LIST_FORGED: ChainFault = Unknown("the CRL of an issuer is not signed with the issuer's key");
 const NO_LIST_SIGNER: ChainFault = Unknown("the key usage of an issuer lacks cRLSign");
 
-fn root() -> Party {
-    party(Kind::P256, "root")
-}
-
-fn issuing() -> Party {
-    party(Kind::P256, "issuing")
-}
-
-fn device() -> Party {
-    party(Kind::P256, "device")
-}
-
 /// RSA of 1024 bits.
 fn weak() -> Party {
     let vectors: serde_json::Value = serde_json::from_str(include_str!("../vectors/signer.json")).unwrap();
@@ -59,18 +48,6 @@ fn weak() -> Party {
     let key_info = SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes()).unwrap();
     let rsa = party(Kind::Rsa2048, "strong");
     Party { name: "weak", key: rsa.key.with_public(key_info.to_vec()) }
-}
-
-fn anchor() -> Vec<u8> {
-    Certificate::authority(1).issue(&root(), &root())
-}
-
-fn intermediate() -> Vec<u8> {
-    Certificate::authority(2).issue(&issuing(), &root())
-}
-
-fn leaf() -> Vec<u8> {
-    Certificate::device(3).issue(&device(), &issuing())
 }
 
 fn chain(ders: &[&[u8]]) -> CertificateChain {

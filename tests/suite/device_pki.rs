@@ -295,3 +295,29 @@ pub fn certificates_pem(ders: &[&[u8]]) -> String {
 pub fn lists_pem(ders: &[&[u8]]) -> String {
     pem("X509 CRL", ders)
 }
+
+/// The usual authorities, and a device below them.
+pub fn root() -> Party {
+    party(Kind::P256, "root")
+}
+
+pub fn issuing() -> Party {
+    party(Kind::P256, "issuing")
+}
+
+pub fn device() -> Party {
+    party(Kind::P256, "device")
+}
+
+/// Their certificates.
+pub fn anchor() -> Vec<u8> {
+    Certificate::authority(1).issue(&root(), &root())
+}
+
+pub fn intermediate() -> Vec<u8> {
+    Certificate::authority(2).issue(&issuing(), &root())
+}
+
+pub fn leaf() -> Vec<u8> {
+    Certificate::device(3).issue(&device(), &issuing())
+}

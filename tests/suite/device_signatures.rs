@@ -16,6 +16,7 @@ use crate::security_devices::{
     sha256, signed,
 };
 use crate::served::{Served, configuration};
+use crate::transactions::signing_input;
 use crate::webauthn::Authenticator;
 
 const QUESTIONED: &str = "OCRA-1:HOTP-SHA256-8:QA10";
@@ -100,7 +101,7 @@ async fn the_device_shows_and_signs_what_the_server_keeps() {
     full["payer"] = json!("acct-1");
     for body in [order(&id), full] {
         let pending = Pending::ordered(&bank, &body).await;
-        assert_eq!(pending.signing_input(), pending.expected_input("bank-a"));
+        assert_eq!(pending.signing_input(), signing_input("bank-a", &pending.view));
         assert_eq!(sha256(&pending.signing_input()), pending.digest());
         let display = json!({ "payer": "acct-1", "payee": body["payee"], "order": body["order"],
             "amount": "1250.00", "currency": "EUR" });

@@ -1,4 +1,4 @@
-//! What somebody who has the PIN does to a token, with PKCS#11 directly.
+//! What somebody who has the PIN does to a token, with PKCS#11 directly; and what somebody can who has none.
 //!
 //! In a process of its own, because the module takes its configuration from the environment: a test
 //! asks for an act by name, and this test binary is run again to do it.
@@ -40,7 +40,10 @@ fn acts() {
         "a token without user PIN" => init_token(&pkcs11),
         "a second token of the label" => init_token(&pkcs11),
         "read and wrap every system key" => read_and_wrap(&login(&pkcs11)),
-        act => plant(&login(&pkcs11), act),
+        act => match act.strip_prefix("without the PIN: ") {
+            Some(label) => plant_without_pin(&open(&pkcs11), label),
+            None => plant(&login(&pkcs11), act),
+        },
     }
 }
 
@@ -50,11 +53,22 @@ fn init_token(pkcs11: &Pkcs11) {
     pkcs11.init_token(slot, &AuthPin::from(SO_PIN), LABEL).unwrap();
 }
 
-fn login(pkcs11: &Pkcs11) -> Session {
+fn open(pkcs11: &Pkcs11) -> Session {
     let label = env::var("INTRUDER_LABEL").unwrap();
     let labelled = |slot: &_| pkcs11.get_token_info(*slot).unwrap().label() == label;
     let slot = pkcs11.get_slots_with_token().unwrap().into_iter().find(labelled).unwrap();
-    let session = pkcs11.open_rw_session(slot).unwrap();
+    pkcs11.open_rw_session(slot).unwrap()
+}
+
+/// Public objects need no login (PKCS #11 3.1, C_CreateObject).
+fn plant_without_pin(session: &Session, label: &str) {
+    let public = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Private(false)];
+    let template = [&public[..], &[Attribute::Label(label.as_bytes().to_vec())]].concat();
+    session.create_object(&template).unwrap();
+}
+
+fn login(pkcs11: &Pkcs11) -> Session {
+    let session = open(pkcs11);
     let pin = env::var("INTRUDER_PIN").unwrap();
     session.login(UserType::User, Some(&AuthPin::from(pin.as_str()))).unwrap();
     session

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::bank::{act, delete};
 use crate::client::Connection;
-use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
+use crate::daemon::{Daemon, enrol, enrol_hotp, rfc_code, verify};
 use crate::processes::eventually;
 use crate::security_devices::{Pending, base64url, es256, order};
 use crate::token::{Custodian, TestToken};
@@ -152,4 +152,28 @@ async fn the_longest_of_everything_goes_as_well() {
     let token = TestToken::of(&daemon);
     let mut custodian = token.custodian();
     assert_eq!(sum(&mut custodian, &rows), kept);
+}
+
+/// One row that was edited keeps no more than its kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_expire_keeps_nothing_else_from_going() {
+    let mut daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let device = Authenticator::with(es256("device"));
+    let id = enrol(&bank, &device.enrolment("acct-1")).await;
+    assert_eq!(bank.post("/v1/transactions", &order(&id)).await.unwrap().status, 201);
+    bustle(&bank, "acct-2").await;
+    daemon.kill();
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    database.busy_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(database.execute("UPDATE payment SET payee = 'Mallory'", []).unwrap(), 1);
+    daemon.set_clock(NOW + 2 * DAY);
+    daemon.resume();
+    eventually("what was remembered is gone", async || {
+        let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+        (database.query_row("SELECT count(*) FROM idempotency", [], count).unwrap() == 0).then_some(())
+    })
+    .await;
+    let state = database.query_row("SELECT state FROM payment", [], |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(state, "pending");
 }

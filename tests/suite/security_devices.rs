@@ -108,30 +108,6 @@ impl Pending {
         HEXLOWER.decode(self.text("digest").as_bytes()).unwrap().try_into().unwrap()
     }
 
-    /// What the contract says that the signing input is.
-    pub fn expected_input(&self, tenant: &str) -> Vec<u8> {
-        let of = |name: &str| self.view.get(name).map_or("", |value| value.as_str().unwrap());
-        let parent = self.view.pointer("/parent/hash").map_or("", |hash| hash.as_str().unwrap());
-        let parts = [
-            "hsm-authd/transaction/v1",
-            tenant,
-            of("id"),
-            of("method"),
-            of("payer"),
-            of("payee"),
-            of("amount"),
-            of("currency"),
-            of("order"),
-            of("platform"),
-            of("remark"),
-            parent,
-            of("expires_at"),
-            of("nonce"),
-        ];
-        let length = |part: &str| u32::try_from(part.len()).unwrap().to_be_bytes();
-        parts.iter().flat_map(|part| [&length(part)[..], part.as_bytes()].concat()).collect()
-    }
-
     /// As it is now.
     pub async fn now(&self, bank: &Connection) -> Value {
         done(&bank.get(&self.path("")).await.unwrap())

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use hsm_authd::custodian::token::Setup;
 use hsm_authd::custodian::{EXIT_PIN_REFUSED, EXIT_START_FAILED};
+use hsm_authd::hsm::messages::{Request, Response};
 
 use crate::intruder::intrude;
 use crate::submissions::Dice;
@@ -261,6 +262,21 @@ fn what_is_unfinished_of_a_pair_is_made_anew_and_no_custodian_starts_on_it() {
     intrude(&token, "half hsm-authd/unfinished/kek/v1");
     assert_eq!(lines(&token.set_up(false).stdout).iter().filter(|line| line.contains("made")).count(), 0);
     token.custodian();
+}
+
+/// An object that is not private can be made by whoever reaches the token, without a PIN.
+#[test]
+fn a_mark_that_needed_no_pin_is_none() {
+    let token = TestToken::new();
+    let keys = || token.custodian().call(Request::AttestationKeys);
+    let Ok(Response::AttestationKeys(before)) = keys() else { panic!("no keys") };
+    intrude(&token, "without the PIN: hsm-authd/unfinished/attest/v1");
+    let output = token.set_up(false);
+    assert!(output.status.success(), "{:?}", lines(&output.stderr));
+    let said = lines(&output.stdout);
+    assert!(said.contains(&"key hsm-authd/attest/v1: already there".to_owned()), "{said:?}");
+    let Ok(Response::AttestationKeys(after)) = keys() else { panic!("no keys") };
+    assert_eq!(after, before, "the pair that signed is gone");
 }
 
 /// A setup that has come as far as the pair, and nothing of it yet.

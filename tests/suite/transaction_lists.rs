@@ -135,3 +135,22 @@ async fn what_no_list_asks_for_is_refused() {
     let listed = done(&bank.get("/v1/transactions?payer=acct-1&limit=100").await.unwrap());
     assert_eq!((listed["items"][0]["id"].as_str(), &listed["next"]), (Some(&*own), &json!(null)));
 }
+
+/// Pruning takes rows between the moment in which a page is found and that in which its items are read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_while_a_page_is_read_is_not_on_it() {
+    let daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let holder = Holder::enrol(&bank, PLAIN, "acct-1").await;
+    for _ in 0..100 {
+        holder.asked(&bank).await;
+    }
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    let going = tokio::task::spawn_blocking(move || {
+        let last = "DELETE FROM payment WHERE id = (SELECT id FROM payment ORDER BY created_unix_ms DESC, id DESC LIMIT 1)";
+        while database.execute(last, []).unwrap() == 1 {}
+    });
+    while !page(&bank, "?limit=100").await.0.is_empty() {}
+    going.await.unwrap();
+}

@@ -146,7 +146,7 @@ async fn money_that_is_none_is_refused() {
         add(json!("1.00"), json!(currency), Some("currency"));
     }
     for other in [json!(1), json!(1.5), json!(null), json!([]), json!({}), json!(true)] {
-        add(other.clone(), json!("EUR"), None);
+        add(other.clone(), json!("EUR"), Some("amount"));
         add(json!("1.00"), other, None);
     }
     all_refused(&daemon, &bank, cases).await;
@@ -206,14 +206,11 @@ async fn a_body_that_is_not_the_contracts_is_refused() {
     for method in ["", "multi_terminal", "rolling_password", "presented_code", "Challenge_Response", MARK] {
         cases.push(case(method, &order_with(&holder.credential, json!({ "method": method }))));
     }
-    for payer in ["acct-2", "ACCT-1", "acct-1 ", "acct", "cct-1"] {
+    for payer in ["", "a\nb", "acct-2", "ACCT-1", "acct-1 ", "acct", "cct-1"] {
         let body = order_with(&holder.credential, json!({ "payer": payer }));
         cases.push(case(format!("payer {payer:?}"), &body).about("payer"));
     }
-    for payer in [json!(""), json!("a\nb"), json!(7)] {
-        let body = order_with(&holder.credential, json!({ "payer": payer }));
-        cases.push(case(format!("payer {payer}"), &body));
-    }
+    cases.push(case("payer 7", &order_with(&holder.credential, json!({ "payer": 7 }))));
     for (body, status) in [("", 400), ("{", 400), ("[]", 422), ("null", 422), ("{}", 422), ("{} {}", 400)] {
         cases.push(Case::post(body, CREATE, body, status));
     }
@@ -226,11 +223,11 @@ async fn a_body_that_is_not_the_contracts_is_refused() {
     for (method, path) in [("PUT", CREATE), ("DELETE", CREATE), ("PATCH", CREATE)] {
         cases.push(Case::bare(method, path, 405, "method-not-allowed"));
     }
-    // The last one: HTTP/1.1 ends the connection by it.
-    let mut large = Case::post("too large", CREATE, format!("{good}{}", " ".repeat(64 * 1024)), 413);
-    large.name = "too-large";
-    cases.push(large);
     all_refused(&daemon, &bank, cases).await;
+    // Not over HTTP/1.1, where the connection may end before the answer is read: see wire.rs.
+    let large = format!("{good}{}", " ".repeat(64 * 1024));
+    let json = [("content-type", "application/json")];
+    refused(&bank.request("POST", CREATE, &json, large).await.unwrap(), 413, "too-large");
     assert_eq!(list(&bank).await, json!([]));
 }
 

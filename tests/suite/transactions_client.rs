@@ -3,7 +3,7 @@
 //! What is signed and answered is computed here from what the transaction *says*, field by field, and not taken from
 //! the appliance's `signing_input`, `digest` or `question`.
 
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -13,6 +13,7 @@ use crate::device_pki::{Key, Kind, key};
 use crate::ocra::STEP;
 use crate::ocra_token::{Input, OcraToken};
 use crate::signers::{Device, pem_of};
+use crate::transactions::{question, signing_input};
 
 /// Suites whose question holds the whole digest.
 pub const FULL_QUESTION: &str = "OCRA-1:HOTP-SHA256-10:QH64";
@@ -59,36 +60,8 @@ pub fn rs256() -> Hand {
 
 /// What a transaction's fields make, `tenant` with them: the signing input and its digest.
 pub fn bound(tenant: &str, transaction: &Value) -> Bound {
-    let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let names = ["id", "method", "payer", "payee", "amount", "currency", "order", "platform", "remark"];
-    let mut fields = vec!["hsm-authd/transaction/v1".to_owned(), tenant.to_owned()];
-    fields.extend(names.map(|name| of(&transaction[name])));
-    fields
-        .extend([&transaction["parent"]["hash"], &transaction["expires_at"], &transaction["nonce"]].map(of));
-    let mut input = Vec::new();
-    for field in fields {
-        input.extend((field.len() as u32).to_be_bytes());
-        input.extend(field.as_bytes());
-    }
+    let input = signing_input(tenant, transaction);
     Bound { digest: Sha256::digest(&input).into(), input }
-}
-
-/// The question of a suite, from the contract's words.
-fn question(suite: &str, digest: &[u8; 32]) -> String {
-    let part = suite.rsplit(':').next().unwrap().split('-').find(|part| part.starts_with('Q')).unwrap();
-    let length: usize = part[2..].parse().unwrap();
-    match &part[1..2] {
-        "H" => HEXLOWER.encode(digest)[..length].to_owned(),
-        "A" => {
-            let both = [&digest[..], &Sha256::digest(digest)].concat();
-            BASE32_NOPAD.encode(&both)[..length].to_owned()
-        }
-        _ => {
-            let least = 10_u128.pow(length as u32 - 1);
-            let rest = digest.iter().fold(0, |rest, byte| (rest * 256 + u128::from(*byte)) % (9 * least));
-            (least + rest).to_string()
-        }
-    }
 }
 
 impl Approver {

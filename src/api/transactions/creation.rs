@@ -1,14 +1,15 @@
 //! The JSON of a new transaction.
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
 use crate::domain::account::AccountRef;
 use crate::domain::id::CredentialId;
 use crate::domain::money::{Money, MoneyError};
-use crate::domain::text::{DISPLAY_TEXT_RULE, DisplayText};
+use crate::domain::text::{DISPLAY_TEXT_RULE, DisplayText, TextError};
 use crate::domain::transaction::{LIFETIME_S_DEFAULT, LIFETIME_S_MAX};
-use crate::service::transactions::{NewMethod, NewTransaction};
+use crate::service::transactions::{MethodName, NewTransaction};
 
 use super::super::call::not_null;
 use super::super::problem::Problem;
@@ -25,10 +26,11 @@ pub(super) struct CreateBody {
     credential: String,
     /// The account that the credential speaks for; it may be left out.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    payer: Option<AccountRef>,
+    #[schema(nullable = false, value_type = AccountRef)]
+    payer: Option<String>,
     #[schema(schema_with = schema::payee)]
     payee: String,
+    #[serde(deserialize_with = "amount")]
     #[schema(schema_with = schema::amount)]
     amount: String,
     #[schema(schema_with = schema::currency)]
@@ -51,16 +53,13 @@ pub(super) struct CreateBody {
     expires_in: u64,
 }
 
-/// How it is approved.
-#[derive(Clone, Copy, Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(in super::super) enum MethodName {
-    ChallengeResponse,
-    DeviceSignature,
-}
-
 fn default_lifetime_s() -> u64 {
     LIFETIME_S_DEFAULT.into()
+}
+
+/// A number, which is what comes most often instead, is refused by the field's own rule.
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map_err(|_| D::Error::custom(MoneyError::AMOUNT_RULE))
 }
 
 impl TryFrom<CreateBody> for NewTransaction {
@@ -78,12 +77,9 @@ impl TryFrom<CreateBody> for NewTransaction {
         let lifetime_s = lifetime_s
             .ok_or(Problem::Invalid { field: "expires_in", reason: "must be 1 to 3600 seconds" })?;
         Ok(Self {
-            method: match body.method {
-                MethodName::ChallengeResponse => NewMethod::ChallengeResponse,
-                MethodName::DeviceSignature => NewMethod::DeviceSignature,
-            },
+            method: body.method,
             credential: CredentialId::parse(&body.credential),
-            payer: body.payer,
+            payer: body.payer.map(payer).transpose()?,
             payee: text("payee", body.payee)?,
             money,
             order: text("order", body.order)?,
@@ -95,9 +91,19 @@ impl TryFrom<CreateBody> for NewTransaction {
     }
 }
 
+fn payer(text: String) -> Result<AccountRef, Problem> {
+    AccountRef::try_from(text).map_err(|reason| Problem::Invalid { field: "payer", reason })
+}
+
 fn text<const CHARS_MAX: usize>(
     field: &'static str,
     text: String,
 ) -> Result<DisplayText<CHARS_MAX>, Problem> {
-    DisplayText::try_from(text).map_err(|_| Problem::Invalid { field, reason: DISPLAY_TEXT_RULE })
+    DisplayText::try_from(text).map_err(|error| {
+        let reason = match error {
+            TextError::Length => "must be 1 to 128 characters; of a remark, 1 to 256",
+            TextError::Characters => DISPLAY_TEXT_RULE,
+        };
+        Problem::Invalid { field, reason }
+    })
 }

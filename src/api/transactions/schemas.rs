@@ -7,11 +7,12 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::domain::attestation::Claims;
 use crate::domain::attestation::claims::{ParentLink, TermsText};
 use crate::domain::signer::signature::SignatureFormat;
+use crate::service::transactions::MethodName;
 
 use super::super::answer::ApprovedBody;
 use super::super::attestations::{JwkSetBody, VerifyBody};
 use super::super::schema::{Schemas, add, constant, form, object, reference, text};
-use super::creation::{CreateBody, MethodName};
+use super::creation::CreateBody;
 use super::response::ResponseBody;
 use super::{AttestationBody, ListBody};
 

@@ -162,6 +162,15 @@ pub enum Found {
     },
 }
 
+/// The pair that an object marks. One that is not private marks none: it needs no PIN, and what a mark says is
+/// removed.
+fn marked(session: &Session, object: Object, label: &str) -> Result<Option<KeyName>, KeyError> {
+    Ok(match KeyName::marked(label) {
+        Some(name) if session.is_private(object)? => Some(name),
+        _ => None,
+    })
+}
+
 /// Pairs whose making was interrupted: the marks, and the objects that were made.
 ///
 /// # Errors
@@ -170,7 +179,7 @@ pub fn unfinished(session: &Session) -> Result<BTreeMap<KeyName, [Vec<Object>; 2
     let mut unfinished: BTreeMap<KeyName, [Vec<Object>; 2]> = BTreeMap::new();
     let labelled = session.labelled_objects()?;
     for (object, label) in &labelled {
-        if let Some(name) = KeyName::marked(label) {
+        if let Some(name) = marked(session, *object, label)? {
             unfinished.entry(name).or_default()[0].push(*object);
         }
     }
@@ -188,7 +197,7 @@ pub fn unfinished(session: &Session) -> Result<BTreeMap<KeyName, [Vec<Object>; 2
 pub fn survey(session: &Session) -> Result<BTreeMap<KeyName, Found>, KeyError> {
     let mut objects: BTreeMap<KeyName, Vec<Object>> = BTreeMap::new();
     for (object, label) in session.labelled_objects()? {
-        if let Some(name) = KeyName::marked(&label) {
+        if let Some(name) = marked(session, object, &label)? {
             return Err(KeyError::Unfinished(name));
         }
         let Some(name) = KeyName::parse(&label) else { continue };

@@ -42,6 +42,14 @@ impl Session {
         Ok(found)
     }
 
+    /// Whether only who is logged in can have made this object (PKCS #11 3.1, C_CreateObject).
+    ///
+    /// # Errors
+    /// The attribute cannot be read.
+    pub fn is_private(&self, object: Object) -> Result<bool, Pkcs11Error> {
+        Ok(self.0.get_attributes(object.0, &[AttributeType::Private])? == [Attribute::Private(true)])
+    }
+
     /// Reads the key's attributes back.
     ///
     /// # Errors

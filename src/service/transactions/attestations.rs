@@ -1,6 +1,6 @@
 //! Attestations that somebody presents, and the keys that they are verified with.
 
-use crate::domain::attestation::{Claims, Presented};
+use crate::domain::attestation::{Claims, Unverified};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
 
@@ -21,9 +21,9 @@ impl Service {
         if !now.trusted {
             return Err(Refused::clock_untrusted());
         }
-        let Some(presented) = Presented::parse(jws) else { return Ok(None) };
-        let Some(signature) = Signature::es256(&presented.signature) else { return Ok(None) };
-        let Presented { kid, digest, claims, .. } = presented;
+        let Some(unverified) = Unverified::parse(jws) else { return Ok(None) };
+        let Some(signature) = Signature::es256(&unverified.signature) else { return Ok(None) };
+        let Unverified { kid, digest, claims, .. } = unverified;
         let valid = self.hsm.verify_attestation(kid, digest, signature).await?;
         let holds = claims.iss == self.policies.attestations.issuer && claims.exp > now.unix_ms / 1_000;
         Ok((valid && holds).then_some(claims))

@@ -1,9 +1,10 @@
 //! Making a transaction: its terms are checked, bound to a credential, and kept as they are.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::domain::account::AccountRef;
-use crate::domain::attestation::{self, Claims, Presented};
+use crate::domain::attestation::{self, Claims, Unverified};
 use crate::domain::audit::Event;
 use crate::domain::caller::Tenant;
 use crate::domain::credential::{Kind, OcraToken, OcraUse};
@@ -23,12 +24,14 @@ use crate::store::{Commit, CredentialRows};
 
 use super::super::memory::Recall;
 use super::super::transaction_view::TransactionView;
-use super::{Answer, Ask, RACES_MAX, Refused, Service, Told, audit_transaction, race_lost, seal};
+use super::{
+    Answer, Ask, RACES_MAX, Refused, Service, TransactionAnswer, audit_transaction, race_lost, seal,
+};
 
 /// What is to be approved, and how.
 pub struct NewTransaction {
     /// How.
-    pub method: NewMethod,
+    pub method: MethodName,
     /// The credential that has to respond; `None` for an id that nobody has.
     pub credential: Option<CredentialId>,
     /// Whose money it is; by default the account that the credential speaks for, which it has to be.
@@ -49,9 +52,10 @@ pub struct NewTransaction {
     pub lifetime_s: u32,
 }
 
-/// How a transaction is to be approved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NewMethod {
+/// How a transaction is to be approved, as in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MethodName {
     /// By a dynamic password (seed A).
     ChallengeResponse,
     /// By an external security device (seed D).
@@ -63,9 +67,13 @@ impl Service {
     ///
     /// # Errors
     /// [`Refused`]; then there is none.
-    pub async fn create_transaction(&self, mut ask: Ask, wanted: NewTransaction) -> Result<Told, Refused> {
+    pub async fn create_transaction(
+        &self,
+        mut ask: Ask,
+        wanted: NewTransaction,
+    ) -> Result<TransactionAnswer, Refused> {
         let memory = match self.recall(&mut ask).await? {
-            Recall::Answered(answer) => return Ok(Told { answer, transaction: None }),
+            Recall::Answered(answer) => return Ok(TransactionAnswer { answer, transaction: None }),
             Recall::New(memory) => memory,
         };
         let tenant = ask.caller.tenant.clone();
@@ -108,7 +116,7 @@ impl Service {
                 audit: audit_transaction(Some(&ask), &now, Event::TransactionCreated, &transaction),
             };
             if let Some(durable) = self.commit(commit).await? {
-                return Ok(Told { answer: answer.release(durable), transaction: None });
+                return Ok(TransactionAnswer { answer: answer.release(durable), transaction: None });
             }
         }
         Err(race_lost())
@@ -140,8 +148,8 @@ impl Service {
             });
         }
         let attempts_left = match wanted.method {
-            NewMethod::ChallengeResponse => CODES_MAX,
-            NewMethod::DeviceSignature => self.policies.transactions.signature_attempts,
+            MethodName::ChallengeResponse => CODES_MAX,
+            MethodName::DeviceSignature => self.policies.transactions.signature_attempts,
         };
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(Refused::unavailable)?;
@@ -219,15 +227,15 @@ impl Service {
             field: "parent",
             reason: "must be an attestation of yours, just as it was given out, and not expired",
         };
-        let presented = Presented::parse(jws).ok_or_else(invalid)?;
-        let id = TransactionId::parse(&presented.claims.jti).ok_or_else(invalid)?;
+        let unverified = Unverified::parse(jws).ok_or_else(invalid)?;
+        let id = TransactionId::parse(&unverified.claims.jti).ok_or_else(invalid)?;
         let rows = self.store.transaction(tenant, id).await?.ok_or_else(invalid)?;
         let attestation = rows.attestation.filter(|stored| stored.row.jws == jws).ok_or_else(invalid)?;
         let now = self.now();
         if !now.trusted {
             return Err(Refused::clock_untrusted());
         }
-        if presented.claims.exp <= now.unix_ms / 1_000 {
+        if unverified.claims.exp <= now.unix_ms / 1_000 {
             return Err(invalid());
         }
         let link = Parent { id, hash: Sha256::digest(jws).into() };
@@ -255,22 +263,22 @@ fn standing(credential: &CredentialRows, parent: Option<&ParentRows>) -> (Vec<Ro
 }
 
 /// How a credential of this kind approves.
-fn method(wanted: NewMethod, credential: CredentialId, kind: &Kind) -> Result<Method, Refused> {
+fn method(wanted: MethodName, credential: CredentialId, kind: &Kind) -> Result<Method, Refused> {
     match (wanted, kind) {
-        (NewMethod::ChallengeResponse, Kind::Ocra(token)) => {
+        (MethodName::ChallengeResponse, Kind::Ocra(token)) => {
             Ok(Method::ChallengeResponse { credential, suite: suite(token)? })
         }
-        (NewMethod::ChallengeResponse, _) => Err(misfit("must be an ocra credential")),
-        (NewMethod::DeviceSignature, Kind::Ocra(token)) => {
+        (MethodName::ChallengeResponse, _) => Err(misfit("must be an ocra credential")),
+        (MethodName::DeviceSignature, Kind::Ocra(token)) => {
             Ok(Method::DeviceSignature { credential, device: Device::Ocra(suite(token)?) })
         }
-        (NewMethod::DeviceSignature, Kind::Signer(_) | Kind::CertifiedSigner(_)) => {
+        (MethodName::DeviceSignature, Kind::Signer(_) | Kind::CertifiedSigner(_)) => {
             Ok(Method::DeviceSignature { credential, device: Device::Signature })
         }
-        (NewMethod::DeviceSignature, Kind::Authenticator(_)) => {
+        (MethodName::DeviceSignature, Kind::Authenticator(_)) => {
             Ok(Method::DeviceSignature { credential, device: Device::Assertion })
         }
-        (NewMethod::DeviceSignature, Kind::Otp(_)) => Err(misfit("must be a signer or an ocra credential")),
+        (MethodName::DeviceSignature, Kind::Otp(_)) => Err(misfit("must be a signer or an ocra credential")),
     }
 }
 

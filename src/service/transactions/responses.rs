@@ -14,7 +14,7 @@ use crate::domain::webauthn::{Assertion, next_sign_count};
 use super::super::memory::Recall;
 use super::super::verification::signatures::{Proof, parsed};
 use super::super::verification::{Attempt, Judged};
-use super::{Ask, RACES_MAX, Refused, Service, Shown, Told, race_lost};
+use super::{Ask, RACES_MAX, Refused, Service, ShownTransaction, TransactionAnswer, race_lost};
 
 /// What is presented for a transaction.
 pub enum Presented {
@@ -48,7 +48,7 @@ impl Service {
         mut ask: Ask,
         id: Option<TransactionId>,
         presented: Presented,
-    ) -> Result<Told, Refused> {
+    ) -> Result<TransactionAnswer, Refused> {
         let memory = match self.recall(&mut ask).await? {
             Recall::Answered(answer) => return self.tell(&ask.caller, answer).await,
             Recall::New(memory) => memory,
@@ -81,9 +81,9 @@ impl Service {
             let transaction = Some(&rows.transaction);
             let attempt = Attempt { memory: &memory, rows: &credential, transaction, now: &now };
             let judged = self.judge_presented(attempt, &rows.transaction, &presented).await?;
-            let shown = Shown::of(&judged.ending.rows, parent.as_ref());
+            let shown = ShownTransaction::of(&judged.ending.rows, parent.as_ref());
             if let Some(answer) = self.commit_verdict(&ask, attempt, judged).await? {
-                return Ok(Told { answer, transaction: shown });
+                return Ok(TransactionAnswer { answer, transaction: shown });
             }
         }
         Err(race_lost())

@@ -1,11 +1,11 @@
-//! An attestation as somebody presents it, before its signature is verified.
+//! An attestation as somebody presents it: nothing of it is true before its signature is verified.
 
 use super::claims::Claims;
 use crate::domain::jws::Jws;
 
 /// What has the form of an attestation: `alg` and `typ` as ours have them, a `kid`, and claims. What else its header
 /// says (`jku`, `jwk`, `x5u`) is ignored: the key is one of ours, or none.
-pub struct Presented {
+pub struct Unverified {
     /// The RFC 7638 thumbprint of the key that is said to have signed it.
     pub kid: String,
     /// SHA-256 of what is signed.
@@ -16,7 +16,7 @@ pub struct Presented {
     pub claims: Claims,
 }
 
-impl Presented {
+impl Unverified {
     /// `None` for everything that no attestation of ours looks like.
     pub fn parse(text: &str) -> Option<Self> {
         let jws = Jws::parse(text)?;
@@ -55,16 +55,16 @@ mod tests {
     #[test]
     fn what_is_composed_is_read() {
         let jws = compose(&signing_input("kid", claims().to_string().as_bytes()), &[7; 64]);
-        let presented = Presented::parse(&jws).unwrap();
-        assert_eq!((presented.kid.as_str(), presented.signature), ("kid", vec![7; 64]));
-        assert_eq!(serde_json::to_value(presented.claims).unwrap(), claims());
+        let unverified = Unverified::parse(&jws).unwrap();
+        assert_eq!((unverified.kid.as_str(), unverified.signature), ("kid", vec![7; 64]));
+        assert_eq!(serde_json::to_value(unverified.claims).unwrap(), claims());
     }
 
     /// Each would be signed by a right key only if that signed something else than attestations.
     #[test]
     fn another_header_is_of_no_attestation() {
         let good = json!({ "alg": "ES256", "kid": "kid", "typ": "attestation+jwt" });
-        assert!(Presented::parse(&with(&good)).is_some());
+        assert!(Unverified::parse(&with(&good)).is_some());
         for (name, values) in [
             (
                 "alg",
@@ -78,21 +78,21 @@ mod tests {
         ] {
             let mut without = good.clone();
             without.as_object_mut().unwrap().remove(name);
-            assert!(Presented::parse(&with(&without)).is_none(), "no {name}");
+            assert!(Unverified::parse(&with(&without)).is_none(), "no {name}");
             for value in values {
                 let mut other = good.clone();
                 other[name] = value;
-                assert!(Presented::parse(&with(&other)).is_none(), "{other}");
+                assert!(Unverified::parse(&with(&other)).is_none(), "{other}");
             }
         }
         for (name, value) in [("crit", json!(["exp"])), ("b64", json!(false))] {
             let mut other = good.clone();
             other[name] = value;
-            assert!(Presented::parse(&with(&other)).is_none(), "{other}");
+            assert!(Unverified::parse(&with(&other)).is_none(), "{other}");
         }
         // Whoever's key it brings or points to: the `kid` is looked up among ours.
         let mut other = good;
         (other["jku"], other["jwk"]) = (json!("https://attacker.example"), json!({ "kty": "EC" }));
-        assert_eq!(Presented::parse(&with(&other)).map(|presented| presented.kid), Some("kid".to_owned()));
+        assert_eq!(Unverified::parse(&with(&other)).map(|unverified| unverified.kid), Some("kid".to_owned()));
     }
 }
