@@ -5,10 +5,12 @@ use sha2::{Digest, Sha256};
 use super::keys::{KeyError, KeyName};
 use super::pkcs11::{Half, Object, Pkcs11Error, Session, VerifyingKey};
 use crate::domain::attestation::{Attestation, compose, signing_input};
-use crate::domain::credential::Credential;
-use crate::domain::row::{Row, RowBytes};
+use crate::domain::credential::{Credential, Kind};
+use crate::domain::ocra::Challenge;
+use crate::domain::row::{Row, RowBytes, SealedBytes};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::{Signature, SignatureFormat};
+use crate::domain::transaction::{State, Transaction};
 use crate::hsm::messages::{Attest, CLAIMS_BYTES_MAX, Fault};
 
 /// What is signed at each start to see whether two halves are of one pair. No JWS's signing input begins so.
@@ -92,13 +94,16 @@ impl AttestKey {
     }
 }
 
-/// Whether this could be attested of a check by that credential.
+/// Whether this could be attested of a check by that credential: a pending transaction of the credential has to be
+/// among the rows that stand (their seals are right), and an OCRA code has to answer the question about it.
 ///
 /// # Errors
 /// [`Fault::Request`].
 pub fn validated<'a>(
     attest: Option<&'a Attest>,
     credential: &Credential,
+    challenge: Option<&Challenge>,
+    standing: &[SealedBytes],
 ) -> Result<Option<&'a Attest>, Fault> {
     let Some(attest) = attest else { return Ok(None) };
     let refused = |reason: &str| Err(Fault::Request(reason.to_owned()));
@@ -110,6 +115,24 @@ pub fn validated<'a>(
     }
     if attest.tenant != credential.tenant {
         return refused("an attestation of another tenant's");
+    }
+    let transaction = standing.iter().find_map(|row| match row.bytes.decode() {
+        Some(Row::Transaction(transaction)) if transaction.id == attest.transaction => Some(transaction),
+        _ => None,
+    });
+    let of_it = |transaction: &Transaction| {
+        transaction.state == State::Pending
+            && transaction.tenant == attest.tenant
+            && transaction.method.credential() == credential.id
+    };
+    let Some(transaction) = transaction.filter(of_it) else {
+        return refused("an attestation of no transaction that the credential is asked about");
+    };
+    if let Kind::Ocra(token) = &credential.kind {
+        let question = Challenge::of_transaction(&token.suite, &transaction.digest());
+        if question.ok().as_ref() != challenge {
+            return refused("a code that answers another question than the transaction's");
+        }
     }
     Ok(Some(attest))
 }

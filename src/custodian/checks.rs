@@ -35,7 +35,8 @@ impl Operations {
         for outcome in [&check.accepted, &check.repeated, &check.missed] {
             replaced(&check.standing, &outcome.replaces)?;
         }
-        let attest = validated(check.attest.as_ref(), &credential)?;
+        let challenge = check.challenge.as_ref();
+        let attest = validated(check.attest.as_ref(), &credential, challenge, &check.standing)?;
 
         let key = self.secrets.open(&self.session, &self.keys, secret, token.algorithm())?;
         let matched = self.first_match(key, &token, &codes, &check.candidates)?;
@@ -103,7 +104,7 @@ impl Operations {
             replaced(&check.standing, &outcome.replaces)?;
         }
         let credential = credential_of(&check.standing)?;
-        let attest = validated(check.attest.as_ref(), &credential)?;
+        let attest = validated(check.attest.as_ref(), &credential, None, &check.standing)?;
         let signer =
             credential.kind.signer().ok_or_else(|| Fault::Request("the credential signs nothing".into()))?;
         let key = signer.key.clone().ok_or_else(|| Fault::Request("the credential has no key".into()))?;

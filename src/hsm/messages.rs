@@ -202,7 +202,7 @@ pub struct CheckSignature {
 /// was not approved. Its row is the last that the check writes.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Attest {
-    /// What is approved.
+    /// What is approved: pending, the credential's, and among the standing rows.
     pub transaction: TransactionId,
     /// Whose it is: the credential's, too.
     pub tenant: Tenant,

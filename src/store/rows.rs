@@ -4,22 +4,22 @@
 //! number of rows than one is an error: comparing came first, so only a commit that names a row twice gets
 //! there.
 
+mod credentials;
+mod transactions;
+
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
 use serde::Serialize;
 
-use crate::domain::account::{Account, AccountRef};
-use crate::domain::attestation::Attestation;
+use crate::domain::account::Account;
 use crate::domain::audit::AuditEntry;
-use crate::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraUse, Signer, Status, UsedInput, WrappedSecret,
-};
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
-use crate::domain::otp::MovingFactor;
 use crate::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
-use crate::domain::text::DisplayText;
-use crate::domain::transaction::Transaction;
+
+pub(super) use credentials::{status_name, usage_name};
+use credentials::{write_credential, write_state, write_used_input};
+use transactions::{write_attestation, write_transaction};
 
 /// The version of the row at `key`; `None` where there is none.
 pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u64>> {
@@ -110,151 +110,6 @@ pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<boo
     }
 }
 
-/// What the columns of `credential` say of its kind. A column that a kind does not have is NULL.
-#[derive(Default)]
-struct KindColumns<'a> {
-    kind: &'static str,
-    algorithm: Option<&'static str>,
-    digits: Option<u8>,
-    look_ahead: Option<u8>,
-    period_s: Option<u16>,
-    skew_steps: Option<u8>,
-    suite: Option<&'a str>,
-    usage: Option<&'static str>,
-    secret: Option<&'a WrappedSecret>,
-    pin_hash: Option<&'a EncryptedPinHash>,
-    public_key: Option<Vec<u8>>,
-    certificate_chain: Option<Vec<u8>>,
-    relying_party: Option<Vec<u8>>,
-}
-
-impl<'a> KindColumns<'a> {
-    fn new(kind: &'a Kind) -> Result<Self> {
-        Ok(match kind {
-            Kind::Otp(token) => {
-                let columns = Self {
-                    algorithm: Some(token.algorithm.name()),
-                    digits: Some(token.digits.into()),
-                    secret: token.secret.as_ref(),
-                    ..Self::default()
-                };
-                match token.moving_factor {
-                    MovingFactor::Hotp { look_ahead } => {
-                        Self { kind: "hotp", look_ahead: Some(look_ahead), ..columns }
-                    }
-                    MovingFactor::Totp { period_s, skew_steps } => Self {
-                        kind: "totp",
-                        period_s: Some(period_s),
-                        skew_steps: Some(skew_steps),
-                        ..columns
-                    },
-                }
-            }
-            Kind::Ocra(token) => Self {
-                kind: "ocra",
-                look_ahead: Some(token.look_ahead),
-                skew_steps: Some(token.skew_steps),
-                suite: Some(token.suite.as_str()),
-                usage: Some(usage_name(token.usage)),
-                secret: token.secret.as_ref(),
-                pin_hash: token.pin_hash.as_ref(),
-                ..Self::default()
-            },
-            Kind::Signer(signer) => Self { kind: "signer", ..Self::signer(signer)? },
-            Kind::CertifiedSigner(certified) => Self {
-                kind: "certified_signer",
-                certificate_chain: certified.chain.as_ref().map(bytes).transpose()?,
-                ..Self::signer(&certified.signer)?
-            },
-            Kind::Authenticator(authenticator) => Self {
-                kind: "authenticator",
-                relying_party: Some(bytes(&authenticator.party)?),
-                ..Self::signer(&authenticator.signer)?
-            },
-        })
-    }
-
-    fn signer(signer: &Signer) -> Result<Self> {
-        Ok(Self {
-            algorithm: Some(signer.algorithm.name()),
-            public_key: signer.key.as_ref().map(bytes).transpose()?,
-            ..Self::default()
-        })
-    }
-}
-
-fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) -> Result<bool> {
-    let kind = KindColumns::new(&row.kind)?;
-    put(
-        connection,
-        row.version,
-        "INSERT INTO credential (id, version, tenant, account, created_unix_ms, type, algorithm, digits,
-             look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
-             public_key, certificate_chain, relying_party, deleted_unix_ms, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-             ?22, ?23)",
-        "UPDATE credential SET (version, tenant, account, created_unix_ms, type, algorithm, digits,
-             look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
-             public_key, certificate_chain, relying_party, deleted_unix_ms, seal_key_version, seal)
-         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)
-         WHERE id = ?1 AND version = ?24",
-        params![
-            row.id.to_bytes(),
-            row.version.cast_signed(),
-            row.tenant.as_str(),
-            row.account.as_str(),
-            row.created_unix_ms.cast_signed(),
-            kind.kind,
-            kind.algorithm,
-            kind.digits,
-            kind.look_ahead,
-            kind.period_s,
-            kind.skew_steps,
-            kind.suite,
-            kind.usage,
-            kind.secret.map(|secret| secret.kek_version),
-            kind.secret.map(|secret| &secret.blob),
-            kind.pin_hash.map(|hash| hash.data_version),
-            kind.pin_hash.map(|hash| &hash.blob),
-            kind.public_key,
-            kind.certificate_chain,
-            kind.relying_party,
-            row.deleted_unix_ms.map(u64::cast_signed),
-            seal.key_version,
-            seal.mac,
-        ],
-    )
-}
-
-fn write_state(connection: &Connection, row: &CredentialState, seal: &Seal) -> Result<bool> {
-    put(
-        connection,
-        row.version,
-        "INSERT INTO credential_state (id, version, tenant, status, next_factor, last_accepted, drift_steps,
-             failures, lock, account_share, account_epoch, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-        "UPDATE credential_state SET (version, tenant, status, next_factor, last_accepted, drift_steps,
-             failures, lock, account_share, account_epoch, seal_key_version, seal)
-         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
-         WHERE id = ?1 AND version = ?14",
-        params![
-            row.id.to_bytes(),
-            row.version.cast_signed(),
-            row.tenant.as_str(),
-            status_name(row.status),
-            row.next_factor.cast_signed(),
-            row.last_accepted.map(u64::cast_signed),
-            row.drift_steps,
-            row.attempts.failures,
-            lock_bytes(row.attempts.lock)?,
-            row.account_share,
-            row.account_epoch,
-            seal.key_version,
-            seal.mac,
-        ],
-    )
-}
-
 fn write_account(connection: &Connection, row: &Account, seal: &Seal) -> Result<bool> {
     put(
         connection,
@@ -294,93 +149,6 @@ fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Se
             row.fingerprint.0,
             row.answer,
             row.expires_unix_ms.cast_signed(),
-            seal.key_version,
-            seal.mac,
-        ],
-    )
-}
-
-fn write_used_input(connection: &Connection, row: &UsedInput, seal: &Seal) -> Result<bool> {
-    put(
-        connection,
-        row.version,
-        "INSERT INTO used_input
-             (id, fingerprint, version, tenant, time_step, expires_unix_ms, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        "UPDATE used_input SET (version, tenant, time_step, expires_unix_ms, seal_key_version, seal)
-         = (?3, ?4, ?5, ?6, ?7, ?8)
-         WHERE id = ?1 AND fingerprint = ?2 AND version = ?9",
-        params![
-            row.id.to_bytes(),
-            row.fingerprint,
-            row.version.cast_signed(),
-            row.tenant.as_str(),
-            row.time_step.map(u64::cast_signed),
-            row.expires_unix_ms.map(u64::cast_signed),
-            seal.key_version,
-            seal.mac,
-        ],
-    )
-}
-
-fn write_attestation(connection: &Connection, row: &Attestation, seal: &Seal) -> Result<bool> {
-    put(
-        connection,
-        row.version,
-        "INSERT INTO attestation (transaction_id, version, tenant, jws, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        "UPDATE attestation SET (version, tenant, jws, seal_key_version, seal) = (?2, ?3, ?4, ?5, ?6)
-         WHERE transaction_id = ?1 AND version = ?7",
-        params![
-            row.transaction.to_bytes(),
-            row.version.cast_signed(),
-            row.tenant.as_str(),
-            row.jws,
-            seal.key_version,
-            seal.mac,
-        ],
-    )
-}
-
-fn write_transaction(connection: &Connection, row: &Transaction, seal: &Seal) -> Result<bool> {
-    let terms = &row.terms;
-    put(
-        connection,
-        row.version,
-        "INSERT INTO payment (id, version, tenant, created_unix_ms, method, method_name, payer, payee, amount,
-             currency, order_text, platform, remark, parent_id, parent_hash, nonce, expires, expires_unix_ms,
-             state, attempts_left, ended_unix_ms, authenticator, seal_key_version, seal)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-             ?22, ?23, ?24)",
-        "UPDATE payment SET (version, tenant, created_unix_ms, method, method_name, payer, payee, amount,
-             currency, order_text, platform, remark, parent_id, parent_hash, nonce, expires, expires_unix_ms,
-             state, attempts_left, ended_unix_ms, authenticator, seal_key_version, seal)
-         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
-             ?24)
-         WHERE id = ?1 AND version = ?25",
-        params![
-            row.id.to_bytes(),
-            row.version.cast_signed(),
-            row.tenant.as_str(),
-            row.created_unix_ms.cast_signed(),
-            bytes(&row.method)?,
-            row.method.name(),
-            terms.payer.as_ref().map(AccountRef::as_str),
-            terms.payee.as_str(),
-            terms.money.amount(),
-            terms.money.currency(),
-            terms.order.as_str(),
-            terms.platform.as_ref().map(DisplayText::as_str),
-            terms.remark.as_ref().map(DisplayText::as_str),
-            terms.parent.map(|parent| parent.id.to_bytes()),
-            terms.parent.map(|parent| parent.hash),
-            terms.nonce,
-            bytes(&row.expires)?,
-            row.expires.unix_ms().cast_signed(),
-            row.state.name(),
-            row.attempts_left,
-            row.ended_unix_ms.map(u64::cast_signed),
-            row.authenticator.as_ref().map(bytes).transpose()?,
             seal.key_version,
             seal.mac,
         ],
@@ -433,21 +201,6 @@ fn change(connection: &Connection, sql: &str, values: &[&dyn ToSql]) -> Result<(
     match connection.prepare_cached(sql)?.execute(values)? {
         1 => Ok(()),
         count => Err(Error::StatementChangedRows(count)),
-    }
-}
-
-pub(super) fn status_name(status: Status) -> &'static str {
-    match status {
-        Status::Active => "active",
-        Status::Suspended => "suspended",
-        Status::Deleted => "deleted",
-    }
-}
-
-pub(super) fn usage_name(usage: OcraUse) -> &'static str {
-    match usage {
-        OcraUse::Transaction => "transaction",
-        OcraUse::Verify => "verify",
     }
 }
 

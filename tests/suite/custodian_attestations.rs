@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use data_encoding::BASE64URL_NOPAD;
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::caller::Tenant;
-use hsm_authd::domain::id::TransactionId;
+use hsm_authd::domain::id::{CredentialId, TransactionId};
 use hsm_authd::domain::row::{Row, SealedBytes};
 use hsm_authd::domain::signer::PublicKey;
+use hsm_authd::domain::transaction::{Device as MethodDevice, Method, State, Transaction};
 use hsm_authd::hsm::messages::{
     Attest, CLAIMS_BYTES_MAX, CheckOtp, CheckSignature, Fault, Request, Response, SealedRows,
 };
@@ -21,6 +22,7 @@ use crate::custodian::{account, check, outcome, request_fault, sealed, state, te
 use crate::custodian_signatures::{bytes, check as check_of};
 use crate::intruder::intrude;
 use crate::signers::{Device, PAYLOAD};
+use crate::store_samples::transaction;
 use crate::token::{Custodian, TestToken};
 
 const TRANSACTION: TransactionId = TransactionId::from_random([5; 16]);
@@ -47,7 +49,21 @@ fn row(jws: &str) -> Row {
     })
 }
 
+/// The transaction that is responded to.
+fn asked() -> Transaction {
+    let method = Method::DeviceSignature {
+        credential: CredentialId::from_random([1; 16]),
+        device: MethodDevice::Signature,
+    };
+    Transaction { id: TRANSACTION, tenant: tenant(), method, ..transaction(5, "acct-1", 1_000) }
+}
+
 impl Custodian {
+    /// The same rows, with the transaction that is responded to.
+    fn asked(&mut self, standing: &[SealedBytes], transaction: Transaction) -> Vec<SealedBytes> {
+        [standing, &self.seal(&[transaction.into()])].concat()
+    }
+
     fn attested_check(&mut self, check: CheckOtp) -> (Option<u16>, SealedRows, Option<String>) {
         match self.call(Request::CheckOtp(check)) {
             Ok(Response::Checked { matched, sealed, attestation }) => (matched, sealed, attestation),
@@ -79,7 +95,8 @@ impl Custodian {
 
     /// Has claims attested by an accepted code.
     pub fn attestation(&mut self, standing: &[SealedBytes], claims: Vec<u8>) -> String {
-        let check = CheckOtp { attest: attest_of(claims), ..check(standing, &["755224"], &[0], &[]) };
+        let standing = self.asked(standing, asked());
+        let check = CheckOtp { attest: attest_of(claims), ..check(&standing, &["755224"], &[0], &[]) };
         self.attested_check(check).2.unwrap()
     }
 }
@@ -100,6 +117,7 @@ fn an_accepted_code_is_attested_and_nothing_else_is() {
     let token = TestToken::new();
     let mut custodian = token.custodian();
     let standing = custodian.enrolled();
+    let standing = custodian.asked(&standing, asked());
     let before = custodian.sum(&standing);
     // As in the test of the outcomes: accepted, repeated, missed.
     for (code, repeats, accepted, replaced, written) in [
@@ -114,7 +132,7 @@ fn an_accepted_code_is_attested_and_nothing_else_is() {
         written.extend(attestation.as_deref().map(row));
         let mut after = standing.clone();
         if replaced {
-            after.truncate(1);
+            after.drain(1..3);
         }
         after.extend(sealed(&seals, &written));
         // Sum checks the seals, too: the attestation's is the last.
@@ -130,6 +148,7 @@ fn a_right_signature_is_attested_and_no_other() {
     let mut custodian = token.custodian();
     let device = Device::new(1);
     let standing = custodian.enrolled_signer(&device.pem());
+    let standing = custodian.asked(&standing, asked());
     let before = custodian.sum(&standing);
     let (right, other) = (device.p1363(PAYLOAD), Device::new(2).p1363(PAYLOAD));
     let accepted = || outcome(&[1], &[state(7)]);
@@ -138,7 +157,7 @@ fn a_right_signature_is_attested_and_no_other() {
             CheckSignature { attest: attest(), accepted: accepted(), ..check_of(&standing, signature) };
         let (valid, seals, attestation) = custodian.attested_signature(check);
         assert_eq!((valid, attestation.is_some()), (expected, expected));
-        let mut after = vec![standing[0].clone()];
+        let mut after = vec![standing[0].clone(), standing[3].clone()];
         let written = match &attestation {
             Some(jws) => {
                 after.push(standing[2].clone());
@@ -259,6 +278,7 @@ fn what_cannot_be_attested_is_refused_before_anything_is_checked() {
     let mut custodian = token.custodian();
     let device = Device::new(1);
     let (codes, signer) = (custodian.enrolled(), custodian.enrolled_signer(&device.pem()));
+    let (codes, signer) = (custodian.asked(&codes, asked()), custodian.asked(&signer, asked()));
     let object = |length: usize| format!("{{\"c\":\"{}\"}}", "x".repeat(length - 8)).into_bytes();
     let foreign = Tenant::try_from("bank-b".to_owned()).unwrap();
     let bad = [
@@ -281,7 +301,9 @@ fn what_cannot_be_attested_is_refused_before_anything_is_checked() {
             request_fault(custodian.call(Request::CheckSignature(check)));
         }
     }
-    custodian.attestation(&codes, object(CLAIMS_BYTES_MAX));
+    let check_of_it =
+        CheckOtp { attest: attest_of(object(CLAIMS_BYTES_MAX)), ..check(&codes, &["755224"], &[0], &[]) };
+    assert!(custodian.attested_check(check_of_it).2.is_some());
     // A wrong seal comes first.
     let mut tampered = codes.clone();
     tampered[2].seal.mac[0] ^= 1;
@@ -291,10 +313,43 @@ fn what_cannot_be_attested_is_refused_before_anything_is_checked() {
 }
 
 #[test]
+fn only_what_the_credential_is_asked_about_is_attested() {
+    let token = TestToken::new();
+    let mut custodian = token.custodian();
+    let device = Device::new(1);
+    let (codes, signer) = (custodian.enrolled(), custodian.enrolled_signer(&device.pem()));
+    let other = CredentialId::from_random([2; 16]);
+    let others = Method::DeviceSignature { credential: other, device: MethodDevice::Signature };
+    let foreign = Tenant::try_from("bank-b".to_owned()).unwrap();
+    let mut bad: Vec<Vec<Transaction>> = State::ALL
+        .into_iter()
+        .filter(|state| *state != State::Pending)
+        .map(|state| vec![Transaction { state, ..asked() }])
+        .collect();
+    bad.push(vec![]);
+    bad.push(vec![Transaction { id: TransactionId::from_random([6; 16]), ..asked() }]);
+    bad.push(vec![Transaction { method: others, ..asked() }]);
+    bad.push(vec![Transaction { tenant: foreign, ..asked() }]);
+    for transactions in bad {
+        let (mut codes, mut signer) = (codes.clone(), signer.clone());
+        for transaction in transactions {
+            codes = custodian.asked(&codes, transaction.clone());
+            signer = custodian.asked(&signer, transaction);
+        }
+        let check = CheckOtp { attest: attest(), ..check(&codes, &["755224"], &[0], &[]) };
+        request_fault(custodian.call(Request::CheckOtp(check)));
+        let signature = bytes(&device.p1363(PAYLOAD));
+        let check = CheckSignature { attest: attest(), ..check_of(&signer, signature) };
+        request_fault(custodian.call(Request::CheckSignature(check)));
+    }
+}
+
+#[test]
 fn a_check_of_a_resynchronisation_attests_only_what_it_accepts() {
     let token = TestToken::new();
     let mut custodian = token.custodian();
     let standing = custodian.enrolled();
+    let standing = custodian.asked(&standing, asked());
     for (codes, accepted) in [(["287082", "359152"], true), (["287082", "969429"], false)] {
         let check = CheckOtp { attest: attest(), ..check(&standing, &codes, &[0, 1, 2], &[]) };
         assert_eq!(custodian.attested_check(check).2.is_some(), accepted);

@@ -1,18 +1,21 @@
 //! OCRA inside a custodian, against SoftHSM: codes, PIN hashes, and messages without sense.
 
+use data_encoding::HEXLOWER;
 use hsm_authd::custodian::EXIT_HSM_FAILED;
 use hsm_authd::domain::credential::{Credential, EncryptedPinHash, Kind, OcraToken, OcraUse};
 use hsm_authd::domain::id::CredentialId;
 use hsm_authd::domain::ocra::{Challenge, Suite};
 use hsm_authd::domain::otp::Algorithm;
 use hsm_authd::domain::row::{Row, SealedBytes};
+use hsm_authd::domain::transaction::{Method, Transaction};
 use hsm_authd::domain::verification::Factor;
-use hsm_authd::hsm::messages::{Candidate, CheckOtp, Fault, Request, Response};
+use hsm_authd::hsm::messages::{Attest, Candidate, CheckOtp, Fault, Request, Response};
 use hsm_authd::secret::SecretBytes;
 
 use crate::custodian::{account, otp, outcome, request_fault, state, tenant};
 use crate::intruder::intrude;
 use crate::ocra_token::{self, Input, question};
+use crate::store_samples;
 use crate::token::{Custodian, TestToken};
 
 const ONE: CredentialId = CredentialId::from_random([1; 16]);
@@ -95,6 +98,36 @@ fn check(standing: &[SealedBytes], code: &str, challenge: Option<Challenge>, fac
         repeated: outcome(&[], &[]),
         missed: outcome(&[1, 2], &[state(2), account(2)]),
         attest: None,
+    }
+}
+
+#[test]
+fn a_code_is_attested_for_the_transaction_that_it_answers() {
+    let token = TestToken::new();
+    let mut custodian = token.custodian();
+    let text = "OCRA-1:HOTP-SHA256-8:QH64";
+    let enrolled = custodian.enrol_ocra(ocra_token::OcraToken::new(text));
+    let method = Method::ChallengeResponse { credential: ONE, suite: suite(text) };
+    let asked = Transaction { method, tenant: tenant(), ..store_samples::transaction(5, "acct-1", 1_000) };
+    let mut standing = enrolled.sealed(&mut custodian, ONE);
+    standing.extend(custodian.seal(&[asked.clone().into()]));
+    let own = HEXLOWER.encode(&asked.digest());
+    let other =
+        HEXLOWER.encode(&Transaction { id: store_samples::transaction_id(6), ..asked.clone() }.digest());
+    for (text, is_its) in [(&own, true), (&other, false)] {
+        let input = question(text);
+        let code = enrolled.token.code(input);
+        let check = CheckOtp {
+            attest: Some(Attest { transaction: asked.id, tenant: tenant(), claims: b"{}".to_vec() }),
+            ..check(&standing, &code, Some(enrolled.challenge(input)), &[factor(None, None)])
+        };
+        match custodian.call(Request::CheckOtp(check)) {
+            Ok(Response::Checked { matched: Some(0), attestation: Some(_), .. }) => assert!(is_its),
+            refused => {
+                assert!(!is_its);
+                request_fault(refused);
+            }
+        }
     }
 }
 
