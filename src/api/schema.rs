@@ -17,7 +17,7 @@ use crate::domain::otp::{Algorithm, Digits};
 use crate::domain::signer::SignatureAlgorithm;
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::signature::SignatureFormat;
-use crate::domain::transaction::State;
+use crate::domain::transaction::{AuthenticatorReport, State};
 use crate::service::transactions::MethodName;
 
 use super::transactions::ResponseFormat;
@@ -64,6 +64,12 @@ described! {
         &[ResponseFormat::Der, ResponseFormat::P1363, ResponseFormat::Raw, ResponseFormat::Jws,
             ResponseFormat::Webauthn]);
     TermsText => terms();
+    AuthenticatorReport => ObjectBuilder::new()
+        .description(Some("What a WebAuthn authenticator said of itself (WebAuthn, section 6.1)."))
+        .property("sign_count", number("Its signature counter; 0 where it has none.", 0, 0xffff_ffff))
+        .required("sign_count")
+        .property("backup_eligible", boolean("BE: its key may be backed up.")).required("backup_eligible")
+        .property("backed_up", boolean("BS: its key is backed up.")).required("backed_up");
     ParentLink => ObjectBuilder::new()
         .property("jti", reference::<TransactionId>()).required("jti")
         .property("hash", hash("SHA-256 of its attestation's compact JWS, lower hex.")).required("hash");
@@ -267,6 +273,10 @@ pub(super) fn text(description: &str) -> ObjectBuilder {
 /// A whole number within these bounds.
 pub(super) fn number(description: &str, minimum: usize, maximum: usize) -> ObjectBuilder {
     text(description).schema_type(Type::Integer).minimum(Some(minimum)).maximum(Some(maximum))
+}
+
+fn boolean(description: &str) -> ObjectBuilder {
+    text(description).schema_type(Type::Boolean)
 }
 
 /// A seed that is imported.

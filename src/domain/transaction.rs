@@ -93,7 +93,7 @@ pub enum Device {
     Ocra(Suite),
 }
 
-/// What a WebAuthn authenticator says besides its signature (WebAuthn, section 6.1).
+/// What a WebAuthn authenticator says besides its signature (WebAuthn, section 6.1), in JSON and in sealed rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthenticatorReport {
     /// Its signature counter; 0 where it has none.

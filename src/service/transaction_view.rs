@@ -9,7 +9,7 @@ use crate::domain::attestation::claims::{ParentLink, TermsText};
 use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::ocra::{self, Suite};
 use crate::domain::time::rfc3339;
-use crate::domain::transaction::{State, Transaction};
+use crate::domain::transaction::{AuthenticatorReport, State, Transaction};
 
 /// The JSON of a transaction, in answers and in idempotency records: there, fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -29,8 +29,8 @@ pub struct TransactionView {
     /// The account that it speaks for.
     #[schema(value_type = AccountRef)]
     pub account: String,
-    #[serde(flatten)]
     /// What is to be approved.
+    #[serde(flatten)]
     pub terms: TermsText,
     /// The transaction that it follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,15 +57,15 @@ pub struct TransactionView {
     /// What a WebAuthn authenticator said of itself when it approved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub authenticator: Option<AuthenticatorView>,
+    pub authenticator: Option<AuthenticatorReport>,
 }
 
 /// The transaction that another one follows and commits to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = ParentTransaction)]
 pub struct ParentView {
-    #[serde(flatten)]
     /// Which, and which attestation of it.
+    #[serde(flatten)]
     pub link: ParentLink,
     /// What was approved, for the second user to see (seed A, S7). Absent once it is pruned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,18 +113,6 @@ pub struct DisplayView {
     pub currency: String,
 }
 
-/// What a WebAuthn authenticator said of itself (WebAuthn, section 6.1).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(as = AuthenticatorReport)]
-pub struct AuthenticatorView {
-    /// Its signature counter; 0 where it has none.
-    pub sign_count: u32,
-    /// BE: its key may be backed up.
-    pub backup_eligible: bool,
-    /// BS: its key is backed up.
-    pub backed_up: bool,
-}
-
 impl TransactionView {
     /// What its bank sees. `parent` is the transaction that it follows, while that is kept.
     pub fn new(transaction: &Transaction, parent: Option<&Transaction>) -> Self {
@@ -146,11 +134,7 @@ impl TransactionView {
             digest: HEXLOWER.encode(&digest),
             signing_input,
             attempts_remaining: transaction.attempts_left,
-            authenticator: transaction.authenticator.map(|report| AuthenticatorView {
-                sign_count: report.sign_count,
-                backup_eligible: report.backup_eligible,
-                backed_up: report.backed_up,
-            }),
+            authenticator: transaction.authenticator,
         }
     }
 }

@@ -75,7 +75,7 @@ impl From<StepError> for Refused {
 }
 
 /// What is done to a transaction besides responding.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Change {
     Cancel,
     Expire,
@@ -230,8 +230,15 @@ impl Service {
             written.extend(memory.record(&answer, now)?.map(Row::Idempotency));
         }
         // All that is told is read before the commit: nothing can fail behind it.
-        let parent = self.parent_of(transaction).await?;
-        let shown = ShownTransaction::of(&written, parent.as_ref());
+        let (parent, shown) = match change {
+            Change::Cancel => {
+                let parent = self.parent_of(transaction).await?;
+                let shown = ShownTransaction::of(&written, parent.as_ref());
+                (parent, shown)
+            }
+            // Whoever finds it over is told no more than that.
+            Change::Expire => (None, None),
+        };
         let standing = std::iter::once(&rows.transaction).chain(&parent).map(Sealed::to_bytes).collect();
         let outcome = Outcome { replaces: vec![0], rows: written.iter().map(Row::encode).collect() };
         let sealed = self.hsm.seal(SealRows { standing, outcome }).await?;

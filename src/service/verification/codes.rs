@@ -75,7 +75,6 @@ impl Service {
         otp: &Otp,
     ) -> Result<Judged, Refused> {
         let subject = attempt.subject();
-        usable(subject)?;
         let Kind::Ocra(token) = &subject.credential.kind else {
             return Err(Refused::unavailable("a transaction's token is none"));
         };
