@@ -26,10 +26,13 @@ use crate::tls::Client;
 
 mod answer;
 mod attestations;
+mod authorizations;
 mod call;
 mod credentials;
 mod openapi;
+mod presentations;
 mod problem;
+mod proof;
 mod qr;
 mod schema;
 mod transactions;
@@ -96,6 +99,15 @@ pub fn router(api: &Arc<Api>) -> Router {
         .route("/v1/credentials/{id}/suspend", post(credentials::suspend))
         .route("/v1/credentials/{id}/resume", post(credentials::resume))
         .route("/v1/credentials/{id}/unlock", post(credentials::unlock))
+        .route("/v1/credentials/{id}/activate", post(credentials::activate))
+        .route("/v1/credentials/{id}/rotation", post(credentials::rotate))
+        .route("/v1/credentials/{id}/rebind", post(credentials::rebind))
+        .route("/v1/credentials/{id}/authorization", get(authorizations::get).post(authorizations::begin))
+        .route("/v1/credentials/{id}/authorization/uplink", post(authorizations::uplink))
+        .route("/v1/credentials/{id}/authorization/complete", post(authorizations::complete))
+        .route("/v1/presentations", post(presentations::present))
+        .route("/v1/presentations/{id}", get(presentations::get))
+        .route("/v1/presentations/{id}/qr", get(presentations::qr))
         .route("/v1/transactions", get(transactions::list).post(transactions::create))
         .route("/v1/transactions/{id}", get(transactions::get))
         .route("/v1/transactions/{id}/responses", post(transactions::respond))

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
-use crate::domain::time::{BootId, Now};
+use crate::domain::time::{BootId, Now, RunId};
 
 /// How far the wall clock may be from where it should be before nobody believes it, in milliseconds.
 pub const STEP_MS_MAX: u64 = 5_000;
@@ -71,6 +71,7 @@ impl Clock for FileClock {
 pub struct WatchedClock {
     clock: Box<dyn Clock>,
     boot_id: BootId,
+    run: RunId,
     /// Where the times since boot that are told begin, in milliseconds: 0, or the start of this process.
     boot_base_ms: u64,
     state: Mutex<State>,
@@ -100,7 +101,8 @@ impl WatchedClock {
             // Then this start counts as a boot, which lengthens locks and never shortens one.
             None => (BootId(random_id()?), last.boot_ms),
         };
-        Ok(Self { clock, boot_id, boot_base_ms, state: Mutex::new(state), stepped: Notify::new() })
+        let run = RunId(random_id()?);
+        Ok(Self { clock, boot_id, run, boot_base_ms, state: Mutex::new(state), stepped: Notify::new() })
     }
 
     /// Both clocks now. A clock that cannot be read is one that cannot be trusted.
@@ -116,6 +118,7 @@ impl WatchedClock {
             unix_ms: state.last.unix_ms,
             boot_ms: state.last.boot_ms.saturating_sub(self.boot_base_ms),
             boot_id: self.boot_id,
+            run: self.run,
             trusted: reading.is_some() && !state.stepped,
         }
     }
@@ -166,7 +169,7 @@ fn boot_id() -> Option<BootId> {
 
 fn random_id() -> Result<[u8; 16], &'static str> {
     let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|_| "no random bytes for a boot id")?;
+    getrandom::fill(&mut id).map_err(|_| "no random bytes for an id")?;
     Ok(id)
 }
 

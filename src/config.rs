@@ -140,11 +140,13 @@ pub struct CredentialPolicy {
     pub allow_export: bool,
     /// How long the tombstone of a deleted credential is kept, in days.
     pub tombstone_days: u32,
+    /// How long a new terminal is asked for no code, in seconds.
+    pub terminal_cooling_seconds: u32,
 }
 
 impl Default for CredentialPolicy {
     fn default() -> Self {
-        Self { allow_export: false, tombstone_days: 90 }
+        Self { allow_export: false, tombstone_days: 90, terminal_cooling_seconds: 86_400 }
     }
 }
 
@@ -167,11 +169,13 @@ pub struct TransactionPolicy {
     pub signature_attempts: u8,
     /// How long a transaction that has ended is kept, with its attestation, in days.
     pub keep_days: u32,
+    /// How many rolling passwords of nobody's a client may send in a minute; 0: as many as it likes.
+    pub unknown_passwords_per_minute: u32,
 }
 
 impl Default for TransactionPolicy {
     fn default() -> Self {
-        Self { signature_attempts: 1, keep_days: 90 }
+        Self { signature_attempts: 1, keep_days: 90, unknown_passwords_per_minute: 60 }
     }
 }
 
@@ -293,11 +297,17 @@ impl Config {
         if !(1..=1_000_000).contains(&self.hsm.secrets_cached_max) {
             return Err("hsm.secrets_cached_max must be 1 to 1000000".into());
         }
+        if self.credentials.terminal_cooling_seconds > 2_592_000 {
+            return Err("credentials.terminal_cooling_seconds must be 0 to 2592000".into());
+        }
         if !(1..=3).contains(&self.transactions.signature_attempts) {
             return Err("transactions.signature_attempts must be 1 to 3".into());
         }
         if !(1..=3_650).contains(&self.transactions.keep_days) {
             return Err("transactions.keep_days must be 1 to 3650".into());
+        }
+        if self.transactions.unknown_passwords_per_minute > 60_000 {
+            return Err("transactions.unknown_passwords_per_minute must be 0 to 60000".into());
         }
         let attestations = &self.attestations;
         if !(1..=24 * self.transactions.keep_days).contains(&attestations.lifetime_hours) {
@@ -460,6 +470,10 @@ mod tests {
                 i64::from(with("transactions", "keep_days", days.into()).transactions.keep_days),
                 days
             );
+        }
+        for count in [0, 1, 60_000] {
+            let config = with("transactions", "unknown_passwords_per_minute", count.into());
+            assert_eq!(i64::from(config.transactions.unknown_passwords_per_minute), count);
         }
         for hours in [1, 90 * 24] {
             let config = with("attestations", "lifetime_hours", hours.into());

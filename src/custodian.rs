@@ -13,7 +13,10 @@ mod operations;
 mod pin;
 mod pin_hash;
 mod pkcs11;
+mod presented;
+mod rolling;
 mod secrets;
+mod terminals;
 #[cfg(test)]
 mod test_token;
 pub mod token;

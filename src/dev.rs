@@ -119,7 +119,9 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
             "pin_file": dir.join("pin"),
             "environment": { "SOFTHSM2_CONF": dir.join("softhsm2.conf") },
         },
-        "credentials": { "allow_export": true },
+        "credentials": { "allow_export": true, "terminal_cooling_seconds": 0 },
+        // For tests that send nothing else.
+        "transactions": { "unknown_passwords_per_minute": 0 },
         "client": clients,
     });
     if let (Some(custodians), Some(hsm)) =

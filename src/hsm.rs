@@ -17,9 +17,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
-use crate::domain::id::CredentialId;
+use crate::domain::id::{CredentialId, PresentationId};
 use crate::domain::idempotency::Fingerprint;
-use crate::domain::otp::Algorithm;
+use crate::domain::otp::{Algorithm, Otp};
+use crate::domain::presentation::PresentationCode;
 use crate::domain::row::SealedBytes;
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
@@ -27,7 +28,8 @@ use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd};
 use crate::secret::SecretBytes;
 use connection::{Job, Lost};
 use messages::{
-    Call, CheckOtp, CheckSignature, Fault, Outcome, Request, Response, SealRows, SealedRows, portions,
+    Call, CheckAuthorization, CheckEntry, CheckOtp, CheckRolling, CheckSignature, Fault, FindGeneration,
+    OpenedEpoch, Outcome, Request, Response, SealRows, SealedRows, portions,
 };
 
 mod connection;
@@ -88,6 +90,18 @@ pub struct NewSecret {
     pub wrapped: WrappedSecret,
     /// For the one answer that shows it.
     pub exported: Option<SecretBytes>,
+}
+
+/// What came of a claim to a rolling credential.
+pub struct RollingChecked {
+    /// Whether it is right.
+    pub valid: bool,
+    /// The seals of what that writes.
+    pub sealed: SealedRows,
+    /// The attestation where one was asked for.
+    pub attestation: Option<String>,
+    /// The epoch that it hands out, if it is right and does.
+    pub opened: Option<OpenedEpoch>,
 }
 
 /// The handle; cheap to clone.
@@ -416,6 +430,128 @@ impl Hsm {
         }
     }
 
+    /// The first generation in which no two of the terminals' codes are equal. `first` is any of them.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn find_generation(&self, first: CredentialId, find: FindGeneration) -> Result<u32, HsmError> {
+        match self.call(Route::Credential(first), Request::FindGeneration(find)).await? {
+            Response::Generation(generation) => Ok(generation),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The code of a presentation.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn presentation_code(
+        &self,
+        id: PresentationId,
+        nonce: [u8; 32],
+    ) -> Result<PresentationCode, HsmError> {
+        let code = match self.call(Route::Any, Request::PresentationCode { id, nonce }).await? {
+            Response::PresentationCode(code) => code,
+            _ => return Err(wrong_kind()),
+        };
+        // Exposed to be spelt.
+        code.expose().first_chunk().map(PresentationCode::new).ok_or_else(wrong_kind)
+    }
+
+    /// Both codes of an authorization by SMS, downlink and uplink: its row and its terminal's credential are in
+    /// `standing`.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn authorization_codes(
+        &self,
+        terminal: CredentialId,
+        standing: Vec<SealedBytes>,
+    ) -> Result<(Otp, Otp), HsmError> {
+        match self.call(Route::Credential(terminal), Request::AuthorizationCodes(standing)).await? {
+            Response::AuthorizationCodes { downlink, uplink } => Ok((downlink, uplink)),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Whether somebody knows what only the right one knows of a rolling credential.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn check_rolling(
+        &self,
+        credential: CredentialId,
+        check: CheckRolling,
+    ) -> Result<RollingChecked, HsmError> {
+        match self.call(Route::Credential(credential), Request::CheckRolling(check)).await? {
+            Response::RollingChecked { valid, sealed, attestation, opened } => {
+                Ok(RollingChecked { valid, sealed, attestation, opened })
+            }
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The codes of a pending transaction's terminals, in its order. `first` is any of them.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn terminal_codes(
+        &self,
+        first: CredentialId,
+        standing: Vec<SealedBytes>,
+    ) -> Result<Vec<Otp>, HsmError> {
+        match self.call(Route::Credential(first), Request::TerminalCodes(standing)).await? {
+            Response::TerminalCodes(codes) => Ok(codes),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Whether what was entered is right, the seals of what that writes, and the attestation where one was asked for.
+    /// `first` is any of the terminals.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn check_entry(
+        &self,
+        first: CredentialId,
+        check: CheckEntry,
+    ) -> Result<(bool, SealedRows, Option<String>), HsmError> {
+        match self.call(Route::Credential(first), Request::CheckEntry(check)).await? {
+            Response::EntryChecked { right, sealed, attestation } => Ok((right, sealed, attestation)),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The open epoch of a rolling credential, whose temporary code has not been acknowledged.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn open_epoch(
+        &self,
+        credential: CredentialId,
+        standing: Vec<SealedBytes>,
+    ) -> Result<OpenedEpoch, HsmError> {
+        match self.call(Route::Credential(credential), Request::OpenEpoch { standing }).await? {
+            Response::Epoch(opened) => Ok(opened),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Whether a step of an authorization is right, and the seals of what that writes.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn check_authorization(
+        &self,
+        credential: CredentialId,
+        check: CheckAuthorization,
+    ) -> Result<(bool, SealedRows), HsmError> {
+        match self.call(Route::Credential(credential), Request::CheckAuthorization(check)).await? {
+            Response::AuthorizationChecked { accepted, sealed } => Ok((accepted, sealed)),
+            _ => Err(wrong_kind()),
+        }
+    }
+
     /// Checks the seals of rows that are only read, in as many messages as they take.
     ///
     /// # Errors
@@ -442,6 +578,14 @@ fn operation(request: &Request) -> Operation {
         Request::Random => Operation::Random,
         Request::AttestationKeys => Operation::AttestationKeys,
         Request::VerifyAttestation { .. } => Operation::VerifyAttestation,
+        Request::FindGeneration(_) => Operation::FindGeneration,
+        Request::TerminalCodes(_) => Operation::TerminalCodes,
+        Request::CheckEntry(_) => Operation::CheckEntry,
+        Request::CheckRolling(_) => Operation::CheckRolling,
+        Request::OpenEpoch { .. } => Operation::OpenEpoch,
+        Request::PresentationCode { .. } => Operation::PresentationCode,
+        Request::AuthorizationCodes(_) => Operation::AuthorizationCodes,
+        Request::CheckAuthorization(_) => Operation::CheckAuthorization,
     }
 }
 

@@ -25,21 +25,30 @@ use crate::hsm::{Hsm, HsmError};
 use crate::secret::SecretBytes;
 use crate::store::{Commit, CommitError, Committed, ReadError, Store};
 
+pub mod authorization_view;
+pub mod authorizations;
 pub mod computing;
 pub mod credential_view;
 pub mod enrolment;
 mod locks;
 pub mod management;
 mod memory;
+pub mod presentation_view;
+pub mod presentations;
 pub mod pruning;
+mod rates;
+pub mod rolling;
 pub mod transaction_view;
 pub mod transactions;
 pub mod verification;
 
+use authorization_view::AuthorizationView;
 use computing::Computing;
 use credential_view::CredentialView;
 use locks::AccountLocks;
 use memory::InFlight;
+use rates::Rates;
+use rolling::HandedOut;
 use transaction_view::TransactionView;
 
 /// How often the loser of a race starts over before the caller is told to come back.
@@ -55,6 +64,8 @@ pub struct Service {
     chains: Computing,
     locks: AccountLocks,
     in_flight: InFlight,
+    /// Of passwords that are nobody's.
+    unknown_passwords: Rates,
 }
 
 /// What the configuration says of the use cases.
@@ -92,7 +103,7 @@ pub struct Idempotency {
 pub enum Answer {
     /// A credential was enrolled.
     Enrolled(CredentialView),
-    /// A credential was changed: suspended, resumed, unlocked.
+    /// A credential was changed: suspended, resumed, unlocked, authorized.
     Changed(CredentialView),
     /// A credential was deleted.
     Deleted {
@@ -133,6 +144,54 @@ pub enum Answer {
     },
     /// The transaction is in this final state already.
     Ended(State),
+    /// A code of several was entered; what it is worth is told with the last one.
+    Entered(Box<TransactionView>),
+    /// A rolling credential was bound to its terminal, or is and its terminal has to be told again.
+    Activated {
+        /// The credential.
+        view: CredentialView,
+        /// The first temporary code.
+        handed_out: HandedOut,
+    },
+    /// A terminal is told the open epoch's temporary code again.
+    Rotated {
+        /// The account that the credential speaks for.
+        account: String,
+        /// That code.
+        handed_out: HandedOut,
+    },
+    /// A terminal has the open epoch's temporary code.
+    Acknowledged {
+        /// The credential's id.
+        id: String,
+        /// The account it speaks for.
+        account: String,
+        /// The open epoch.
+        epoch: u64,
+    },
+    /// A rolling password was right, and the transaction is approved. Its attestation is read for the answer.
+    ApprovedByPassword {
+        /// The transaction's id.
+        transaction: String,
+        /// The next temporary code.
+        handed_out: HandedOut,
+    },
+    /// The user of a presented code declined the transaction.
+    Rejected {
+        /// Its id.
+        transaction: String,
+    },
+    /// A presentation was made. Its code is derived for the answer.
+    Presented {
+        /// Its id.
+        presentation: String,
+        /// Until when it can be claimed, RFC 3339 in UTC.
+        expires_at: String,
+    },
+    /// The authorization of a device was begun. Its codes are derived for the answer.
+    AuthorizationBegun(AuthorizationView),
+    /// The message from the terminal came, and was right.
+    UplinkSeen(AuthorizationView),
 }
 
 impl Answer {
@@ -152,6 +211,8 @@ pub enum Refused {
     Conflict,
     /// The transaction is in this final state.
     Ended(State),
+    /// The time in which it was possible is over, or its attempts are used up.
+    Expired,
     /// A field that says what cannot be.
     Invalid {
         /// The field.
@@ -163,6 +224,11 @@ pub enum Refused {
     Locked(Locked),
     /// The key was used for another request.
     IdempotencyMismatch,
+    /// The client has sent too many passwords that are nobody's.
+    RateLimited {
+        /// When the next one may come, in seconds.
+        retry_after_s: u64,
+    },
     /// The HSM, the store, the clock or a queue does not allow an answer now.
     Unavailable {
         /// For the operator's log; the caller never sees it.
@@ -204,7 +270,7 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Absent => Self::Absent,
-            Refusal::Suspended => Self::Conflict,
+            Refusal::Inactive => Self::Conflict,
             Refusal::Locked(locked) => Self::Locked(locked),
             Refusal::ClockUntrusted => Self::clock_untrusted(),
         }
@@ -214,6 +280,7 @@ impl From<Refusal> for Refused {
 impl Service {
     /// The use cases over these parts.
     pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, policies: Policies, trust: Trust) -> Self {
+        let unknown_passwords = Rates::new(policies.transactions.unknown_passwords_per_minute);
         Self {
             store,
             hsm,
@@ -223,6 +290,7 @@ impl Service {
             chains: Computing::new(),
             locks: AccountLocks::new(),
             in_flight: InFlight::default(),
+            unknown_passwords,
         }
     }
 
@@ -293,7 +361,7 @@ fn audit_transaction(ask: Option<&Ask>, now: &Now, event: Event, transaction: &T
         unix_ms: now.unix_ms,
         event,
         actor: ask.map(actor),
-        credential: Some(transaction.method.credential()),
+        credential: transaction.credential(),
         transaction: Some(transaction.id),
     }
 }

@@ -26,6 +26,7 @@ use crate::domain::account::Account;
 use crate::domain::attestation::Attestation;
 use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState};
+use crate::domain::rolling::Binding;
 use crate::domain::row::{Row, RowKey, RowSum, Sealed};
 use crate::domain::transaction::Transaction;
 use crate::metrics::StoreError;
@@ -94,6 +95,15 @@ pub struct CredentialRows {
     pub state: Sealed<CredentialState>,
     /// What limits guessing.
     pub account: Sealed<Account>,
+}
+
+/// A rolling credential that is bound, by its password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundRows {
+    /// Whose it is.
+    pub credential: CredentialRows,
+    /// Of which epoch its password has to be.
+    pub binding: Sealed<Binding>,
 }
 
 /// A transaction, and its attestation if it is approved.

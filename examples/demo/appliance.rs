@@ -101,7 +101,7 @@ impl Appliance {
             searched += bytes.len();
             for secret in secrets {
                 if bytes.windows(secret.len()).any(|window| window == *secret) {
-                    return Err(format!("{name} holds a seed in the clear"));
+                    return Err(format!("{name} holds a secret in the clear"));
                 }
             }
         }

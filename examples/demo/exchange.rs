@@ -19,7 +19,7 @@ use crate::{Bank, Outcome, ocra, qr, words};
 /// The factory's seeds of the two tokens.
 pub const SEEDS: [&[u8]; 2] = [b"seed of ada's token, 32 bytes at", b"seed of ben's token, 32 bytes at"];
 /// Where the pictures stay, to be looked at.
-const PICTURES: &str = "target/demo";
+pub const PICTURES: &str = "target/demo";
 
 /// A token as its user holds it, and the credential that the bank enrolled for it.
 pub struct Holder {
@@ -196,6 +196,13 @@ impl Exchange {
     /// Why `attestation` is not to be relied on, by the program that asks nobody.
     pub fn refused_offline(&self, attestation: &str) -> Outcome<Option<String>> {
         Ok(self.offline.verify(attestation)?.err())
+    }
+
+    /// What an attestation claims, by the same program.
+    pub fn claims_offline(&self, narrator: &mut Narrator, attestation: &str) -> Outcome<Value> {
+        let claims = self.offline.verify(attestation)?.map_err(|reason| format!("NOT as told: {reason}"))?;
+        narrator.check("offline_verification believes the attestation", true)?;
+        Ok(claims)
     }
 
     /// After a restart.

@@ -6,6 +6,7 @@
 
 mod appliance;
 mod authenticator;
+mod bank;
 #[path = "../../tests/suite/client.rs"]
 mod client;
 mod exchange;
@@ -13,9 +14,13 @@ mod narrator;
 mod ocra;
 mod operator;
 mod payments;
+mod phones;
+mod presented;
 mod qr;
 mod refusals;
+mod rolling;
 mod signers;
+mod terminal_script;
 mod terms;
 mod transaction;
 
@@ -26,13 +31,15 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use appliance::Appliance;
-use client::{Connection, Http, Identity};
+use bank::{Answer, Bank};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use hmac::{Hmac, KeyInit, Mac};
 use narrator::Narrator;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use presented::Parties;
+use serde_json::json;
+use terminal_script::Script;
 
 /// RFC 4226's test seed: the factory that made the token has sent it to the bank.
 const TOKEN_SEED: &[u8] = b"12345678901234567890";
@@ -105,15 +112,26 @@ async fn play() -> Outcome {
     payments::by_device(&mut narrator, &bank).await?;
     payments::by_authenticator(&mut narrator, &bank).await?;
     payments::through_a_tampering_relay(&mut narrator, &bank).await?;
+    let mut gateway = Bank::connect_as(&appliance, "bank-a-gateway", "gateway").await?;
+    let stranger = Bank::connect_as(&appliance, "bank-b", "bank-b").await?;
+    let mut script = Script::start()?;
+    let phones = phones::all(&mut narrator, &bank, &gateway, &mut script, &exchange).await?;
+    let mut app = rolling::all(&mut narrator, &bank, &mut script, &exchange).await?;
+    let parties = Parties { bank: &bank, gateway: &gateway, stranger: &stranger };
+    let phone = presented::all(&mut narrator, &parties, &mut script, &exchange).await?;
 
     narrator.heading("A restart forgets nothing")?;
     narrator.text("The operator stops the appliance (SIGTERM) and starts it on the same folder.")?;
     appliance.stop()?;
     appliance.start(&mut narrator)?;
     bank = Bank::connect(&appliance).await?;
+    gateway = Bank::connect_as(&appliance, "bank-a-gateway", "gateway").await?;
     used_stays_used(&mut narrator, &bank, &mut hotp).await?;
     used_stays_used(&mut narrator, &bank, &mut totp).await?;
     exchange.is_remembered(&mut narrator, &bank).await?;
+    phones.are_remembered(&mut narrator, &bank, &gateway).await?;
+    app.is_remembered(&mut narrator, &bank, &mut script).await?;
+    phone.is_remembered(&mut narrator, &bank).await?;
 
     narrator.heading("Nor does a crash: kill -9, right after a yes")?;
     appliance.crash()?;
@@ -136,12 +154,17 @@ async fn play() -> Outcome {
     let mut secrets: Vec<&[u8]> = ocra_secrets.iter().map(Vec::as_slice).collect();
     secrets.extend([TOKEN_SEED, &totp.seed]);
     secrets.extend(exchange::SEEDS);
+    let rolling = app.secrets()?;
+    secrets.extend(rolling.iter().map(Vec::as_slice));
+    secrets.extend(phones.secrets.iter().chain(&phone.codes).map(String::as_bytes));
     let searched = appliance.search_database(&secrets)?;
     narrator.check(
         &format!("no seed and no hash of a PIN is in the database and its WAL ({searched} bytes)"),
         true,
     )?;
-    narrator.note("There they are ciphertexts, under keys that do not leave the HSM.")?;
+    narrator
+        .check("nor a code of the phones, a temporary code, an identity key or a presented code", true)?;
+    narrator.note("Seeds and keys are ciphertexts there, under keys that do not leave the HSM.")?;
     appliance.stop()?;
     narrator.summary()
 }
@@ -316,72 +339,6 @@ async fn custodian_dies(
     bank.verify(narrator, &hotp.id, &code).await?.is_accepted(narrator)?;
     let after = appliance.pid_of("custodian")?;
     narrator.check(&format!("custodian {after} has taken its place"), after != before)
-}
-
-/// The bank's backend.
-struct Bank(Connection);
-
-/// What came back.
-struct Answer {
-    status: u16,
-    text: String,
-    json: Value,
-}
-
-impl Bank {
-    async fn connect(appliance: &Appliance) -> Outcome<Self> {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let files = &appliance.info["clients"]["bank-a"];
-        let identity = Identity::new(text(&appliance.info["ca"]), text(&files["cert"]), text(&files["key"]));
-        Connection::open(&text(&appliance.info["url"]), &identity, Http::Two).await.map(Self).map_err(words)
-    }
-
-    async fn get(&self, narrator: &mut Narrator, path: &str) -> Outcome<Answer> {
-        narrator.asked("GET", path, None)?;
-        Answer::read(narrator, &self.0.get(path).await.map_err(words)?)
-    }
-
-    async fn post(&self, narrator: &mut Narrator, path: &str, body: &Value) -> Outcome<Answer> {
-        narrator.asked("POST", path, Some(body))?;
-        Answer::read(narrator, &self.0.post(path, body).await.map_err(words)?)
-    }
-
-    async fn verify(&self, narrator: &mut Narrator, id: &str, otp: &str) -> Outcome<Answer> {
-        self.present(narrator, id, &json!({ "otp": otp })).await
-    }
-
-    /// A code, a code to a question, or a signature.
-    async fn present(&self, narrator: &mut Narrator, id: &str, evidence: &Value) -> Outcome<Answer> {
-        self.post(narrator, &format!("/v1/credentials/{id}/verify"), evidence).await
-    }
-}
-
-impl Answer {
-    fn read(narrator: &mut Narrator, response: &client::Response) -> Outcome<Self> {
-        let json: Value = response.json().map_err(words)?;
-        let (status, text) = (response.status.as_u16(), String::from_utf8_lossy(&response.body).into_owned());
-        narrator.answered(status, &json)?;
-        Ok(Self { status, text, json })
-    }
-
-    fn id(&self) -> Outcome<String> {
-        self.json["id"].as_str().map(str::to_owned).ok_or_else(|| "the answer holds no id".to_owned())
-    }
-
-    fn is(&self, narrator: &mut Narrator, status: u16, what: &str) -> Outcome {
-        narrator.check(what, self.status == status)
-    }
-
-    fn is_accepted(&self, narrator: &mut Narrator) -> Outcome {
-        narrator.check("accepted", self.status == 200 && self.json["verified"] == true)
-    }
-
-    fn is_refused(&self, narrator: &mut Narrator, remaining: u32) -> Outcome {
-        let refused = self.json["type"] == "urn:hsm-authd:problem:verification-failed";
-        let counted = self.json["attempts_remaining"] == remaining;
-        let what = format!("refused; attempts left: {remaining}");
-        narrator.check(&what, self.status == 403 && refused && counted)
-    }
 }
 
 fn now_s() -> Outcome<u64> {

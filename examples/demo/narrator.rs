@@ -74,24 +74,30 @@ impl Narrator {
         }
     }
 
-    pub fn asked(&mut self, method: &str, path: &str, body: Option<&Value>) -> Outcome {
+    pub fn asked(&mut self, who: &str, method: &str, path: &str, body: Option<&Value>) -> Outcome {
         self.requests += 1;
         self.begin_step()?;
         let (path, body) = (short_ids(path), body.map(told).unwrap_or_default());
-        self.paragraph("    bank -> appliance  ", &format!("{method} {path} {body}"))
+        self.paragraph(&format!("    {who} -> appliance  "), &format!("{method} {path} {body}"))
     }
 
     /// Status and body, without what only the next program needs.
-    pub fn answered(&self, status: u16, json: &Value) -> Outcome {
+    pub fn answered(&self, who: &str, status: u16, json: &Value) -> Outcome {
         let told = [
             "id",
             "type",
             "field",
+            "reason",
             "attempts_remaining",
             "retry_after",
             "verified",
             "account",
             "state",
+            "transaction_state",
+            "entered",
+            "epoch",
+            "acknowledged",
+            "failures",
             "counter",
             "use",
             "openapi",
@@ -103,12 +109,12 @@ impl Narrator {
         if let Some(uri) = json["otpauth"].as_str() {
             fields.push(format!("otpauth: {}", abridged(uri, "secret=", 2)));
         }
-        self.line(&format!("    appliance -> bank   {status} {{ {} }}", fields.join(", ")))
+        self.line(&format!("    appliance -> {who}   {status} {{ {} }}", fields.join(", ")))
     }
 
     /// Status and what is no JSON.
-    pub fn received(&self, status: u16, what: &str) -> Outcome {
-        self.line(&format!("    appliance -> bank   {status} {what}"))
+    pub fn received(&self, who: &str, status: u16, what: &str) -> Outcome {
+        self.line(&format!("    appliance -> {who}   {status} {what}"))
     }
 
     /// Lines as they are.
@@ -166,13 +172,14 @@ fn short(value: &Value) -> String {
 }
 
 fn short_ids(text: &str) -> String {
-    abridged(&abridged(text, "cred_", 4), "txn_", 4)
+    ["cred_", "txn_", "pres_"].iter().fold(text.to_owned(), |text, mark| abridged(&text, mark, 4))
 }
 
-/// `text` with only so many characters of the word that follows `mark`.
+/// `text` with only so many characters of each word that follows `mark`.
 fn abridged(text: &str, mark: &str, shown: usize) -> String {
     let Some((before, rest)) = text.split_once(mark) else { return text.to_owned() };
     let length = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
     let (word, after) = rest.split_at(length);
+    let after = abridged(after, mark, shown);
     format!("{before}{mark}{}...{after}", word.get(..shown).unwrap_or(word))
 }

@@ -81,17 +81,20 @@ impl Terms {
 
     /// What the device shows before its user does anything.
     pub fn show(&self, narrator: &mut Narrator, who: &str) -> Outcome {
+        narrator.row(&format!("{who} shows:"), &self.in_words())
+    }
+
+    /// The same as a message says it. A payer that only the response tells of is not there.
+    pub fn in_words(&self) -> String {
         let field = |name: &str| self.get(name);
-        narrator.row(
-            &format!("{who} shows:"),
-            &format!(
-                "{} {} from {} to {}, order \"{}\"",
-                field("amount"),
-                field("currency"),
-                field("payer"),
-                field("payee"),
-                field("order")
-            ),
+        let from =
+            if field("payer").is_empty() { String::new() } else { format!(" from {}", field("payer")) };
+        format!(
+            "{} {}{from} to {}, order \"{}\"",
+            field("amount"),
+            field("currency"),
+            field("payee"),
+            field("order")
         )
     }
 }

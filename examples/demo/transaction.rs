@@ -38,6 +38,11 @@ impl Bank {
         self.post(narrator, &format!("/v1/transactions/{id}/responses"), response).await
     }
 
+    /// One of several codes.
+    pub async fn enter(&self, narrator: &mut Narrator, id: &str, code: &str) -> Outcome<Answer> {
+        self.respond(narrator, id, &json!({ "code": code })).await
+    }
+
     pub async fn respond_code(&self, narrator: &mut Narrator, id: &str, code: &str) -> Outcome<Answer> {
         self.respond(narrator, id, &json!({ "otp": code })).await
     }
@@ -58,7 +63,7 @@ impl Bank {
     pub async fn wait_for_expiry(&self, transaction: &Transaction) -> Outcome {
         for _ in 0..GLANCES_MAX {
             let response =
-                self.0.get(&format!("/v1/transactions/{}", transaction.id)).await.map_err(words)?;
+                self.connection.get(&format!("/v1/transactions/{}", transaction.id)).await.map_err(words)?;
             if response.json().map_err(words)?["state"] == "expired" {
                 return Ok(());
             }
@@ -69,17 +74,29 @@ impl Bank {
 
     /// The QR code of an approved one.
     pub async fn qr(&self, narrator: &mut Narrator, id: &str, media_type: &str) -> Outcome<Vec<u8>> {
-        let path = format!("/v1/transactions/{id}/qr");
-        narrator.asked("GET", &format!("{path} (Accept: {media_type})"), None)?;
-        let response = self.0.request("GET", &path, &[("accept", media_type)], "").await.map_err(words)?;
-        let received = response.header("content-type").unwrap_or_default();
-        narrator.received(response.status.as_u16(), &format!("{received}, {} bytes", response.body.len()))?;
+        self.picture(narrator, &format!("/v1/transactions/{id}/qr"), media_type).await
+    }
+
+    /// What is at `path`, as a picture.
+    pub async fn picture(&self, narrator: &mut Narrator, path: &str, media_type: &str) -> Outcome<Vec<u8>> {
+        narrator.asked(self.who, "GET", &format!("{path} (Accept: {media_type})"), None)?;
+        let accept = [("accept", media_type)];
+        let response = self.connection.request("GET", path, &accept, "").await.map_err(words)?;
+        let (status, received) =
+            (response.status.as_u16(), response.header("content-type").unwrap_or_default());
+        narrator.received(self.who, status, &format!("{received}, {} bytes", response.body.len()))?;
         narrator.check("it is such a picture", response.status == 200 && received == media_type)?;
         Ok(response.body.to_vec())
     }
 }
 
 impl Answer {
+    /// One of several codes has come; whether it is right, is not said.
+    pub fn is_partial(&self, narrator: &mut Narrator, entered: u32) -> Outcome {
+        let pending = self.json["state"] == "pending" && self.json["entered"] == entered;
+        narrator.check(&format!("entered so far: {entered}"), self.status == 202 && pending)
+    }
+
     /// The attestation of an approval.
     pub fn is_approved(&self, narrator: &mut Narrator) -> Outcome<String> {
         narrator.check("approved", self.status == 200 && self.json["state"] == "approved")?;

@@ -21,13 +21,18 @@ pub fn run(input: &[u8]) {
 fn is_right(wanted: &Enrolment) {
     let characters = wanted.account.as_str().chars().count();
     assert!((1..=128).contains(&characters) && !wanted.account.as_str().contains(char::is_control));
+    let signs =
+        matches!(wanted.kind, NewKind::Signer(_) | NewKind::Authenticator(..) | NewKind::CertifiedSigner(_));
+    assert!(signs || !wanted.awaits_authorization, "only a device that signs waits for an authorization");
     match &wanted.kind {
         NewKind::Otp(token) => is_right_otp(token),
         NewKind::Ocra(token) => is_right_ocra(token),
+        NewKind::Rolling => {}
         NewKind::Signer(key) | NewKind::Authenticator(key, _) => super::jwk::is_the_same_in_every_form(key),
         NewKind::CertifiedSigner(chain) => {
             super::jwk::is_the_same_in_every_form(&chain.public_key().expect("checked when it was parsed"));
         }
+        NewKind::Terminal(address) => assert!((1..=256).contains(&address.as_str().len())),
     }
 }
 

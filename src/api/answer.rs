@@ -17,8 +17,10 @@ use crate::service::enrolment::Enrolled;
 use crate::service::transaction_view::TransactionView;
 use crate::service::transactions::{ShownTransaction, TransactionAnswer};
 
+use super::credentials::rolling::{CodeBody, hex};
 use super::problem::Problem;
 use super::schema;
+use super::transactions::ShownBody;
 
 /// What is left of a credential.
 #[derive(Serialize, ToSchema)]
@@ -78,6 +80,11 @@ pub(super) struct ApprovedBody<'a> {
     /// A compact JWS.
     #[schema(schema_with = schema::attestation)]
     pub attestation: &'a str,
+    /// By a rolling password: what the terminal makes the next one of. Not there once the terminal has acknowledged or
+    /// used it: a replay leaves it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub next: Option<CodeBody<'a>>,
 }
 
 impl IntoResponse for Answer {
@@ -101,10 +108,22 @@ impl IntoResponse for Answer {
             Self::VerificationFailed { attempts_remaining } => {
                 Problem::VerificationFailed { attempts_remaining: Some(attempts_remaining) }.into_response()
             }
-            Self::TransactionCreated(view) => created(&view),
-            // These two come with their transaction: see below.
-            Self::Approved { .. } | Self::Cancelled { .. } => {
+            Self::TransactionCreated(view) => created(&ShownBody { view: &view, codes: None }),
+            Self::Entered(view) => entered(&ShownBody { view: &view, codes: None }),
+            Self::UplinkSeen(view) => json_response(StatusCode::OK, Verdict::Changed, &view),
+            Self::Presented { .. } | Self::AuthorizationBegun(_) => {
+                Problem::unavailable("nothing was derived for an answer", 1).into_response()
+            }
+            // These come with their transaction: see below.
+            Self::Approved { .. }
+            | Self::ApprovedByPassword { .. }
+            | Self::Cancelled { .. }
+            | Self::Rejected { .. } => {
                 Problem::unavailable("a transaction was not read for its answer", 1).into_response()
+            }
+            // So do these with what a temporary code is added to.
+            Self::Activated { .. } | Self::Rotated { .. } | Self::Acknowledged { .. } => {
+                Problem::unavailable("a rotation is answered elsewhere", 1).into_response()
             }
             Self::Ended(state) => Problem::ended(state).into_response(),
         }
@@ -123,24 +142,40 @@ impl IntoResponse for Enrolled {
 impl IntoResponse for TransactionAnswer {
     fn into_response(self) -> Response {
         match (self.answer, self.transaction) {
-            (Answer::Approved { .. }, Some(ShownTransaction { view, attestation: Some(attestation) })) => {
-                let body = ApprovedBody { view: &view, attestation: &attestation };
+            (
+                Answer::Approved { .. } | Answer::ApprovedByPassword { .. },
+                Some(ShownTransaction { view, attestation: Some(attestation), .. }),
+            ) => {
+                let next = self.next.as_ref().map(|code| (code.epoch, hex(code)));
+                let next = next
+                    .as_ref()
+                    .map(|(epoch, code)| CodeBody { epoch: *epoch, temporary_code: Some(code.as_str()) });
+                let body = ApprovedBody { view: &view, attestation: &attestation, next };
                 json_response(StatusCode::OK, Verdict::Approved, &body)
             }
             (Answer::Cancelled { .. }, Some(ShownTransaction { view, .. })) => {
                 json_response(StatusCode::OK, Verdict::Cancelled, &view)
+            }
+            (Answer::TransactionCreated(_), Some(shown)) => created(&ShownBody::of(&shown)),
+            (Answer::Entered(_), Some(shown)) => entered(&ShownBody::of(&shown)),
+            (Answer::Rejected { .. }, Some(ShownTransaction { view, .. })) => {
+                json_response(StatusCode::OK, Verdict::Rejected, &view)
             }
             (answer, _) => answer.into_response(),
         }
     }
 }
 
-fn created(view: &TransactionView) -> Response {
-    let mut response = json_response(StatusCode::CREATED, Verdict::Created, view);
-    if let Ok(location) = HeaderValue::from_str(&format!("/v1/transactions/{}", view.id)) {
+fn created(body: &ShownBody<'_>) -> Response {
+    let mut response = json_response(StatusCode::CREATED, Verdict::Created, body);
+    if let Ok(location) = HeaderValue::from_str(&format!("/v1/transactions/{}", body.view.id)) {
         response.headers_mut().insert(LOCATION, location);
     }
     response
+}
+
+fn entered(body: &ShownBody<'_>) -> Response {
+    json_response(StatusCode::ACCEPTED, Verdict::Entered, body)
 }
 
 fn enrolled(view: &CredentialView, otpauth: Option<&str>) -> Response {

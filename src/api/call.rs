@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use crate::config::TenantScope;
 use crate::domain::caller::{Caller, Permission};
-use crate::domain::id::{CredentialId, TransactionId};
+use crate::domain::id::{CredentialId, PresentationId, TransactionId};
 use crate::domain::idempotency::IdempotencyKey;
 use crate::secret::SecretBytes;
 use crate::service::{Ask, Idempotency};
@@ -77,7 +77,11 @@ impl Call {
         if !self.client.permissions.contains(&permission) {
             return Err(Problem::Forbidden);
         }
-        let caller = Caller { client: self.client.name.clone(), tenant: tenant.clone() };
+        let caller = Caller {
+            client: self.client.name.clone(),
+            tenant: tenant.clone(),
+            delivers: self.client.permissions.contains(&Permission::Deliver),
+        };
         Ok(AllowedCall { parts: self.parts, body: self.body, caller, request_id: self.request_id })
     }
 
@@ -101,6 +105,11 @@ impl AllowedCall {
     /// The transaction that the path names; likewise.
     pub async fn transaction_id(&mut self) -> Option<TransactionId> {
         self.id().await.and_then(|text| TransactionId::parse(&text))
+    }
+
+    /// The presentation that the path names; likewise.
+    pub async fn presentation_id(&mut self) -> Option<PresentationId> {
+        self.id().await.and_then(|text| PresentationId::parse(&text))
     }
 
     async fn id(&mut self) -> Option<String> {
@@ -197,7 +206,7 @@ async fn body_of(parts: &Parts, body: Body, api: &Api) -> Result<Bytes, Problem>
 }
 
 /// The fields that a caller may be told to mend by name.
-pub(super) const FIELDS: [&str; 43] = [
+pub(super) const FIELDS: [&str; 64] = [
     "type",
     "account",
     "algorithm",
@@ -241,9 +250,62 @@ pub(super) const FIELDS: [&str; 43] = [
     "authenticator_data",
     "client_data_json",
     "attestation",
+    "rule",
+    "window_seconds",
+    "interval_seconds",
+    "tolerance_seconds",
+    "digits",
+    "presentation",
+    "codes",
+    "code",
+    "target",
+    "address",
+    "password",
+    "identity_key_hex",
+    "evidence",
+    "epoch",
+    "proof_hex",
+    "authorization",
+    "terminal",
+    "from",
+    "downlink_code",
+    "issued_at",
+    "decision",
+];
+/// What is not to be sent here at all, whatever the request (seed B, step 301). Where a name is a field's own, such as
+/// the `pin` of an OCRA token, it is that.
+const REFUSED: [(&[&str], &str); 2] = [
+    (
+        &[
+            "pan",
+            "card_number",
+            "card_no",
+            "primary_account_number",
+            "cvv",
+            "cvv2",
+            "cvc",
+            "cvc2",
+            "csc",
+            "expiry",
+            "expiry_date",
+            "card_expiry",
+            "pin",
+            "card_pin",
+            "pin_block",
+            "track1",
+            "track2",
+            "id_number",
+            "identity_number",
+            "national_id",
+            "ssn",
+            "passport_number",
+        ],
+        "card data, PINs and identity numbers do not belong here: check them and pass a reference as evidence",
+    ),
+    (&["identity_code"], "the identity code stays on the terminal: send the identity key"),
 ];
 /// Of each field with a fixed choice of values the first one, as serde lists them.
-pub(super) const CHOICES: [(&str, &str); 7] = [
+pub(super) const CHOICES: [(&str, &str); 11] = [
     ("hotp", "type"),
     ("SHA1", "algorithm"),
     ("ES256", "algorithm"),
@@ -251,11 +313,16 @@ pub(super) const CHOICES: [(&str, &str); 7] = [
     ("transaction", "use"),
     ("der", "format"),
     ("challenge_response", "method"),
+    ("preset_order", "rule"),
+    ("required", "authorization"),
+    ("sms", "method"),
+    ("approve", "decision"),
 ];
 /// Why a value is refused, as its type says it.
-const REASONS: [(&str, &str); 4] = [
+const REASONS: [(&str, &str); 5] = [
     ("digits", crate::domain::otp::HOTP_DIGITS_RULE),
     ("account", crate::domain::account::ACCOUNT_RULE),
+    ("address", crate::domain::multi_terminal::ADDRESS_RULE),
     ("suite", crate::domain::ocra::SUITE_RULE),
     ("amount", crate::domain::money::MoneyError::AMOUNT_RULE),
 ];
@@ -283,7 +350,9 @@ fn misfit(words: &str) -> Problem {
     let (field, reason) = match words {
         _ if words.starts_with("missing field") => (field, "must be there"),
         _ if words.starts_with("duplicate field") => (field, "must be there once"),
-        _ if words.starts_with("unknown field") => ("", "there is a field that this request does not have"),
+        _ if words.starts_with("unknown field") => {
+            refused_name(quoted).unwrap_or(("", "there is a field that this request does not have"))
+        }
         _ if words.starts_with("unknown variant") => {
             let allowed = words.rsplit_once("expected ").map_or("", |(_, allowed)| allowed);
             let first = allowed.split('`').nth(1).unwrap_or_default();
@@ -296,6 +365,15 @@ fn misfit(words: &str) -> Problem {
             .unwrap_or(("", "a field has the wrong type, or a number is out of range")),
     };
     Problem::Invalid { field, reason }
+}
+
+/// The name on our list that this one is, however it is written, and why it is there.
+fn refused_name(name: &str) -> Option<(&'static str, &'static str)> {
+    let letters = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
+    let name = letters(name);
+    REFUSED.into_iter().find_map(|(names, reason)| {
+        names.iter().find(|known| letters(known) == name).map(|known| (*known, reason))
+    })
 }
 
 fn is_syntax(body: &[u8]) -> bool {

@@ -28,10 +28,12 @@ mod enrolment;
 mod evidence;
 pub(super) mod examples;
 pub(super) mod operations;
+pub(super) mod rolling;
 pub(super) mod schemas;
 
 use enrolment::EnrolBody;
 use evidence::{Evidence, ResyncBody, VerifyBody};
+pub(super) use rolling::{activate, rebind, rotate};
 
 pub(super) async fn enrol(State(api): State<Arc<Api>>, call: Call) -> Result<Enrolled, Problem> {
     let call = call.allowed(Permission::Enroll)?;

@@ -15,8 +15,10 @@ use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, OpenApiB
 use crate::metrics::Verdict;
 
 use super::answer::json_bytes;
+use super::authorizations;
 use super::call::Call;
 use super::credentials;
+use super::presentations;
 use super::problem::Problem;
 use super::schema::text;
 use super::transactions;
@@ -60,6 +62,8 @@ fn own_operation() -> Operation {
 fn document() -> OpenApi {
     let operations = [
         credentials::operations::operations(),
+        authorizations::operations::operations(),
+        presentations::operations::operations(),
         transactions::operations::operations(),
         vec![own_operation()],
     ]
@@ -85,6 +89,8 @@ fn document() -> OpenApi {
 fn components(operations: &[Operation]) -> Components {
     let mut components = Components::new();
     components.schemas.extend(credentials::schemas::schemas());
+    components.schemas.extend(authorizations::operations::schemas());
+    components.schemas.extend(presentations::operations::schemas());
     components.schemas.extend(transactions::schemas::schemas());
     for problem in Problem::examples() {
         components.schemas.insert(problem.schema_name(), problem.schema().into());
@@ -156,7 +162,8 @@ mod tests {
         let choices: BTreeSet<_> = fields
             .iter()
             .filter_map(|(name, schema)| match (*name, schema["enum"].as_array()?.as_slice()) {
-                ("type", _) => Some(("hotp", "type")),
+                ("type", [_]) => Some(("hotp", "type")),
+                ("type", values) => Some((values.first()?.as_str()?, "rule")),
                 ("format", [_]) => None,
                 (name, values) => Some((values.first()?.as_str()?, name)),
             })

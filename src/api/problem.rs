@@ -39,6 +39,9 @@ pub(super) enum Problem {
     TooLarge,
     UnsupportedMediaType,
     MethodNotAllowed,
+    RateLimited {
+        retry_after_s: u64,
+    },
     Unavailable {
         cause: String,
         retry_after_s: u32,
@@ -171,6 +174,9 @@ impl Problem {
                 "Method not allowed",
                 "The resource does not know this method.",
             ),
+            Self::RateLimited { .. } => {
+                (Verdict::RateLimited, StatusCode::TOO_MANY_REQUESTS, "Rate limited", "Too many requests.")
+            }
             Self::Unavailable { .. } => (
                 Verdict::Unavailable,
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -230,6 +236,7 @@ impl Problem {
         };
         let retry_after = match self {
             Self::Locked { retry_after_s } => *retry_after_s,
+            Self::RateLimited { retry_after_s } => Some(*retry_after_s),
             Self::Unavailable { retry_after_s, .. } => Some(u64::from(*retry_after_s)),
             _ => None,
         };
@@ -253,9 +260,11 @@ impl From<Refused> for Problem {
             Refused::Absent => Self::NotFound,
             Refused::Conflict => Self::StateConflict,
             Refused::Ended(state) => Self::ended(state),
+            Refused::Expired => Self::Expired,
             Refused::Invalid { field, reason } => Self::Invalid { field, reason },
             Refused::Locked(locked) => Self::Locked { retry_after_s: locked.retry_after_s },
             Refused::IdempotencyMismatch => Self::IdempotencyMismatch,
+            Refused::RateLimited { retry_after_s } => Self::RateLimited { retry_after_s },
             Refused::Unavailable { cause, retry_after_s } => Self::Unavailable { cause, retry_after_s },
         }
     }

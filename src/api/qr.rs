@@ -3,10 +3,17 @@
 use std::fmt::Write;
 
 use axum::body::Bytes;
-use axum::http::HeaderMap;
-use axum::http::header::ACCEPT;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
 use qrcode::bits::Bits;
 use qrcode::{Color, EcLevel, QrCode, Version};
+use zeroize::Zeroizing;
+
+use crate::metrics::Verdict;
+
+use super::Api;
+use super::problem::Problem;
 
 /// What is tried first. A code on a screen is not torn or soiled: H, the level above Q, would buy nothing and
 /// cost modules, which makes each of them smaller to a camera.
@@ -43,6 +50,21 @@ impl Picture {
             Self::Png => "image/png",
         }
     }
+}
+
+/// The answer that is this text as a QR code, drawn where nobody waits for the thread.
+pub(super) async fn picture(
+    api: &Api,
+    text: Zeroizing<String>,
+    picture: Picture,
+) -> Result<Response, Problem> {
+    let drawn = api.drawing.run(move || draw(&text, picture)).await?;
+    let bytes = drawn.map_err(|error: QrError| Problem::unavailable(error, 60))?;
+    let mut response = bytes.into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(Picture::media_type(picture)));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response.extensions_mut().insert(Verdict::Found);
+    Ok(response)
 }
 
 /// Which picture an `Accept` header asks for (RFC 9110, section 12.5.1); SVG when it does not matter. `None`:

@@ -11,16 +11,19 @@ use crate::domain::attestation::Claims;
 use crate::domain::attestation::claims::{ParentLink, TermsText};
 use crate::domain::caller::Tenant;
 use crate::domain::credential::{OcraUse, Status};
-use crate::domain::id::{CredentialId, TransactionId};
+use crate::domain::id::{CredentialId, PresentationId, TransactionId};
+use crate::domain::multi_terminal::{Address, EntryOrder};
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits};
+use crate::domain::presentation::PresentationState;
 use crate::domain::signer::SignatureAlgorithm;
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::signature::SignatureFormat;
 use crate::domain::transaction::{AuthenticatorReport, State};
+use crate::service::authorization_view::MeansName;
 use crate::service::transactions::MethodName;
 
-use super::transactions::ResponseFormat;
+use super::proof::ProofFormat;
 
 /// All that `AccountRef` takes for printable.
 const PRINTABLE: &str = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffd\u{e0000}-\u{e007f}]+$";
@@ -55,14 +58,23 @@ described! {
     TransactionId => text("A transaction's id: 128 random bits in 26 characters.")
         .pattern(Some("^txn_[0-7][0-9a-hjkmnp-tv-z]{25}$"))
         .examples([json!("txn_26daj92h7tg6acttawtvk6360e")]);
+    PresentationId => text("A presentation's id: 128 random bits in 26 characters.")
+        .pattern(Some("^pres_[0-7][0-9a-hjkmnp-tv-z]{25}$"))
+        .examples([json!("pres_26daj92h7tg6acttawtvk6360e")]);
+    PresentationState => choice("What it is good for: `open`, it waits for its claim; `claimed`, by a transaction, for ever; \
+        `expired`, its time was over first.", &PresentationState::ALL);
+    MeansName => choice("How the user shows who he is: `sms`, by a message to a terminal and one from it; `password`, by one \
+        that the bank has checked.", &[MeansName::Sms, MeansName::Password]);
     State => choice("What became of it. All but `pending` are final.", &State::ALL);
     MethodName => choice("How it is approved: `challenge_response`, by an OCRA token's answer to a question that is \
-        derived from all of it; `device_signature`, by a security device that signs all of it, or by an OCRA token.",
-        &[MethodName::ChallengeResponse, MethodName::DeviceSignature]);
-    ResponseFormat => choice("How a response is written. `der` and `p1363` are for ES256, `raw` is for RS256; `jws` is a \
+        derived from all of it; `device_signature`, by a security device that signs all of it, or by an OCRA token; \
+        `multi_terminal`, by codes that were sent to several terminals.",
+        &[MethodName::ChallengeResponse, MethodName::DeviceSignature, MethodName::MultiTerminal,
+            MethodName::RollingPassword, MethodName::PresentedCode]);
+    ProofFormat => choice("How what a device signed is written. `der` and `p1363` are for ES256, `raw` is for RS256; `jws` is a \
         compact JWS whose payload is the signing input; `webauthn` is an assertion whose challenge is the digest.",
-        &[ResponseFormat::Der, ResponseFormat::P1363, ResponseFormat::Raw, ResponseFormat::Jws,
-            ResponseFormat::Webauthn]);
+        &[ProofFormat::Der, ProofFormat::P1363, ProofFormat::Raw, ProofFormat::Jws,
+            ProofFormat::Webauthn]);
     TermsText => terms();
     AuthenticatorReport => ObjectBuilder::new()
         .description(Some("What a WebAuthn authenticator said of itself (WebAuthn, section 6.1)."))
@@ -85,8 +97,14 @@ described! {
         .property("digest", hash("SHA-256 of the signing input, lower hex.")).required("digest")
         .property("transaction", reference::<TermsText>()).required("transaction")
         .property("parent", reference::<ParentLink>());
-    Status => choice("Whether it may be used. A suspended credential verifies nothing.",
-        &[Status::Active, Status::Suspended]);
+    Status => choice("Whether it may be used: only an active one verifies anything. A rolling credential is pending \
+        until it is activated; a signer of which an authorization is required is unauthorized until it has it.",
+        &[Status::Active, Status::Suspended, Status::Pending, Status::Unauthorized]);
+    EntryOrder => choice("How codes have to be entered: `preset_order`, in the order of the terminals; `ascending` and \
+        `descending`, by their size; `target`, their weighted sum instead of themselves.",
+        &[EntryOrder::PresetOrder, EntryOrder::Ascending, EntryOrder::Descending, EntryOrder::Target]);
+    Address => text("Where codes are sent to: a phone number, a push id. Printable characters, at most 256 bytes.")
+        .min_length(Some(1)).max_length(Some(256));
     Algorithm => choice("The hash under the HMAC.", &[Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512]);
     Digits => number("How many digits a code has.", 6, 8);
     OcraUse => choice("What its codes are good for, never both: `transaction`, questions that the appliance \
@@ -238,6 +256,33 @@ pub(super) fn response_signature() -> ObjectBuilder {
     .pattern(Some("^[A-Za-z0-9_-]+$"))
 }
 
+/// What a device made of bytes that the operation names.
+pub(super) fn proof_signature() -> ObjectBuilder {
+    text("The signature, written as `format` says, in base64url without padding; of format `jws` the compact JWS itself.")
+        .pattern(Some("^[A-Za-z0-9_.-]+$"))
+}
+
+/// How what a signer signed is written.
+pub(super) fn signed_format() -> ObjectBuilder {
+    choice(
+        "`der` and `p1363` are for ES256, `raw` is for RS256; `jws` is a compact JWS whose payload are the bytes to sign.",
+        &[ProofFormat::Der, ProofFormat::P1363, ProofFormat::Raw, ProofFormat::Jws],
+    )
+}
+
+/// When a device signed.
+pub(super) fn issued_at() -> ObjectBuilder {
+    text("When the device signed, by its own clock: RFC 3339 in UTC, whole seconds.")
+        .pattern(Some(MOMENT))
+        .examples([json!("2030-01-01T00:00:00Z")])
+}
+
+/// A presented code.
+pub(super) fn presentation_code() -> ObjectBuilder {
+    text("128 random bits in base32 (RFC 4648, section 6), upper case, without padding.")
+        .pattern(Some("^[A-Z2-7]{26}$"))
+}
+
 /// What a WebAuthn authenticator signed.
 pub(super) fn authenticator_data() -> ObjectBuilder {
     text("The authenticator data (WebAuthn, section 6.1), base64url without padding.")
@@ -293,6 +338,48 @@ pub(super) fn seed_base32() -> ObjectBuilder {
         .min_length(Some(26))
         .max_length(Some(104))
         .pattern(Some("^[A-Za-z2-7]+={0,6}$"))
+}
+
+/// Codes of several terminals.
+pub(super) fn response_codes() -> ArrayBuilder {
+    let description =
+        "All codes, in the order that the rule asks for; not where it says how far apart they come.";
+    ArrayBuilder::new()
+        .description(Some(description))
+        .items(otp("A terminal's code."))
+        .min_items(Some(1))
+        .max_items(Some(8))
+}
+
+/// What a terminal is bound by.
+pub(super) fn identity_key_hex() -> ObjectBuilder {
+    text(
+        "PBKDF2-HMAC-SHA-256 of the identity code, with the credential's salt and 600,000 rounds: 32 bytes in \
+         hexadecimal. The identity code itself stays on the terminal.",
+    )
+    .pattern(Some("^[0-9A-Fa-f]{64}$"))
+}
+
+/// What a bank checked before.
+pub(super) fn evidence() -> ObjectBuilder {
+    text(
+        "The bank's own reference of what it has checked: card, identity, person. It is shown with the credential; no \
+         card data, no PIN and no identity number belongs here.",
+    )
+    .min_length(Some(1))
+    .max_length(Some(128))
+}
+
+/// That a terminal has a temporary code.
+pub(super) fn proof_hex() -> ObjectBuilder {
+    text("HMAC-SHA-256 under the epoch's temporary code: 32 bytes in hexadecimal.")
+        .pattern(Some("^[0-9A-Fa-f]{64}$"))
+}
+
+/// A rolling password.
+pub(super) fn password() -> ObjectBuilder {
+    text("12 bytes that say whose it is, and 16 that prove the identity code: base64url without padding.")
+        .pattern(Some("^[A-Za-z0-9_-]{37}[AQgw]$"))
 }
 
 /// The digits of a code.

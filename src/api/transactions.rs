@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, VARY};
-use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use zeroize::Zeroizing;
 
 use crate::domain::account::AccountRef;
 use crate::domain::caller::Permission;
@@ -22,19 +22,19 @@ use super::Api;
 use super::answer::json_response;
 use super::call::{AllowedCall, Call, object, page_limit};
 use super::problem::Problem;
-use super::qr::{Picture, QrError, draw, preferred};
+use super::qr::{picture, preferred};
 use super::schema;
 
 mod creation;
-mod examples;
+pub(super) mod examples;
 pub(super) mod operations;
 mod response;
 pub(super) mod schemas;
-
-pub(super) use response::ResponseFormat;
+mod shown;
 
 use creation::CreateBody;
 use response::ResponseBody;
+pub(super) use shown::ShownBody;
 
 pub(super) async fn create(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
     let call = call.allowed(Permission::Transact)?;
@@ -63,8 +63,9 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, call: Call) -> Result<Tr
 
 pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
-    let shown = shown(&api, &mut call).await?;
-    Ok(json_response(StatusCode::OK, Verdict::Found, &shown.view))
+    let id = call.transaction_id().await.ok_or(Problem::NotFound)?;
+    let shown = api.service.transaction_with_codes(&call.caller, id).await?;
+    Ok(json_response(StatusCode::OK, Verdict::Found, &ShownBody::of(&shown)))
 }
 
 /// What the appliance signed of an approval.
@@ -83,16 +84,10 @@ pub(super) async fn attestation(State(api): State<Arc<Api>>, call: Call) -> Resu
 
 pub(super) async fn qr(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
-    let picture = preferred(call.headers()).ok_or(Problem::NotAcceptable)?;
+    let wanted = preferred(call.headers()).ok_or(Problem::NotAcceptable)?;
     let attestation = attested(shown(&api, &mut call).await?)?;
     let text = format!("{}{attestation}", api.service.qr_url_prefix());
-    let drawn = api.drawing.run(move || draw(&text, picture)).await?;
-    let bytes = drawn.map_err(|error: QrError| Problem::unavailable(error, 60))?;
-    let mut response = bytes.into_response();
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(Picture::media_type(picture)));
-    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-    response.extensions_mut().insert(Verdict::Found);
-    Ok(response)
+    picture(&api, Zeroizing::new(text), wanted).await
 }
 
 async fn shown(api: &Api, call: &mut AllowedCall) -> Result<ShownTransaction, Problem> {

@@ -6,12 +6,13 @@ use super::keys::{KeyError, KeyName};
 use super::pkcs11::{Half, Object, Pkcs11Error, Session, VerifyingKey};
 use crate::domain::attestation::{Attestation, compose, signing_input};
 use crate::domain::credential::{Credential, Kind};
+use crate::domain::jws;
 use crate::domain::ocra::Challenge;
 use crate::domain::row::{Row, RowBytes, SealedBytes};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::{Signature, SignatureFormat};
-use crate::domain::transaction::{State, Transaction};
-use crate::hsm::messages::{Attest, CLAIMS_BYTES_MAX, Fault};
+use crate::domain::transaction::{Device, Method, State, Transaction};
+use crate::hsm::messages::{Attest, CLAIMS_BYTES_MAX, CheckSignature, Fault};
 
 /// What is signed at each start to see whether two halves are of one pair. No JWS's signing input begins so.
 const TRIAL: &[u8] = b"\0hsm-authd/attest/trial/v1";
@@ -120,10 +121,15 @@ pub fn validated<'a>(
         Some(Row::Transaction(transaction)) if transaction.id == attest.transaction => Some(transaction),
         _ => None,
     });
+    // Codes of terminals approve what asks for them, and nothing else.
+    let is_terminal = matches!(credential.kind, Kind::Terminal(_));
     let of_it = |transaction: &Transaction| {
         transaction.state == State::Pending
             && transaction.tenant == attest.tenant
-            && transaction.method.credential() == credential.id
+            && transaction.method.takes(credential.id)
+            // Which credential it is, a password tells; that it is one of passwords, nobody else does.
+            && (transaction.method == Method::RollingPassword) == matches!(credential.kind, Kind::Rolling(_))
+            && matches!(transaction.method, Method::MultiTerminal(_)) == is_terminal
     };
     let Some(transaction) = transaction.filter(of_it) else {
         return refused("an attestation of no transaction that the credential is asked about");
@@ -135,4 +141,40 @@ pub fn validated<'a>(
         }
     }
     Ok(Some(attest))
+}
+
+/// Whether what is said to be signed is the transaction that is to be attested: its signing input, or a JWS of it. A
+/// signature of anything else proves no approval, however right it is: not that of a decline, nor of a presentation, nor
+/// of what somebody had the device sign for `/verify`.
+///
+/// It rests on the transaction's sealed row, which the bytes are computed from here. An assertion is the exception: its
+/// challenge stands in JSON that the front reads, so only a transaction that asks for an assertion takes one.
+///
+/// # Errors
+/// [`Fault::Request`].
+pub fn is_signed(attest: &Attest, credential: &Credential, check: &CheckSignature) -> Result<(), Fault> {
+    let is_of = |transaction: Transaction| match (&credential.kind, &transaction.method) {
+        (Kind::Authenticator(_), Method::DeviceSignature { device: Device::Assertion, .. }) => true,
+        (Kind::Signer(_) | Kind::CertifiedSigner(_), _) => {
+            check.digest == signed_digest(&transaction.signing_input(), check.jws_header.as_deref())
+        }
+        _ => false,
+    };
+    let rows = check.standing.iter().filter_map(|row| row.bytes.decode());
+    let mut transactions = rows.filter_map(|row| match row {
+        Row::Transaction(transaction) if transaction.id == attest.transaction => Some(transaction),
+        _ => None,
+    });
+    match transactions.next().is_some_and(is_of) {
+        true => Ok(()),
+        false => Err(Fault::Request("a signature of something else than the transaction".to_owned())),
+    }
+}
+
+/// SHA-256 of what a signer signs of `message`: of itself, or of a JWS with this header.
+pub fn signed_digest(message: &[u8], jws_header: Option<&str>) -> [u8; 32] {
+    match jws_header {
+        Some(header) => jws::digest_of(header, message),
+        None => Sha256::digest(message).into(),
+    }
 }

@@ -1,6 +1,6 @@
 //! Checks of what somebody presented: a code, or a signature. Out goes only whether it is right.
 
-use super::attest::{Attested, validated};
+use super::attest::{Attested, is_signed, validated};
 use super::codes::Token;
 use super::operations::{Operations, replaced};
 use super::pin_hash;
@@ -105,6 +105,9 @@ impl Operations {
         }
         let credential = credential_of(&check.standing)?;
         let attest = validated(check.attest.as_ref(), &credential, None, &check.standing)?;
+        if let Some(attest) = attest {
+            is_signed(attest, &credential, check)?;
+        }
         let signer =
             credential.kind.signer().ok_or_else(|| Fault::Request("the credential signs nothing".into()))?;
         let key = signer.key.clone().ok_or_else(|| Fault::Request("the credential has no key".into()))?;
@@ -124,7 +127,7 @@ impl Operations {
     }
 
     /// Of a check that was accepted, and of no other.
-    fn attest(&self, accepted: Option<&Attest>) -> Result<Option<Attested>, Fault> {
+    pub(super) fn attest(&self, accepted: Option<&Attest>) -> Result<Option<Attested>, Fault> {
         accepted.map(|attest| self.keys.newest_attest().attest(&self.session, attest)).transpose()
     }
 }
@@ -149,7 +152,7 @@ impl<'a> Codes<'a> {
 }
 
 /// The credential, which comes first.
-fn credential_of(standing: &[SealedBytes]) -> Result<Credential, Fault> {
+pub(super) fn credential_of(standing: &[SealedBytes]) -> Result<Credential, Fault> {
     match standing.first().and_then(|row| row.bytes.decode()) {
         Some(Row::Credential(credential)) => Ok(credential),
         _ => Err(Fault::Request("the first row is no credential".into())),

@@ -44,19 +44,24 @@ impl<T> Versions<T> {
 
 /// A key of HMAC-SHA-256 in this process: no `Debug`, zeroized on drop. Padded to the hash's block,
 /// which changes no HMAC and makes using it infallible.
-struct MacKey(Zeroizing<[u8; 64]>);
+pub(super) struct MacKey(Zeroizing<[u8; 64]>);
 
 impl MacKey {
-    fn derive(session: &Session, row: Object, purpose: &str) -> Result<Self, Pkcs11Error> {
-        let mac = session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?;
+    /// Of at most 64 bytes.
+    pub fn new(bytes: &[u8]) -> Self {
         let mut key = Zeroizing::new([0; 64]);
-        for (place, byte) in key.iter_mut().zip(mac.iter()) {
+        for (place, byte) in key.iter_mut().zip(bytes) {
             *place = *byte;
         }
-        Ok(Self(key))
+        Self(key)
     }
 
-    fn mac(&self, message: &[u8]) -> [u8; 32] {
+    fn derive(session: &Session, row: Object, purpose: &str) -> Result<Self, Pkcs11Error> {
+        Ok(Self::new(&session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?))
+    }
+
+    /// HMAC-SHA-256 of `message`.
+    pub fn mac(&self, message: &[u8]) -> [u8; 32] {
         let mut mac = Hmac::<Sha256>::new((&*self.0).into());
         mac.update(message);
         mac.finalize().into_bytes().into()
@@ -68,6 +73,7 @@ struct RowKeys {
     seal: MacKey,
     sum: MacKey,
     fingerprint: MacKey,
+    presentation: MacKey,
 }
 
 impl RowKeys {
@@ -76,6 +82,7 @@ impl RowKeys {
             seal: MacKey::derive(session, row, "hsm-authd/row/seal/v1")?,
             sum: MacKey::derive(session, row, "hsm-authd/row/sum/v1")?,
             fingerprint: MacKey::derive(session, row, "hsm-authd/request/fingerprint/v1")?,
+            presentation: MacKey::derive(session, row, "hsm-authd/presentation/code/v1")?,
         })
     }
 }
@@ -204,6 +211,13 @@ impl Keys {
     /// for up to 24 hours a retry is then refused as a mismatch, never executed a second time.
     pub fn fingerprint(&self, request: &[u8]) -> Fingerprint {
         Fingerprint(self.row.oldest().fingerprint.mac(request))
+    }
+
+    /// What a presentation's code is made of.
+    ///
+    /// Under the oldest version of `row`, for the same reason: the code is derived again to be shown again.
+    pub fn presentation(&self, message: &[u8]) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.row.oldest().presentation.mac(message))
     }
 
     /// Has the HSM compute what it computed at the start; `false`: its answer is another now. With

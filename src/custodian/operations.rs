@@ -109,6 +109,14 @@ impl Operations {
                 let verified = key.map(|key| key.verify(&self.session, &digest, &signature)).transpose()?;
                 Ok(Response::AttestationVerified(verified == Some(true)))
             }
+            Request::FindGeneration(find) => self.find_generation(&find),
+            Request::TerminalCodes(standing) => self.terminal_codes(&standing),
+            Request::CheckEntry(check) => self.check_entry(&check),
+            Request::CheckRolling(check) => self.check_rolling(&check),
+            Request::OpenEpoch { standing } => self.open_epoch(&standing),
+            Request::PresentationCode { id, nonce } => self.presentation_code(id, &nonce),
+            Request::AuthorizationCodes(standing) => self.authorization_codes(&standing),
+            Request::CheckAuthorization(check) => self.check_authorization(&check),
         }
     }
 

@@ -65,14 +65,48 @@ events! {
     TransactionCancelled "transaction.cancelled",
     /// A transaction's time was over first.
     TransactionExpired "transaction.expired",
+    /// A window or an interval of a transaction's rule was cut off by a restart.
+    TransactionInterrupted "transaction.interrupted",
+    /// A code of several was entered for a transaction; what it is worth is not told.
+    TransactionEntered "transaction.entered",
     /// A request came after a transaction's end, and its answer is remembered.
     TransactionEnded "transaction.ended",
     /// Rows past their time were removed.
     Pruned "store.pruned",
+    /// A device asked for a code that its user presents.
+    PresentationMade "presentation.made",
+    /// What asked for one was not signed by the device; nothing is charged.
+    PresentationRefused "presentation.refused",
+    /// The user of a presented code declined a transaction.
+    TransactionRejected "transaction.rejected",
+    /// The authorization of a device was begun.
+    AuthorizationBegun "authorization.begun",
+    /// The message from the user's terminal came, and was right.
+    UplinkSeen "authorization.uplink_seen",
+    /// An attempt at an authorization was wrong.
+    AuthorizationRefused "authorization.refused",
+    /// A device was authorized for its account.
+    Authorized "authorization.completed",
     /// The wall clock stepped; what depends on the time is refused from here on.
     ClockStepped "clock.stepped",
     /// An operator accepted the wall clock.
     ClockAccepted "clock.accepted",
+    /// A rolling credential was bound to its terminal.
+    Activated "rolling.activated",
+    /// The identity key came again, and the first temporary code was handed out again.
+    ActivationRepeated "rolling.activation_repeated",
+    /// Another identity key came, and was charged.
+    ActivationRefused "rolling.activation_refused",
+    /// A temporary code was handed out again.
+    CodeRepeated "rolling.code_repeated",
+    /// A terminal said that it has its temporary code.
+    CodeAcknowledged "rolling.code_acknowledged",
+    /// A rotation's proof was wrong and charged.
+    RotationRefused "rolling.rotation_refused",
+    /// A rolling credential lost its terminal, and waits for its activation.
+    Rebound "rolling.rebound",
+    /// A password came for a transaction that is nobody's; nothing is charged.
+    PasswordUnknown "rolling.password_unknown",
 }
 
 impl Event {

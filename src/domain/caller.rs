@@ -82,6 +82,8 @@ pub struct Caller {
     pub client: ClientName,
     /// The tenant whose data it sees; nothing of another tenant exists for it.
     pub tenant: Tenant,
+    /// Whether it has [`Permission::Deliver`] besides: then it sees codes.
+    pub delivers: bool,
 }
 
 #[cfg(test)]

@@ -7,8 +7,10 @@ use super::caller::Tenant;
 use super::certificate::CertificateChain;
 use super::id::CredentialId;
 use super::lockout::Attempts;
+use super::multi_terminal::Address;
 use super::ocra::Suite;
 use super::otp::{Algorithm, Digits, MovingFactor};
+use super::rolling::Rolling;
 use super::signer::{PublicKey, SignatureAlgorithm};
 use super::webauthn::RelyingParty;
 
@@ -32,7 +34,8 @@ pub struct EncryptedPinHash {
     pub blob: Vec<u8>,
 }
 
-/// The cold row: written at enrolment, replaced once by its tombstone.
+/// The cold row: written at enrolment, replaced by its tombstone; of a rolling credential also by each activation and
+/// rebinding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credential {
     /// Its id.
@@ -41,7 +44,7 @@ pub struct Credential {
     pub tenant: Tenant,
     /// The account it speaks for.
     pub account: AccountRef,
-    /// 1 when made, 2 as a tombstone.
+    /// 1 when made, one more with each change.
     pub version: u64,
     /// When it was enrolled, milliseconds since 1970.
     pub created_unix_ms: u64,
@@ -64,13 +67,17 @@ pub enum Kind {
     CertifiedSigner(CertifiedSigner),
     /// A WebAuthn authenticator: it signs assertions and nothing else.
     Authenticator(Authenticator),
+    /// A terminal that codes are sent to.
+    Terminal(Terminal),
+    /// A terminal with a temporary code, whose user knows an identity code.
+    Rolling(Rolling),
 }
 
 impl Kind {
     /// Key and algorithm, of whatever signs.
     pub fn signer(&self) -> Option<&Signer> {
         match self {
-            Self::Otp(_) | Self::Ocra(_) => None,
+            Self::Otp(_) | Self::Ocra(_) | Self::Terminal(_) | Self::Rolling(_) => None,
             Self::Signer(signer)
             | Self::CertifiedSigner(CertifiedSigner { signer, .. })
             | Self::Authenticator(Authenticator { signer, .. }) => Some(signer),
@@ -147,7 +154,16 @@ pub struct Authenticator {
     pub party: RelyingParty,
 }
 
-/// Whether a credential may be used.
+/// A terminal that the user receives codes at (seed E, step 1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Where codes are sent to.
+    pub address: Address,
+    /// What its codes are derived from: 32 bytes; `None` in a tombstone.
+    pub secret: Option<WrappedSecret>,
+}
+
+/// Whether a credential may be used. Stored in sealed rows: variants go to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -157,6 +173,10 @@ pub enum Status {
     Suspended,
     /// A tombstone.
     Deleted,
+    /// Rolling: waits for its activation.
+    Pending,
+    /// A device that has not been authorized for its account yet.
+    Unauthorized,
 }
 
 /// The hot row: a new version with each verdict.
@@ -170,8 +190,9 @@ pub struct CredentialState {
     pub version: u64,
     /// Whether it may be used.
     pub status: Status,
-    /// The first counter (HOTP, OCRA with C), time step (TOTP, other OCRA with T) or signature count (WebAuthn)
-    /// that may still be accepted; it only ever grows.
+    /// The first counter (HOTP, OCRA with C), time step (TOTP, other OCRA with T), signature count (WebAuthn) or
+    /// second of a presentation (other signers) that may still be accepted; it only ever grows. Rolling: the version of
+    /// its binding, which begins anew with each.
     pub next_factor: u64,
     /// The counter or time step accepted last. OCRA without C has [`UsedInput`]s instead.
     pub last_accepted: Option<u64>,
@@ -185,7 +206,18 @@ pub struct CredentialState {
     pub account_epoch: u32,
 }
 
+impl Status {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Active, Self::Suspended, Self::Deleted, Self::Pending, Self::Unauthorized];
+}
+
 impl Credential {
+    /// With another content of the same kind.
+    pub fn with_kind(&self, kind: Kind) -> Self {
+        Self { version: self.version.saturating_add(1), kind, ..self.clone() }
+    }
+
     /// The tombstone: secret and key are gone, the id stays taken.
     pub fn deleted(&self, unix_ms: u64) -> Self {
         let kind = match self.kind.clone() {
@@ -198,6 +230,8 @@ impl Credential {
             Kind::Authenticator(Authenticator { signer, party }) => {
                 Kind::Authenticator(Authenticator { signer: Signer { key: None, ..signer }, party })
             }
+            Kind::Terminal(terminal) => Kind::Terminal(Terminal { secret: None, ..terminal }),
+            Kind::Rolling(rolling) => Kind::Rolling(rolling.deleted()),
         };
         Self { version: self.version.saturating_add(1), kind, deleted_unix_ms: Some(unix_ms), ..self.clone() }
     }
@@ -232,9 +266,15 @@ impl CredentialState {
         (self.next_factor < mark).then(|| Self { next_factor: mark, ..self.next() })
     }
 
-    /// After a WebAuthn authenticator's signature count: `next` is the first that may still come.
+    /// After a WebAuthn authenticator's signature count, or the second of a presentation: `next` is the first that may
+    /// still come.
     pub fn counted(&self, next: u64) -> Self {
         Self { next_factor: next, last_accepted: next.checked_sub(1), ..self.next() }
+    }
+
+    /// With its binding in this version: an older one that is put back is not the one that it speaks of.
+    pub fn bound(self, version: u64) -> Self {
+        Self { next_factor: version, ..self }
     }
 
     /// With another status.

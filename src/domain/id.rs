@@ -52,6 +52,11 @@ id! {
     TransactionId "txn_"
 }
 
+id! {
+    /// A presentation's id: `pres_` and 26 characters.
+    PresentationId "pres_"
+}
+
 fn parse_body(body: &[u8]) -> Option<u128> {
     if body.len() != BODY_LEN || body.first()? > &b'7' {
         return None;

@@ -56,6 +56,11 @@ impl<'a> Jws<'a> {
         })
     }
 
+    /// The header in base64url, as it came.
+    pub fn header(&self) -> &'a str {
+        self.signing_input.split_once('.').map_or("", |(header, _)| header)
+    }
+
     /// The algorithm that the header names: any text, `none` too.
     pub fn alg(&self) -> &str {
         &self.alg
@@ -85,6 +90,15 @@ impl<'a> Jws<'a> {
     pub fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.signing_input).into()
     }
+}
+
+/// SHA-256 of what a JWS with this header (in base64url) and this payload signs: [`Jws::digest`] of one that came so.
+pub fn digest_of(header: &str, payload: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(header);
+    hash.update(".");
+    hash.update(BASE64URL_NOPAD.encode(payload));
+    hash.finalize().into()
 }
 
 #[cfg(test)]
@@ -145,6 +159,7 @@ mod tests {
             let jws = Jws::parse(&text).unwrap();
             assert_eq!((jws.alg(), jws.kid()), (alg, None));
             assert_eq!(jws.typ(), (alg == "HS256").then_some("JWT"));
+            assert_eq!((jws.header(), digest_of(jws.header(), jws.payload())), (header, jws.digest()));
             let claims: Value = serde_json::from_slice(jws.payload()).unwrap();
             assert_eq!((claims["iss"].as_str(), claims["exp"].as_u64()), (Some("joe"), Some(1_300_819_380)));
             assert_eq!(jws.signature(), decode(signature));

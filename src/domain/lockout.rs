@@ -94,10 +94,10 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::time::BootId;
+    use crate::domain::time::{BootId, RunId};
 
     fn at(ms: u64) -> Now {
-        Now { unix_ms: ms, boot_ms: ms, boot_id: BootId([0; 16]), trusted: true }
+        Now { unix_ms: ms, boot_ms: ms, boot_id: BootId([0; 16]), run: RunId([0; 16]), trusted: true }
     }
 
     /// Charges `count` failures one after the other, waiting out each lock.

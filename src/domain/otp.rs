@@ -78,6 +78,13 @@ impl Digits {
     }
 }
 
+impl Digits {
+    /// One more than the largest code.
+    pub fn modulus(self) -> u64 {
+        10u64.pow(self.0.into())
+    }
+}
+
 impl TryFrom<u8> for Digits {
     type Error = &'static str;
     fn try_from(digits: u8) -> Result<Self, Self::Error> {
@@ -106,6 +113,24 @@ impl Otp {
         None
     }
 
+    /// A number with zeros before it.
+    pub fn of_number(number: u64, digits: Digits) -> Self {
+        Self(format!("{number:0width$}", width = usize::from(digits.0)))
+    }
+
+    /// The number that its digits are.
+    pub fn number(&self) -> u64 {
+        let next = |number: u64, digit: u8| {
+            number.wrapping_mul(10).wrapping_add(u64::from(digit.wrapping_sub(b'0')))
+        };
+        self.0.bytes().fold(0, next)
+    }
+
+    /// Declassifies: the caller sees the digits. Every use says why it may.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
     /// One more owner, for one more message to a custodian.
     pub fn duplicate(&self) -> Self {
         Self(self.0.clone())
@@ -130,7 +155,15 @@ impl Otp {
 pub fn truncate(mac: &[u8], digits: Digits) -> Option<Otp> {
     let offset = usize::from(mac.last()? & 0x0f);
     let word: [u8; 4] = mac.get(offset..offset.checked_add(4)?)?.try_into().ok()?;
-    let code = u64::from(u32::from_be_bytes(word) & 0x7fff_ffff) % 10u64.pow(u32::from(digits.0));
+    let code = u64::from(u32::from_be_bytes(word) & 0x7fff_ffff) % digits.modulus();
+    Some(Otp::of_number(code, digits))
+}
+
+/// The first 8 bytes of an HMAC as a number, the highest byte first, modulo 10^digits: the code of what is no RFC's.
+///
+/// `None` if there are not as many.
+pub fn modulo(mac: &[u8], digits: Digits) -> Option<Otp> {
+    let code = u64::from_be_bytes(*mac.first_chunk()?) % 10u64.pow(u32::from(digits.0));
     Some(Otp(format!("{code:0width$}", width = usize::from(digits.0))))
 }
 

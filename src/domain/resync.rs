@@ -28,9 +28,7 @@ pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Option<Plan>, Refusal> {
     let candidates = match &subject.credential.kind {
         Kind::Otp(token) => otp(subject, token, now, pair),
         Kind::Ocra(token) if token.suite.has_counter() => ocra(subject, token, now, pair),
-        Kind::Ocra(_) | Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => {
-            return Ok(None);
-        }
+        _ => return Ok(None),
     };
     Ok(Some(plan(subject, now, candidates)))
 }

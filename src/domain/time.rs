@@ -17,6 +17,10 @@ pub fn rfc3339(unix_ms: u64) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootId(pub [u8; 16]);
 
+/// One run of the appliance: random, another with each start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunId(pub [u8; 16]);
+
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -26,6 +30,8 @@ pub struct Now {
     pub boot_ms: u64,
     /// The boot that `boot_ms` counts from.
     pub boot_id: BootId,
+    /// The run that reads them: what was measured in another one does not go on in this.
+    pub run: RunId,
     /// False after the wall clock stepped, until an operator accepts it: what depends on the time
     /// is then neither yes nor no.
     pub trusted: bool,
@@ -86,7 +92,7 @@ mod tests {
     use super::*;
 
     fn now(unix_ms: u64, boot_ms: u64, boot: u8) -> Now {
-        Now { unix_ms, boot_ms, boot_id: BootId([boot; 16]), trusted: true }
+        Now { unix_ms, boot_ms, boot_id: BootId([boot; 16]), run: RunId([0; 16]), trusted: true }
     }
 
     #[test]

@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use super::account::AccountRef;
 use super::caller::Tenant;
 use super::enc::enc;
-use super::id::{CredentialId, TransactionId};
+use super::id::{CredentialId, PresentationId, TransactionId};
 use super::money::Money;
+use super::multi_terminal::{MultiTerminal, Round};
 use super::ocra::Suite;
 use super::text::DisplayText;
 use super::time::{Deadline, Now, rfc3339};
@@ -59,6 +60,31 @@ pub struct Transaction {
     pub ended_unix_ms: Option<u64>,
     /// What a WebAuthn authenticator said of itself when it approved.
     pub authenticator: Option<AuthenticatorReport>,
+    /// What its method keeps besides.
+    pub progress: Progress,
+}
+
+/// What a method keeps of a transaction besides its state. Stored in sealed rows: variants go to the end, their fields
+/// never change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    /// Nothing.
+    None,
+    /// How far the entry of codes has come.
+    Entry(Round),
+    /// Who approved, where only the response tells.
+    Approver(Approver),
+}
+
+/// Who approved by a rolling password. In sealed rows: its fields never change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approver {
+    /// Whose password it was.
+    pub credential: CredentialId,
+    /// The account that the credential speaks for.
+    pub account: AccountRef,
+    /// The epoch that it used up.
+    pub epoch: u64,
 }
 
 /// How a transaction is approved. Stored in sealed rows: variants go to the end, their fields never change.
@@ -79,6 +105,19 @@ pub enum Method {
         credential: CredentialId,
         /// What it makes.
         device: Device,
+    },
+    /// Codes sent to several terminals (seed E).
+    MultiTerminal(MultiTerminal),
+    /// A rolling password (seed B), which tells whose it is.
+    RollingPassword,
+    /// A string that the payer presented (seed C).
+    PresentedCode {
+        /// The presentation.
+        presentation: PresentationId,
+        /// The device that presented it.
+        credential: CredentialId,
+        /// The account that the device speaks for.
+        account: AccountRef,
     },
 }
 
@@ -135,20 +174,37 @@ pub struct Parent {
 }
 
 impl Method {
+    /// The name of one.
+    pub const MULTI_TERMINAL: &'static str = "multi_terminal";
+
     /// As in JSON, and in the signing input.
     pub fn name(&self) -> &'static str {
         match self {
             Self::ChallengeResponse { .. } => "challenge_response",
             Self::DeviceSignature { .. } => "device_signature",
+            Self::MultiTerminal(_) => Self::MULTI_TERMINAL,
+            Self::RollingPassword => "rolling_password",
+            Self::PresentedCode { .. } => "presented_code",
         }
     }
 
-    /// The credential that has to respond.
-    pub fn credential(&self) -> CredentialId {
+    /// The credential that has to respond, if it is one and is known.
+    pub fn credential(&self) -> Option<CredentialId> {
         match self {
-            Self::ChallengeResponse { credential, .. } | Self::DeviceSignature { credential, .. } => {
-                *credential
-            }
+            Self::ChallengeResponse { credential, .. }
+            | Self::DeviceSignature { credential, .. }
+            | Self::PresentedCode { credential, .. } => Some(*credential),
+            Self::MultiTerminal(_) | Self::RollingPassword => None,
+        }
+    }
+
+    /// Whether a response of this credential can approve.
+    pub fn takes(&self, id: CredentialId) -> bool {
+        match self {
+            Self::MultiTerminal(method) => method.terminals.iter().any(|frozen| frozen.credential == id),
+            // Whose password it is, the password tells.
+            Self::RollingPassword => true,
+            _ => self.credential() == Some(id),
         }
     }
 
@@ -157,15 +213,35 @@ impl Method {
         match self {
             Self::ChallengeResponse { suite, .. }
             | Self::DeviceSignature { device: Device::Ocra(suite), .. } => Some(suite),
-            Self::DeviceSignature { .. } => None,
+            Self::DeviceSignature { .. }
+            | Self::MultiTerminal(_)
+            | Self::RollingPassword
+            | Self::PresentedCode { .. } => None,
         }
     }
 }
 
 impl Transaction {
-    /// The account that approves it.
+    /// The account that approves it, once that is known.
     pub fn account(&self) -> Option<&AccountRef> {
-        self.terms.payer.as_ref()
+        match (&self.method, &self.progress) {
+            (Method::PresentedCode { account, .. }, _) => Some(account),
+            (_, Progress::Approver(approver)) => Some(&approver.account),
+            _ => self.terms.payer.as_ref(),
+        }
+    }
+
+    /// The credential that approves it, if it is one and is known.
+    pub fn credential(&self) -> Option<CredentialId> {
+        match &self.progress {
+            Progress::Approver(approver) => Some(approver.credential),
+            _ => self.method.credential(),
+        }
+    }
+
+    /// The same, approved by somebody of whom only the response told.
+    pub fn approved_by(self, approver: Approver) -> Self {
+        Self { progress: Progress::Approver(approver), ..self }
     }
 
     /// When it expires, RFC 3339 in UTC.
@@ -211,12 +287,12 @@ pub fn deadline(now: &Now, lifetime_s: u32) -> Deadline {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::domain) mod tests {
     use super::*;
-    use crate::domain::time::BootId;
+    use crate::domain::time::{BootId, RunId};
 
     pub fn at(unix_ms: u64) -> Now {
-        Now { unix_ms, boot_ms: unix_ms, boot_id: BootId([1; 16]), trusted: true }
+        Now { unix_ms, boot_ms: unix_ms, boot_id: BootId([1; 16]), run: RunId([0; 16]), trusted: true }
     }
 
     /// The one of `tests/vectors/transaction.json`.
@@ -246,6 +322,7 @@ pub(super) mod tests {
             attempts_left: CODES_MAX,
             ended_unix_ms: None,
             authenticator: None,
+            progress: Progress::None,
         }
     }
 
@@ -266,6 +343,19 @@ pub(super) mod tests {
             assert_eq!(deadline(&at(now), 300).unix_ms(), expires, "{now}");
         }
         assert_eq!(deadline(&at(u64::MAX), u32::MAX).unix_ms(), u64::MAX);
+    }
+
+    #[test]
+    fn who_approved_by_a_password_is_known_from_then_on() {
+        let mut transaction = Transaction { method: Method::RollingPassword, ..golden() };
+        transaction.terms.payer = None;
+        assert_eq!((transaction.account(), transaction.credential()), (None, None));
+        let credential = CredentialId::from_random([8; 16]);
+        let account = AccountRef::try_from("acct-0008".to_owned()).unwrap();
+        let digest = transaction.digest();
+        let approved = transaction.approved_by(Approver { credential, account: account.clone(), epoch: 3 });
+        assert_eq!((approved.account(), approved.credential()), (Some(&account), Some(credential)));
+        assert_eq!(approved.digest(), digest);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use super::otp::{COUNTER_END, MovingFactor, time_step};
 use super::time::Now;
 
 pub mod ocra;
+pub mod rolling;
+pub mod several;
 
 /// The rows a verdict stands on.
 #[derive(Clone, Copy)]
@@ -26,8 +28,8 @@ pub struct Subject<'a> {
 pub enum Refusal {
     /// There is no such credential (any more).
     Absent,
-    /// It is suspended.
-    Suspended,
+    /// It is suspended, or was never made active.
+    Inactive,
     /// It or its account is locked.
     Locked(Locked),
     /// The answer depends on a clock that stepped.
@@ -113,11 +115,11 @@ pub struct Plan {
 /// Whether the credential may be used at all: what a signature needs, which nobody can guess.
 ///
 /// # Errors
-/// [`Refusal::Absent`], [`Refusal::Suspended`].
+/// [`Refusal::Absent`], [`Refusal::Inactive`].
 pub fn usable(subject: Subject<'_>) -> Result<(), Refusal> {
     match subject.state.status {
         Status::Deleted => Err(Refusal::Absent),
-        Status::Suspended => Err(Refusal::Suspended),
+        Status::Suspended | Status::Pending | Status::Unauthorized => Err(Refusal::Inactive),
         Status::Active => Ok(()),
     }
 }
@@ -128,15 +130,27 @@ pub fn usable(subject: Subject<'_>) -> Result<(), Refusal> {
 /// The reason why not, the same for every kind of token and for a resync.
 pub fn admit(subject: Subject<'_>, now: &Now) -> Result<(), Refusal> {
     usable(subject)?;
+    let by_time = match &subject.credential.kind {
+        Kind::Otp(token) => matches!(token.moving_factor, MovingFactor::Totp { .. }),
+        Kind::Ocra(token) => token.suite.time_step_s().is_some(),
+        Kind::Signer(_)
+        | Kind::CertifiedSigner(_)
+        | Kind::Authenticator(_)
+        | Kind::Terminal(_)
+        | Kind::Rolling(_) => false,
+    };
+    unlocked(subject, by_time, now)
+}
+
+/// Whether neither the credential nor its account is locked; `by_time`: whether the verdict needs the clock besides.
+///
+/// # Errors
+/// [`Refusal::Locked`], [`Refusal::ClockUntrusted`].
+pub fn unlocked(subject: Subject<'_>, by_time: bool, now: &Now) -> Result<(), Refusal> {
     let (own, account) = (&subject.state.attempts, &subject.account.attempts);
     let locked = match (own.locked(now), account.locked(now)) {
         (Some(a), Some(b)) => Some(a.longer(b)),
         (a, b) => a.or(b),
-    };
-    let by_time = match &subject.credential.kind {
-        Kind::Otp(token) => matches!(token.moving_factor, MovingFactor::Totp { .. }),
-        Kind::Ocra(token) => token.suite.time_step_s().is_some(),
-        Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => false,
     };
     let has_lock = own.lock.is_some() || account.lock.is_some();
     match locked {
@@ -220,7 +234,7 @@ pub(super) fn accepted(subject: Subject<'_>, number: u64) -> CredentialState {
 }
 
 /// After a success: the credential's failures are forgotten.
-fn succeeded(subject: Subject<'_>) -> CredentialState {
+pub fn succeeded(subject: Subject<'_>) -> CredentialState {
     CredentialState {
         attempts: Default::default(),
         account_share: 0,
@@ -235,7 +249,7 @@ fn share(subject: Subject<'_>) -> u32 {
 }
 
 /// The account after a success of the credential; `None` where nothing changes.
-fn refunded(subject: Subject<'_>) -> Option<Account> {
+pub fn refunded(subject: Subject<'_>) -> Option<Account> {
     let account = subject.account;
     let attempts = account.attempts.refund(share(subject));
     let version = account.version.saturating_add(1);
@@ -243,7 +257,7 @@ fn refunded(subject: Subject<'_>) -> Option<Account> {
 }
 
 /// Both rows after a failure.
-fn charged(subject: Subject<'_>, now: &Now) -> (CredentialState, Account) {
+pub fn charged(subject: Subject<'_>, now: &Now) -> (CredentialState, Account) {
     let (state, account) = (subject.state, subject.account);
     let state = CredentialState {
         attempts: state.attempts.charge(now),
@@ -266,11 +280,17 @@ pub(super) mod tests {
     use crate::domain::id::CredentialId;
     use crate::domain::lockout::Lock;
     use crate::domain::otp::{Algorithm, Digits};
-    use crate::domain::time::{BootId, Deadline};
+    use crate::domain::time::{BootId, Deadline, RunId};
     use proptest::prelude::*;
 
     pub fn at(unix_s: u64) -> Now {
-        Now { unix_ms: unix_s * 1_000, boot_ms: unix_s * 1_000, boot_id: BootId([1; 16]), trusted: true }
+        Now {
+            unix_ms: unix_s * 1_000,
+            boot_ms: unix_s * 1_000,
+            boot_id: BootId([1; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+        }
     }
 
     pub struct Rows(pub Credential, pub CredentialState, pub Account);
@@ -444,7 +464,7 @@ pub(super) mod tests {
     fn suspended_and_deleted_are_refused() {
         let mut rows = Rows::new(HOTP, 0);
         rows.1 = rows.1.with_status(Status::Suspended);
-        assert_eq!(rows.begin(&at(0)).err(), Some(Refusal::Suspended));
+        assert_eq!(rows.begin(&at(0)).err(), Some(Refusal::Inactive));
         rows.1 = rows.1.with_status(Status::Deleted);
         assert_eq!(rows.begin(&at(0)).err(), Some(Refusal::Absent));
     }

@@ -14,10 +14,12 @@ use zeroize::Zeroizing;
 
 use crate::domain::caller::Tenant;
 use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
-use crate::domain::id::{CredentialId, TransactionId};
+use crate::domain::id::{CredentialId, PresentationId, TransactionId};
 use crate::domain::idempotency::Fingerprint;
+use crate::domain::multi_terminal::Address;
 use crate::domain::ocra::Challenge;
-use crate::domain::otp::{Algorithm, Otp};
+use crate::domain::otp::{Algorithm, Digits, Otp};
+use crate::domain::rolling::LOOKUP_BYTES;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
@@ -35,7 +37,7 @@ const PORTION_ROWS_MAX: usize = 75;
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.3");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.4");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -131,6 +133,33 @@ pub enum Request {
         /// r and s.
         signature: Signature,
     },
+    /// The first generation of terminals' codes in which no two are equal. -> [`Response::Generation`]
+    FindGeneration(FindGeneration),
+    /// The codes of a pending transaction's terminals, to be sent. The rows' seals must be right: the first is the
+    /// transaction, and its terminals' credentials are there in its order. -> [`Response::TerminalCodes`]
+    TerminalCodes(Vec<SealedBytes>),
+    /// What was entered of those codes. -> [`Response::EntryChecked`]
+    CheckEntry(CheckEntry),
+    /// What only the right one knows, of a rolling credential. -> [`Response::RollingChecked`]
+    CheckRolling(CheckRolling),
+    /// The open epoch of a rolling credential, while its temporary code may leave. -> [`Response::Epoch`]
+    OpenEpoch {
+        /// Rows whose seals must be right: the credential first, its state, and its binding. Without a binding the
+        /// state has to be pending, and the epoch is the first.
+        standing: Vec<SealedBytes>,
+    },
+    /// The code of a presentation: the same whenever it is asked for. -> [`Response::PresentationCode`]
+    PresentationCode {
+        /// Its id.
+        id: PresentationId,
+        /// Its nonce.
+        nonce: [u8; 32],
+    },
+    /// Both codes of an authorization by SMS, of its row and its terminal's credential, which must be among these. ->
+    /// [`Response::AuthorizationCodes`]
+    AuthorizationCodes(Vec<SealedBytes>),
+    /// A step of an authorization. -> [`Response::AuthorizationChecked`]
+    CheckAuthorization(CheckAuthorization),
 }
 
 /// Rows to check, to take away and to seal.
@@ -188,6 +217,8 @@ pub struct CheckSignature {
     pub standing: Vec<SealedBytes>,
     /// SHA-256 of what is said to be signed.
     pub digest: [u8; 32],
+    /// If that is a JWS: its header in base64url, as it came.
+    pub jws_header: Option<String>,
     /// `None`: what was presented can be no signature by such a key.
     pub signature: Option<Signature>,
     /// What is written if it is right.
@@ -196,6 +227,111 @@ pub struct CheckSignature {
     pub refused: Outcome,
     /// What is attested if it is right.
     pub attest: Option<Attest>,
+}
+
+/// Whose codes are to differ, and in what.
+#[derive(Serialize, Deserialize)]
+pub struct FindGeneration {
+    /// Rows whose seals must be right; the credentials among them are the terminals.
+    pub standing: Vec<SealedBytes>,
+    /// The transaction's digest.
+    pub digest: [u8; 32],
+    /// The length of the codes.
+    pub digits: Digits,
+}
+
+/// Codes of a transaction's terminals as they were entered, with what either outcome would write. What they have to
+/// be follows from the transaction's row.
+#[derive(Serialize, Deserialize)]
+pub struct CheckEntry {
+    /// As for [`Request::TerminalCodes`].
+    pub standing: Vec<SealedBytes>,
+    /// What was entered: of a whole round all codes, or the target; else one.
+    pub codes: Vec<Otp>,
+    /// Whether this is a whole round; else it is the next entry of the one that the row tells of.
+    pub is_whole: bool,
+    /// Whether it came in time: what did not is wrong, also if the codes are right.
+    pub in_time: bool,
+    /// What is written if it is right, and so was everything before it in its round.
+    pub right: Outcome,
+    /// What is written if not.
+    pub wrong: Outcome,
+    /// What is attested if it is right; only with what ends a round.
+    pub attest: Option<Attest>,
+}
+
+/// Something that only the right one knows, against a rolling credential, with what either outcome would write.
+#[derive(Serialize, Deserialize)]
+pub struct CheckRolling {
+    /// Rows whose seals must be right: the credential first, its state and its binding, and of a payment the
+    /// transaction.
+    pub standing: Vec<SealedBytes>,
+    /// What is claimed.
+    pub claim: RollingClaim,
+    /// What is written if it is right. Of a payment the next binding comes behind these rows: it is made here, of the
+    /// one that stands, which the outcome has to replace.
+    pub accepted: Outcome,
+    /// What is written if it is not.
+    pub missed: Outcome,
+    /// What is attested if it is right: of a payment, and of nothing else.
+    pub attest: Option<Attest>,
+}
+
+/// What somebody claims to know.
+#[derive(Serialize, Deserialize)]
+pub enum RollingClaim {
+    /// The temporary code of the open epoch and the identity code: the proof in a password for the attested
+    /// transaction.
+    Payment {
+        /// 16 bytes.
+        proof: SecretBytes,
+    },
+    /// The temporary code of this epoch: the open one, or the one before it.
+    Rotation {
+        /// Which.
+        epoch: u64,
+        /// 32 bytes.
+        proof: SecretBytes,
+    },
+    /// The identity key, 32 bytes: asked for while epoch 1 is open and not acknowledged.
+    IdentityKey(SecretBytes),
+}
+
+/// A step of an authorization, with what either outcome would write. What is right follows from the sealed rows alone.
+#[derive(Serialize, Deserialize)]
+pub struct CheckAuthorization {
+    /// Rows whose seals must be right. The first is the credential of the device; the authorization is among the others,
+    /// and so is the credential of its terminal, if it has one.
+    pub standing: Vec<SealedBytes>,
+    /// What is presented.
+    pub step: AuthorizationStep,
+    /// What is written if all of it is right.
+    pub accepted: Outcome,
+    /// What is written if anything is not.
+    pub missed: Outcome,
+}
+
+/// What is presented for an authorization.
+#[derive(Serialize, Deserialize)]
+pub enum AuthorizationStep {
+    /// The message from the terminal.
+    Uplink {
+        /// The code in it.
+        code: Otp,
+        /// Where it came from.
+        from: Address,
+    },
+    /// What completes it.
+    Completion {
+        /// The code that was sent to the terminal, if there is one.
+        code: Option<Otp>,
+        /// SHA-256 of what is said to be signed.
+        digest: [u8; 32],
+        /// If that is a JWS: its header in base64url, as it came.
+        jws_header: Option<String>,
+        /// `None`: what was presented can be no signature by the device's key.
+        signature: Option<Signature>,
+    },
 }
 
 /// An attestation that comes with an accepted check, and with nothing else: no request has a custodian sign what
@@ -254,6 +390,61 @@ pub enum Response {
     AttestationKeys(Vec<PublicKey>),
     /// To [`Request::VerifyAttestation`]: whether that key made it. An unknown one made nothing.
     AttestationVerified(bool),
+    /// To [`Request::FindGeneration`].
+    Generation(u32),
+    /// To [`Request::TerminalCodes`]: in the transaction's order.
+    TerminalCodes(Vec<Otp>),
+    /// To [`Request::CheckEntry`].
+    EntryChecked {
+        /// Whether it is right, and so was everything before it in its round.
+        right: bool,
+        /// Seals and sum of what that outcome writes; an attestation's seal is the last.
+        sealed: SealedRows,
+        /// The compact JWS, if one was asked for and the round is right.
+        attestation: Option<String>,
+    },
+    /// To [`Request::CheckRolling`].
+    RollingChecked {
+        /// Whether it is right.
+        valid: bool,
+        /// Seals and sum of what that outcome writes; of a payment the next binding's, and the attestation's, are the
+        /// last.
+        sealed: SealedRows,
+        /// The compact JWS, if a payment is right.
+        attestation: Option<String>,
+        /// What is handed out if it is right: of a payment the next epoch, of a rotation with the epoch before it the
+        /// open one, of an identity key the first.
+        opened: Option<OpenedEpoch>,
+    },
+    /// To [`Request::OpenEpoch`].
+    Epoch(OpenedEpoch),
+    /// To [`Request::PresentationCode`]: 16 bytes.
+    PresentationCode(SecretBytes),
+    /// To [`Request::AuthorizationCodes`].
+    AuthorizationCodes {
+        /// For the terminal.
+        downlink: Otp,
+        /// For the device to show.
+        uplink: Otp,
+    },
+    /// To [`Request::CheckAuthorization`].
+    AuthorizationChecked {
+        /// Whether all of it is right; never what is not.
+        accepted: bool,
+        /// Seals and sum of what that outcome writes.
+        sealed: SealedRows,
+    },
+}
+
+/// An open epoch, to be handed to its terminal.
+#[derive(Serialize, Deserialize)]
+pub struct OpenedEpoch {
+    /// Which.
+    pub epoch: u64,
+    /// What its passwords begin with.
+    pub lookup: [u8; LOOKUP_BYTES],
+    /// T(`epoch`), 16 bytes.
+    pub temporary_code: SecretBytes,
 }
 
 /// The seals of an outcome's rows, in their order, and how the sum over all rows changes.

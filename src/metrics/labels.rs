@@ -46,6 +46,7 @@ label! {
     Created "created",
     Approved "approved",
     Cancelled "cancelled",
+    Rejected "rejected",
     VerificationFailed "verification-failed",
     Locked "locked",
     Invalid "invalid",
@@ -60,6 +61,10 @@ label! {
     MethodNotAllowed "method-not-allowed",
     NotAcceptable "not-acceptable",
     Unavailable "unavailable",
+    Entered "entered",
+    Activated "activated",
+    Rotated "rotated",
+    RateLimited "rate-limited",
 }
 
 label! {
@@ -77,6 +82,14 @@ label! {
     Random "random",
     AttestationKeys "attestation-keys",
     VerifyAttestation "verify-attestation",
+    FindGeneration "find-generation",
+    TerminalCodes "terminal-codes",
+    CheckEntry "check-entry",
+    CheckRolling "check-rolling",
+    OpenEpoch "open-epoch",
+    PresentationCode "presentation-code",
+    AuthorizationCodes "authorization-codes",
+    CheckAuthorization "check-authorization",
 }
 
 label! {

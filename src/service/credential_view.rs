@@ -1,6 +1,6 @@
 //! A credential as its bank sees it: everything but the secret.
 
-use data_encoding::BASE64URL_NOPAD;
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -10,9 +10,11 @@ use crate::domain::credential::{
     Authenticator, CertifiedSigner, Credential, CredentialState, Kind, OcraUse, Signer, Status,
 };
 use crate::domain::id::CredentialId;
+use crate::domain::multi_terminal::Address;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::signer::SignatureAlgorithm;
+use crate::domain::text::DisplayText;
 use crate::domain::time::rfc3339;
 
 /// The JSON of a credential, in answers and in idempotency records: there, fields are only ever added.
@@ -28,7 +30,7 @@ pub struct CredentialView {
     /// The tenant it belongs to.
     #[schema(value_type = Tenant)]
     pub tenant: String,
-    /// `active` or `suspended`.
+    /// Whether it may be used.
     pub state: Status,
     /// What it is.
     #[serde(flatten)]
@@ -109,6 +111,22 @@ pub enum KindView {
         #[schema(nullable = false)]
         webauthn: Option<RelyingPartyView>,
     },
+    /// A terminal that codes are sent to.
+    Terminal {
+        /// Where they are sent to.
+        #[schema(value_type = Address)]
+        address: String,
+    },
+    /// A terminal with a temporary code.
+    Rolling {
+        /// What the identity key is derived with, lower hex.
+        #[schema(pattern = "^[0-9a-f]{32}$")]
+        salt: String,
+        /// What the bank checked before it was activated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false, min_length = 1, max_length = 128)]
+        evidence: Option<String>,
+    },
 }
 
 /// Where a WebAuthn authenticator was registered.
@@ -175,6 +193,11 @@ impl KindView {
                 };
                 Self::signer(signer, None, Some(party))
             }
+            Kind::Terminal(terminal) => Self::Terminal { address: terminal.address.to_string() },
+            Kind::Rolling(rolling) => Self::Rolling {
+                salt: HEXLOWER.encode(&rolling.salt),
+                evidence: rolling.evidence.as_ref().map(DisplayText::to_string),
+            },
         }
     }
 

@@ -9,9 +9,10 @@ use crate::domain::caller::Tenant;
 use crate::domain::certificate::CertificateChain;
 use crate::domain::credential::{
     Authenticator, CertifiedSigner, Credential, CredentialState, Kind, OcraToken, OcraUse, OtpToken, Signer,
-    WrappedSecret,
+    Status, Terminal, WrappedSecret,
 };
 use crate::domain::id::CredentialId;
+use crate::domain::multi_terminal::Address;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Row, Sealed};
@@ -31,6 +32,8 @@ pub struct Enrolment {
     pub account: AccountRef,
     /// What it is.
     pub kind: NewKind,
+    /// Whether it may be used only once it is authorized: of a device that signs.
+    pub awaits_authorization: bool,
 }
 
 /// What a new credential is, with its secret or key as it came.
@@ -45,6 +48,10 @@ pub enum NewKind {
     CertifiedSigner(CertificateChain),
     /// A WebAuthn authenticator, by its public key.
     Authenticator(PublicKey, RelyingParty),
+    /// A terminal that codes are sent to.
+    Terminal(Address),
+    /// A terminal with a temporary code, to be activated.
+    Rolling,
 }
 
 /// A HOTP or TOTP token to be enrolled.
@@ -99,7 +106,7 @@ impl Service {
             Recall::Answered(answer) => return Ok(Enrolled { answer, otpauth: None }),
             Recall::New(memory) => memory,
         };
-        let Enrolment { account: account_ref, kind } = wanted;
+        let Enrolment { account: account_ref, kind, awaits_authorization } = wanted;
         if let NewKind::Otp(NewOtpToken { export: true, .. }) = &kind
             && !self.policies.credentials.allow_export
         {
@@ -128,7 +135,12 @@ impl Service {
                 kind: kind.clone(),
                 deleted_unix_ms: None,
             };
-            let state = CredentialState::new(id, tenant.clone(), counter, account.epoch);
+            let mut state = CredentialState::new(id, tenant.clone(), counter, account.epoch);
+            if let Kind::Rolling(_) = credential.kind {
+                state.status = Status::Pending;
+            } else if awaits_authorization {
+                state.status = Status::Unauthorized;
+            }
             let answer = Answer::Enrolled(CredentialView::new(&credential, &state));
             let mut rows = vec![Row::Credential(credential), Row::State(state)];
             if known.is_none() {
@@ -197,6 +209,11 @@ impl Service {
             NewKind::Authenticator(key, party) => {
                 Ok(Made::of(Kind::Authenticator(Authenticator { signer: signer(key), party })))
             }
+            NewKind::Terminal(address) => {
+                let secret = self.hsm.generate(Algorithm::Sha256, false).await?.wrapped;
+                Ok(Made::of(Kind::Terminal(Terminal { address, secret: Some(secret) })))
+            }
+            NewKind::Rolling => Ok(Made::of(Kind::Rolling(self.new_rolling().await?))),
         }
     }
 

@@ -56,7 +56,8 @@ impl Action {
             (_, Status::Deleted) => Err(Refused::Absent),
             (Self::Suspend, Status::Active) => Ok(vec![state.with_status(Status::Suspended).into()]),
             (Self::Resume, Status::Suspended) => Ok(vec![state.with_status(Status::Active).into()]),
-            (Self::Suspend, Status::Suspended) | (Self::Resume, Status::Active) => Err(Refused::Conflict),
+            // Nor is one made active that never was.
+            (Self::Suspend | Self::Resume, _) => Err(Refused::Conflict),
             (Self::Unlock, _) if state.attempts == Default::default() && account.is_clear() => Ok(Vec::new()),
             (Self::Unlock, _) => {
                 let account = account.unlocked();
@@ -115,27 +116,45 @@ impl Service {
             let answer = action.answer(&rows, &written);
             written.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
 
+            // Nothing of a binding is left behind: its password is nobody's from then on.
+            let binding = match action {
+                Action::Delete => self.store.binding(id).await?,
+                _ => None,
+            };
             let before = [
                 Row::Credential(rows.credential.row.clone()),
                 Row::State(rows.state.row.clone()),
                 Row::Account(rows.account.row.clone()),
             ];
             let is_written = |row: &Row| written.iter().any(|new| new.key() == row.key());
-            let replaces =
+            let mut replaces: Vec<u8> =
                 (0u8..).zip(&before).filter(|(_, row)| is_written(row)).map(|(place, _)| place).collect();
+            let mut bytes = Vec::from(all_bytes(&rows));
+            let mut removed = Vec::new();
+            if let Some(binding) = &binding {
+                replaces.extend(u8::try_from(bytes.len()));
+                bytes.push(binding.to_bytes());
+                removed.push(Row::Binding(binding.row.clone()));
+            }
+            // What was begun for a device goes with it.
+            if let (Action::Delete, Some(begun)) = (action, self.store.authorization(id).await?) {
+                replaces.extend(u8::try_from(bytes.len()));
+                bytes.push(begun.to_bytes());
+                removed.push(Row::Authorization(begun.row));
+            }
             let standing =
                 before.iter().filter(|row| !is_written(row)).map(|row| (row.key(), row.version())).collect();
             let sealed = self
                 .hsm
                 .seal(SealRows {
-                    standing: all_bytes(&rows).into(),
+                    standing: bytes,
                     outcome: Outcome { replaces, rows: written.iter().map(Row::encode).collect() },
                 })
                 .await?;
             let commit = Commit {
                 standing,
                 rows: seal(written, &sealed)?,
-                removed: Vec::new(),
+                removed: removed.iter().map(|row| (row.key(), row.version())).collect(),
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, action.event(), id),
             };

@@ -1,5 +1,6 @@
 //! Removing what is past its time: answers after a day, tombstones and ended transactions after the configured
-//! days, used inputs of OCRA tokens when their time step is out of reach.
+//! days, used inputs of OCRA tokens when their time step is out of reach, presentations as many days after they were made
+//! as ended transactions, authorizations a day after their time.
 
 use std::collections::BTreeMap;
 
@@ -79,6 +80,7 @@ impl Service {
             }
             self.tombstones(&now, &mut batch).await?;
             self.inputs_out_of_reach(&now, &mut batch).await?;
+            self.presented(&now, &mut batch).await?;
             if batch.removed.is_empty() {
                 break;
             }
@@ -128,6 +130,24 @@ impl Service {
                 batch.replace(rows.state, next.into());
             }
             inputs.into_iter().for_each(|input| batch.remove(input));
+        }
+        Ok(())
+    }
+
+    /// Presentations, and authorizations that came to nothing.
+    async fn presented(&self, now: &Now, batch: &mut Batch) -> Result<(), Refused> {
+        // A transaction that claimed one has ended by then: it is open for an hour at most.
+        let before = now.unix_ms.saturating_sub(u64::from(self.policies.transactions.keep_days) * DAY_MS);
+        for presentation in self.store.presentations_made_before(before, BATCH).await? {
+            if !batch.is_full() {
+                batch.remove(presentation);
+            }
+        }
+        let past = now.unix_ms.saturating_sub(DAY_MS);
+        for authorization in self.store.authorizations_past(past, BATCH).await? {
+            if !batch.is_full() {
+                batch.remove(authorization);
+            }
         }
         Ok(())
     }
@@ -205,8 +225,10 @@ pub(super) mod tests {
     use crate::domain::qr::QR_BYTES_MAX;
     use crate::domain::row::Seal;
     use crate::domain::signer::SignatureAlgorithm;
-    use crate::domain::time::{BootId, Deadline};
-    use crate::domain::transaction::{Device, Label, Method, Parent, Remark, State, Terms, Transaction};
+    use crate::domain::time::{BootId, Deadline, RunId};
+    use crate::domain::transaction::{
+        Device, Label, Method, Parent, Progress, Remark, State, Terms, Transaction,
+    };
     use crate::domain::webauthn::RelyingParty;
     use crate::hsm::messages::{Call, FRAME_BYTES_MAX, Request, encode};
     use crate::service::Answer;
@@ -221,8 +243,13 @@ pub(super) mod tests {
     pub fn longest(number: u8) -> (Credential, CredentialState, UsedInput, IdempotencyRecord) {
         let id = CredentialId::from_random([number; 16]);
         let tenant = Tenant::try_from("t".repeat(64)).unwrap();
-        let now =
-            Now { unix_ms: u64::MAX / 2, boot_ms: u64::MAX / 2, boot_id: BootId([9; 16]), trusted: true };
+        let now = Now {
+            unix_ms: u64::MAX / 2,
+            boot_ms: u64::MAX / 2,
+            boot_id: BootId([9; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+        };
         let suite = Suite::parse("OCRA-1:HOTP-SHA512-10:C-QA64-PSHA512-S512-T59M").unwrap();
         let credential = Credential {
             id,
@@ -276,13 +303,19 @@ pub(super) mod tests {
     }
 
     /// What a message has room for, besides a batch that is as good as full.
-    const ROOM_BYTES: usize = FRAME_BYTES_MAX * 7 / 8 - BATCH_FULL_BYTES;
+    pub const ROOM_BYTES: usize = FRAME_BYTES_MAX * 7 / 8 - BATCH_FULL_BYTES;
 
     /// A transaction of the longest texts whose attestation fits a QR code, with that attestation.
     pub fn longest_transaction() -> (Transaction, Attestation) {
         let tenant = Tenant::try_from("t".repeat(64)).unwrap();
         let label = |text: &str| Label::try_from(text.repeat(128)).unwrap();
-        let now = Now { unix_ms: 1 << 40, boot_ms: u64::MAX / 2, boot_id: BootId([9; 16]), trusted: true };
+        let now = Now {
+            unix_ms: 1 << 40,
+            boot_ms: u64::MAX / 2,
+            boot_id: BootId([9; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+        };
         let transaction = Transaction {
             id: TransactionId::from_random([0xff; 16]),
             tenant: tenant.clone(),
@@ -307,6 +340,7 @@ pub(super) mod tests {
             attempts_left: 3,
             ended_unix_ms: Some(u64::MAX),
             authenticator: None,
+            progress: Progress::None,
         };
         let claims = Claims::new(&transaction, "hsm-authd", 1 << 30, 1 << 30).to_json();
         let jws = "j".repeat(attestation::jws_bytes(&claims));

@@ -9,7 +9,9 @@ use crate::domain::attestation::claims::{ParentLink, TermsText};
 use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::ocra::{self, Suite};
 use crate::domain::time::rfc3339;
-use crate::domain::transaction::{AuthenticatorReport, State, Transaction};
+use crate::domain::transaction::{AuthenticatorReport, Method, Progress, State, Transaction};
+
+use super::transactions::MethodName;
 
 /// The JSON of a transaction, in answers and in idempotency records: there, fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,14 +23,17 @@ pub struct TransactionView {
     /// What became of it.
     pub state: State,
     /// How it is approved.
-    #[schema(pattern = "^(challenge_response|device_signature)$")]
+    #[schema(value_type = MethodName)]
     pub method: String,
-    /// The credential that has to respond.
-    #[schema(value_type = CredentialId)]
-    pub credential: String,
-    /// The account that it speaks for.
-    #[schema(value_type = AccountRef)]
-    pub account: String,
+    /// The credential that has to respond, or that approved: of a presented code and of a rolling password only once
+    /// it is approved, and none of several terminals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = CredentialId)]
+    pub credential: Option<String>,
+    /// The account that approves, or that approved, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = AccountRef)]
+    pub account: Option<String>,
     /// What is to be approved.
     #[serde(flatten)]
     pub terms: TermsText,
@@ -52,6 +57,10 @@ pub struct TransactionView {
     /// How many wrong responses end it, as far as it alone is concerned.
     #[schema(maximum = 3)]
     pub attempts_remaining: u8,
+    /// How many codes of the present round were entered, of those to several terminals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, maximum = 7)]
+    pub entered: Option<u8>,
     /// What has to be answered.
     pub challenge: ChallengeView,
     /// What a WebAuthn authenticator said of itself when it approved.
@@ -93,6 +102,27 @@ pub enum ChallengeView {
         /// What it shows (seed D, step 101: the confirmation request).
         display: DisplayView,
     },
+    /// Codes are sent to terminals (seed E, step 2).
+    Terminals {
+        /// Which, in the rule's order.
+        terminals: Vec<TerminalView>,
+        /// Of a target: what each terminal's code is multiplied with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
+        weights: Option<Vec<u8>>,
+    },
+    /// A rolling password: there is nothing to be told.
+    #[schema(max_properties = 0)]
+    Nothing {},
+}
+
+/// A terminal that a code is sent to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalView {
+    /// Its credential.
+    pub credential: String,
+    /// Where its code goes.
+    pub address: String,
 }
 
 /// What a device shows before it signs.
@@ -119,12 +149,21 @@ impl TransactionView {
         let terms = TermsText::new(transaction);
         let signing_input = BASE64URL_NOPAD.encode(&transaction.signing_input());
         let digest = transaction.digest();
+        // Who was presented with a code learns from it nothing of whose it is.
+        let is_told = match transaction.method {
+            Method::PresentedCode { .. } => transaction.state == State::Approved,
+            _ => true,
+        };
         Self {
             id: transaction.id.to_string(),
             state: transaction.state,
             method: transaction.method.name().to_owned(),
-            credential: transaction.method.credential().to_string(),
-            account: transaction.account().map(AccountRef::to_string).unwrap_or_default(),
+            credential: transaction.credential().filter(|_| is_told).map(|id| id.to_string()),
+            account: transaction.account().filter(|_| is_told).map(AccountRef::to_string),
+            entered: match transaction.progress {
+                Progress::Entry(round) => Some(round.entered),
+                _ => None,
+            },
             challenge: ChallengeView::new(transaction, &terms, &signing_input, &digest),
             terms,
             parent: ParentLink::new(transaction)
@@ -141,11 +180,28 @@ impl TransactionView {
 
 impl ChallengeView {
     fn new(transaction: &Transaction, terms: &TermsText, signing_input: &str, digest: &[u8; 32]) -> Self {
-        match transaction.method.suite() {
-            Some(suite) => {
+        match (&transaction.method, transaction.method.suite()) {
+            (_, Some(suite)) => {
                 Self::Question { suite: suite.as_str().to_owned(), question: ocra::question(suite, digest) }
             }
-            None => Self::Signature {
+            (Method::MultiTerminal(method), None) => Self::Terminals {
+                terminals: method
+                    .terminals
+                    .iter()
+                    .map(|frozen| TerminalView {
+                        credential: frozen.credential.to_string(),
+                        address: frozen.address.to_string(),
+                    })
+                    .collect(),
+                weights: method.weights(),
+            },
+            (Method::RollingPassword, None) => Self::Nothing {},
+            (
+                Method::ChallengeResponse { .. }
+                | Method::DeviceSignature { .. }
+                | Method::PresentedCode { .. },
+                None,
+            ) => Self::Signature {
                 signing_input: signing_input.to_owned(),
                 display: DisplayView {
                     payer: terms.payer.clone(),

@@ -5,22 +5,25 @@ use crate::domain::attestation::Attestation;
 use crate::domain::audit::Event;
 use crate::domain::caller::{Caller, Tenant};
 use crate::domain::id::TransactionId;
+use crate::domain::otp::Otp;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
-use crate::domain::transaction::{State, Step, StepError, Transaction};
+use crate::domain::transaction::{Method, State, Step, StepError, Transaction};
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::store::{Commit, Page, TransactionRows};
 
 use super::memory::{Memory, Recall};
+use super::rolling::TemporaryCode;
 use super::transaction_view::TransactionView;
 use super::{Answer, Ask, RACES_MAX, Refused, Service, audit_transaction, race_lost, seal};
 
 mod attestations;
 mod creation;
 mod responses;
+mod terminals;
 
-pub use creation::{MethodName, NewTransaction};
-pub use responses::Presented;
+pub use creation::{Approval, ByCredential, ByTerminals, MethodName, NewTransaction};
+pub use responses::{Decision, Presented};
 
 /// An answer, with what is read for it: neither is kept with the answer.
 pub struct TransactionAnswer {
@@ -28,6 +31,8 @@ pub struct TransactionAnswer {
     pub answer: Answer,
     /// The transaction that it tells of.
     pub transaction: Option<ShownTransaction>,
+    /// Of an approval by a rolling password: the next temporary code, while it may be told.
+    pub next: Option<TemporaryCode>,
 }
 
 /// A transaction, and its attestation if it is approved.
@@ -36,6 +41,8 @@ pub struct ShownTransaction {
     pub view: TransactionView,
     /// The compact JWS.
     pub attestation: Option<String>,
+    /// The codes of its terminals, in its order: while it is pending, for a client that sends them. Nothing keeps them.
+    pub codes: Option<Vec<Otp>>,
 }
 
 impl ShownTransaction {
@@ -49,6 +56,7 @@ impl ShownTransaction {
             Row::Transaction(transaction) => Some(Self {
                 view: TransactionView::new(transaction, parent.map(|parent| &parent.row)),
                 attestation: attestation.clone(),
+                codes: None,
             }),
             _ => None,
         })
@@ -68,6 +76,7 @@ impl From<StepError> for Refused {
         match error {
             StepError::Ended(state) => Self::Ended(state),
             StepError::Overdue => Self::Ended(State::Expired),
+            StepError::Interrupted => Self::Ended(State::Failed),
             StepError::NotDue => Self::Conflict,
             StepError::ClockUntrusted => Self::clock_untrusted(),
         }
@@ -79,6 +88,7 @@ impl From<StepError> for Refused {
 enum Change {
     Cancel,
     Expire,
+    Interrupt,
 }
 
 impl Change {
@@ -86,6 +96,7 @@ impl Change {
         match self {
             Self::Cancel => Step::Cancel,
             Self::Expire => Step::Expire,
+            Self::Interrupt => Step::Interrupt,
         }
     }
 
@@ -93,6 +104,7 @@ impl Change {
         match self {
             Self::Cancel => Event::TransactionCancelled,
             Self::Expire => Event::TransactionExpired,
+            Self::Interrupt => Event::TransactionInterrupted,
         }
     }
 
@@ -100,6 +112,7 @@ impl Change {
         match self {
             Self::Cancel => Answer::Cancelled { transaction: transaction.id.to_string() },
             Self::Expire => Answer::Ended(State::Expired),
+            Self::Interrupt => Answer::Ended(State::Failed),
         }
     }
 }
@@ -136,17 +149,37 @@ impl Service {
         Err(race_lost())
     }
 
+    /// One transaction, its seals checked, with the codes of its terminals if the client sends them.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn transaction_with_codes(
+        &self,
+        caller: &Caller,
+        id: TransactionId,
+    ) -> Result<ShownTransaction, Refused> {
+        let rows = self.settled(&caller.tenant, id).await?;
+        let transaction = &rows.transaction;
+        let codes = self.codes_to_send(caller, &transaction.row, transaction.to_bytes()).await?;
+        Ok(ShownTransaction { codes, ..self.shown(rows).await? })
+    }
+
     /// One transaction, its seals checked.
     ///
     /// # Errors
     /// [`Refused`].
     pub async fn transaction(&self, caller: &Caller, id: TransactionId) -> Result<ShownTransaction, Refused> {
         let rows = self.settled(&caller.tenant, id).await?;
+        self.shown(rows).await
+    }
+
+    async fn shown(&self, rows: TransactionRows) -> Result<ShownTransaction, Refused> {
         let parent = self.parent_of(&rows.transaction.row).await?;
         self.hsm.check(parent.iter().map(Sealed::to_bytes).chain(all_bytes(&rows)).collect()).await?;
         Ok(ShownTransaction {
             view: TransactionView::new(&rows.transaction.row, parent.as_ref().map(|parent| &parent.row)),
             attestation: rows.attestation.map(|attestation| attestation.row.jws),
+            codes: None,
         })
     }
 
@@ -201,16 +234,22 @@ impl Service {
         }
     }
 
-    /// A transaction that is not overdue: if its time is over, that is written down before anybody is told, so
-    /// that nobody sees it expired and later approved. With a clock that stepped it is as it was.
-    async fn settled(&self, tenant: &Tenant, id: TransactionId) -> Result<TransactionRows, Refused> {
+    /// A transaction that is not overdue: if its time is over or was cut off, that is written down before anybody is
+    /// told, so that nobody sees it ended and later approved. With a clock that stepped it is as it was.
+    pub(super) async fn settled(
+        &self,
+        tenant: &Tenant,
+        id: TransactionId,
+    ) -> Result<TransactionRows, Refused> {
         for _ in 0..RACES_MAX {
             let rows = self.load_transaction(tenant, id).await?;
             let now = self.now();
-            if !now.trusted || !rows.transaction.row.is_overdue(&now) {
-                return Ok(rows);
-            }
-            self.change_transaction(None, &rows, Change::Expire, &now).await?;
+            let change = match rows.transaction.row.open(&now) {
+                Err(StepError::Overdue) => Change::Expire,
+                Err(StepError::Interrupted) => Change::Interrupt,
+                _ => return Ok(rows),
+            };
+            self.change_transaction(None, &rows, change, &now).await?;
         }
         Err(race_lost())
     }
@@ -237,7 +276,7 @@ impl Service {
                 (parent, shown)
             }
             // Whoever finds it over is told no more than that.
-            Change::Expire => (None, None),
+            Change::Expire | Change::Interrupt => (None, None),
         };
         let standing = std::iter::once(&rows.transaction).chain(&parent).map(Sealed::to_bytes).collect();
         let outcome = Outcome { replaces: vec![0], rows: written.iter().map(Row::encode).collect() };
@@ -249,10 +288,11 @@ impl Service {
             sum_change: sealed.sum_change,
             audit: audit_transaction(asked.map(|(ask, _)| ask), now, change.event(), transaction),
         };
-        Ok(self
-            .commit(commit)
-            .await?
-            .map(|durable| TransactionAnswer { answer: answer.release(durable), transaction: shown }))
+        Ok(self.commit(commit).await?.map(|durable| TransactionAnswer {
+            answer: answer.release(durable),
+            transaction: shown,
+            next: None,
+        }))
     }
 
     /// What is asked for needs an open transaction, and it is none: if its time is over, that is written down.
@@ -268,6 +308,9 @@ impl Service {
         match error {
             StepError::Overdue => {
                 self.change_transaction(Some((ask, memory)), rows, Change::Expire, now).await
+            }
+            StepError::Interrupted => {
+                self.change_transaction(Some((ask, memory)), rows, Change::Interrupt, now).await
             }
             StepError::Ended(state) => self.too_late(ask, memory, rows, state, now).await,
             error => Err(error.into()),
@@ -305,25 +348,53 @@ impl Service {
             sum_change: sealed.sum_change,
             audit: audit_transaction(Some(ask), now, Event::TransactionEnded, &rows.transaction.row),
         };
-        Ok(self
-            .commit(commit)
-            .await?
-            .map(|durable| TransactionAnswer { answer: answer.release(durable), transaction: None }))
+        Ok(self.commit(commit).await?.map(|durable| TransactionAnswer {
+            answer: answer.release(durable),
+            transaction: None,
+            next: None,
+        }))
     }
 
-    /// An answer that is remembered, with the transaction that it tells of, which is in its final state.
+    /// An answer that is remembered, with the transaction that it tells of, which is in its final state; or with the
+    /// codes of one that waits for them still.
     async fn tell(&self, caller: &Caller, answer: Answer) -> Result<TransactionAnswer, Refused> {
-        let id = match &answer {
-            Answer::Approved { transaction } | Answer::Cancelled { transaction } => {
-                TransactionId::parse(transaction)
+        let transaction = match &answer {
+            Answer::Approved { transaction }
+            | Answer::ApprovedByPassword { transaction, .. }
+            | Answer::Cancelled { transaction }
+            | Answer::Rejected { transaction } => match TransactionId::parse(transaction) {
+                Some(id) => Some(self.transaction(caller, id).await?),
+                None => None,
+            },
+            Answer::TransactionCreated(view) | Answer::Entered(view) => self.with_codes(caller, view).await?,
+            _ => None,
+        };
+        let next = match &answer {
+            Answer::ApprovedByPassword { handed_out, .. } => {
+                self.handed_out(&caller.tenant, handed_out).await?
             }
             _ => None,
         };
-        let transaction = match id {
-            Some(id) => Some(self.transaction(caller, id).await?),
-            None => None,
+        Ok(TransactionAnswer { answer, transaction, next })
+    }
+
+    /// What was told of a transaction, with the codes that it waits for still.
+    async fn with_codes(
+        &self,
+        caller: &Caller,
+        view: &TransactionView,
+    ) -> Result<Option<ShownTransaction>, Refused> {
+        let asks_terminals = view.method == Method::MULTI_TERMINAL;
+        let Some(id) = TransactionId::parse(&view.id).filter(|_| caller.delivers && asks_terminals) else {
+            return Ok(None);
         };
-        Ok(TransactionAnswer { answer, transaction })
+        // Pruned since, or over: then there are none.
+        let codes = match self.transaction_with_codes(caller, id).await {
+            Ok(shown) => shown.codes,
+            Err(Refused::Absent) => None,
+            Err(refused) => return Err(refused),
+        };
+        Ok(codes.map(|codes| ShownTransaction { view: view.clone(), attestation: None, codes: Some(codes) }))
     }
 
     async fn load_transaction(&self, tenant: &Tenant, id: TransactionId) -> Result<TransactionRows, Refused> {

@@ -1,8 +1,8 @@
 //! Verification and resync: what somebody presents, against a credential. One verdict, one commit.
 
 use crate::domain::attestation::Attestation;
-use crate::domain::audit::Event;
-use crate::domain::id::CredentialId;
+use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::otp::Otp;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
@@ -12,12 +12,15 @@ use crate::hsm::messages::{Outcome, SealedRows};
 use crate::store::{Commit, CredentialRows};
 
 use super::memory::{Memory, Recall};
-use super::{Answer, Ask, RACES_MAX, Refused, Service, audit, audit_transaction, race_lost, seal};
+use super::{Answer, Ask, RACES_MAX, Refused, Service, actor, race_lost, seal};
 
 pub(super) mod codes;
+pub(super) mod proofs;
+pub(super) mod rolling;
 pub(super) mod signatures;
 
 pub use codes::Question;
+pub use proofs::DeviceProof;
 pub use signatures::PresentedSignature;
 
 /// What is presented, and what for.
@@ -43,6 +46,8 @@ pub(super) struct Ending {
     /// The standing rows it replaces, by their place in the message.
     pub replaces: Vec<u8>,
     pub rows: Vec<Row>,
+    /// The standing rows it removes, as they were read: they are among those that it replaces.
+    pub removed: Vec<Row>,
     pub answer: Answer,
 }
 
@@ -55,12 +60,12 @@ pub(super) struct Judged {
 }
 
 /// What a response can make of its transaction, but for what makes it right or wrong.
-struct Possibilities {
-    approved: Transaction,
-    missed: Transaction,
-    missed_event: Event,
+pub(super) struct Possibilities {
+    pub approved: Transaction,
+    pub missed: Transaction,
+    pub missed_event: Event,
     /// To an approval.
-    answer: Answer,
+    pub answer: Answer,
 }
 
 impl Ending {
@@ -155,7 +160,7 @@ impl Service {
                 }
                 Check::Signature(presented) => self.judge_signature(attempt, presented).await?,
             };
-            if let Some(answer) = self.commit_verdict(&ask, attempt, judged).await? {
+            if let Some(answer) = self.commit_verdict(&ask, &now, Some(id), None, judged).await? {
                 return Ok(answer);
             }
             // The custodian's answer is forgotten here: only what was charged may be told.
@@ -168,22 +173,26 @@ impl Service {
     pub(super) async fn commit_verdict(
         &self,
         ask: &Ask,
-        attempt: Attempt<'_>,
+        now: &Now,
+        credential: Option<CredentialId>,
+        transaction: Option<TransactionId>,
         judged: Judged,
     ) -> Result<Option<Answer>, Refused> {
         let Judged { ending, sealed, standing } = judged;
-        let is_written = |row: &Row| ending.rows.iter().any(|new| new.key() == row.key());
-        let standing = standing.iter().filter(|row| !is_written(row));
+        let is_changed =
+            |row: &Row| ending.rows.iter().chain(&ending.removed).any(|changed| changed.key() == row.key());
+        let standing = standing.iter().filter(|row| !is_changed(row));
         let commit = Commit {
             standing: standing.map(|row| (row.key(), row.version())).collect(),
+            removed: ending.removed.iter().map(|row| (row.key(), row.version())).collect(),
             rows: seal(ending.rows, &sealed)?,
-            removed: Vec::new(),
             sum_change: sealed.sum_change,
-            audit: match attempt.transaction {
-                Some(transaction) => {
-                    audit_transaction(Some(ask), attempt.now, ending.event, &transaction.row)
-                }
-                None => audit(ask, attempt.now, ending.event, attempt.rows.credential.row.id),
+            audit: AuditEntry {
+                unix_ms: now.unix_ms,
+                event: ending.event,
+                actor: Some(actor(ask)),
+                credential,
+                transaction,
             },
         };
         Ok(self.commit(commit).await?.map(|durable| ending.answer.release(durable)))
@@ -191,9 +200,9 @@ impl Service {
 }
 
 /// Where the rows stand in the message to the custodian, behind the credential.
-const STATE: u8 = 1;
-const ACCOUNT: u8 = 2;
-const TRANSACTION: u8 = 3;
+pub(super) const STATE: u8 = 1;
+pub(super) const ACCOUNT: u8 = 2;
+pub(super) const TRANSACTION: u8 = 3;
 
 impl<'a> Attempt<'a> {
     pub fn subject(self) -> Subject<'a> {
@@ -202,7 +211,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// What a response makes of the attempt's transaction.
-    fn possibilities(self, report: Option<AuthenticatorReport>) -> Result<Possibilities, Refused> {
+    pub fn possibilities(self, report: Option<AuthenticatorReport>) -> Result<Possibilities, Refused> {
         let Some(Sealed { row: transaction, .. }) = self.transaction else {
             return Err(Refused::unavailable("a response to no transaction"));
         };
@@ -219,7 +228,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The rows that every verdict stands on, in the order of the message.
-    fn standing(self) -> Vec<Row> {
+    pub fn standing(self) -> Vec<Row> {
         let subject = self.subject();
         let mut rows = vec![
             Row::Credential(subject.credential.clone()),
@@ -231,7 +240,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The same with their seals.
-    fn standing_bytes(self) -> Vec<SealedBytes> {
+    pub fn standing_bytes(self) -> Vec<SealedBytes> {
         let CredentialRows { credential, state, account } = self.rows;
         let mut bytes = vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()];
         bytes.extend(self.transaction.map(Sealed::to_bytes));
@@ -239,7 +248,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// An ending, with the record of its answer where one is wanted.
-    fn ending(
+    pub fn ending(
         self,
         event: Event,
         replaces: Vec<u8>,
@@ -247,6 +256,6 @@ impl<'a> Attempt<'a> {
         answer: Answer,
     ) -> Result<Ending, Refused> {
         rows.extend(self.memory.record(&answer, self.now)?.map(Row::Idempotency));
-        Ok(Ending { event, replaces, rows, answer })
+        Ok(Ending { event, replaces, rows, removed: Vec::new(), answer })
     }
 }

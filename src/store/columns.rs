@@ -5,10 +5,14 @@ use rusqlite::types::{FromSql, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod bindings;
 mod credentials;
+mod presentations;
 mod transactions;
 
+pub(super) use bindings::binding;
 pub(super) use credentials::{credential, state, used_input};
+pub(super) use presentations::{authorization, presentation};
 pub(super) use transactions::{attestation, transaction};
 
 use crate::domain::account::{Account, AccountRef};
@@ -103,6 +107,15 @@ impl Columns<'_> {
 
     fn optional_u64(&self, column: &'static str) -> Result<Option<u64>, Fault> {
         Ok(self.get::<Option<i64>>(column)?.map(i64::cast_unsigned))
+    }
+
+    /// 0 or 1: any other number would be a second spelling of one of them.
+    fn flag(&self, column: &'static str) -> Result<bool, Fault> {
+        self.parsed(column, |number: i64| match number {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        })
     }
 
     fn parsed<T: FromSql, U>(
@@ -219,7 +232,9 @@ mod tests {
 
     use rusqlite::Connection;
 
+    use super::bindings::BINDING;
     use super::credentials::{CREDENTIAL, STATE, USED_INPUT};
+    use super::presentations::{AUTHORIZATION, PRESENTATION};
     use super::transactions::{ATTESTATION, PAYMENT};
     use super::*;
     use crate::store::schema;
@@ -228,7 +243,13 @@ mod tests {
     fn columns_stand_where_the_schema_has_them() {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::migrate(&mut connection, Path::new("memory")).unwrap();
-        for table in [CREDENTIAL, STATE, ACCOUNT, IDEMPOTENCY, USED_INPUT, ATTESTATION, PAYMENT, AUDIT] {
+        let sealed = [CREDENTIAL, STATE, ACCOUNT, IDEMPOTENCY, USED_INPUT, ATTESTATION, PAYMENT];
+        let tables: Vec<_> =
+            sealed.into_iter().chain([BINDING, PRESENTATION, AUTHORIZATION, AUDIT]).collect();
+        let count = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'";
+        let count: i64 = connection.query_row(count, [], |row| row.get(0)).unwrap();
+        assert_eq!(tables.len() as i64 + 1, count, "each but for row_sum");
+        for table in tables {
             let statement = connection.prepare(&format!("SELECT * FROM {}", table.name)).unwrap();
             assert_eq!(statement.column_names().collect::<Vec<_>>(), table.columns, "{}", table.name);
         }

@@ -1,5 +1,8 @@
 //! What a store can be asked. Each question is one read transaction.
 
+mod bindings;
+mod presentations;
+mod terminals;
 mod transactions;
 
 use rusqlite::types::Value;
@@ -256,7 +259,7 @@ fn account_row(
 type Table = (&'static str, fn(&SqlRow<'_>) -> Result<Sealed<Row>, Fault>);
 
 /// The tables in the order of [`RowKey`]'s variants.
-const TABLES: [Table; 7] = [
+const TABLES: [Table; 10] = [
     ("SELECT * FROM credential WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
         columns::credential(row).map(any)
     }),
@@ -280,6 +283,16 @@ const TABLES: [Table; 7] = [
     ("SELECT * FROM payment WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
         columns::transaction(row).map(any)
     }),
+    ("SELECT * FROM binding WHERE credential > ?2 AND ?3 = '' ORDER BY credential LIMIT ?1", |row| {
+        columns::binding(row).map(any)
+    }),
+    ("SELECT * FROM presentation WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
+        columns::presentation(row).map(any)
+    }),
+    (
+        "SELECT * FROM device_authorization WHERE credential > ?2 AND ?3 = '' ORDER BY credential LIMIT ?1",
+        |row| columns::authorization(row).map(any),
+    ),
 ];
 
 /// The rest of the cursor's table, then the tables behind it from their beginning.
@@ -301,6 +314,9 @@ fn rows_after(
         }
         Some(RowKey::Attestation(id)) => (5, [Value::Blob(id.to_bytes().to_vec()), text("")]),
         Some(RowKey::Transaction(id)) => (6, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::Binding(id)) => (7, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::Presentation(id)) => (8, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::Authorization(id)) => (9, [Value::Blob(id.to_bytes().to_vec()), text("")]),
     };
     let mut rows = Vec::new();
     for (sql, parse) in TABLES.into_iter().skip(first_table) {
@@ -364,6 +380,7 @@ mod tests {
             (LIST_OF_ACCOUNT, "credential_of_account"),
             (LIST_OF_TENANT, "credential_of_tenant"),
             (EXPIRED, "idempotency_expires"),
+            (terminals::OF_ACCOUNT, "credential_of_account"),
             (TOMBSTONES, "credential_deleted"),
             (OUT_OF_REACH, "used_input_expires"),
             (INPUTS_OF, "PRIMARY KEY"),
@@ -372,6 +389,10 @@ mod tests {
             (transactions::PAYMENTS_OF_TENANT, "payment_of_tenant"),
             (transactions::OVERDUE, "payment_pending"),
             (transactions::ENDED, "payment_ended"),
+            (bindings::OF_LOOKUP, "binding_of_lookup"),
+            (presentations::OF_CODE, "presentation_of_code"),
+            (presentations::MADE_BEFORE, "presentation_created"),
+            (presentations::AUTHORIZATIONS_PAST, "device_authorization_expires"),
         ] {
             let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let mut rows = statement.raw_query();

@@ -4,7 +4,9 @@
 //! number of rows than one is an error: comparing came first, so only a commit that names a row twice gets
 //! there.
 
+mod bindings;
 mod credentials;
+mod presentations;
 mod transactions;
 
 use rusqlite::types::ToSql;
@@ -17,8 +19,10 @@ use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
 use crate::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
 
+use bindings::write_binding;
 pub(super) use credentials::{status_name, usage_name};
 use credentials::{write_credential, write_state, write_used_input};
+use presentations::{write_authorization, write_presentation};
 use transactions::{write_attestation, write_transaction};
 
 /// The version of the row at `key`; `None` where there is none.
@@ -58,6 +62,17 @@ pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u6
         RowKey::Transaction(id) => {
             find(connection, "SELECT version FROM payment WHERE id = ?1", [id.to_bytes()])
         }
+        RowKey::Binding(id) => {
+            find(connection, "SELECT version FROM binding WHERE credential = ?1", [id.to_bytes()])
+        }
+        RowKey::Presentation(id) => {
+            find(connection, "SELECT version FROM presentation WHERE id = ?1", [id.to_bytes()])
+        }
+        RowKey::Authorization(id) => find(
+            connection,
+            "SELECT version FROM device_authorization WHERE credential = ?1",
+            [id.to_bytes()],
+        ),
     }
 }
 
@@ -93,6 +108,17 @@ pub(super) fn remove(connection: &Connection, key: &RowKey) -> Result<()> {
         RowKey::Transaction(id) => {
             change(connection, "DELETE FROM payment WHERE id = ?1", params![id.to_bytes()])
         }
+        RowKey::Binding(id) => {
+            change(connection, "DELETE FROM binding WHERE credential = ?1", params![id.to_bytes()])
+        }
+        RowKey::Presentation(id) => {
+            change(connection, "DELETE FROM presentation WHERE id = ?1", params![id.to_bytes()])
+        }
+        RowKey::Authorization(id) => change(
+            connection,
+            "DELETE FROM device_authorization WHERE credential = ?1",
+            params![id.to_bytes()],
+        ),
     }
 }
 
@@ -107,6 +133,9 @@ pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<boo
         Row::UsedInput(row) => write_used_input(connection, row, &sealed.seal),
         Row::Attestation(row) => write_attestation(connection, row, &sealed.seal),
         Row::Transaction(row) => write_transaction(connection, row, &sealed.seal),
+        Row::Binding(row) => write_binding(connection, row, &sealed.seal),
+        Row::Presentation(row) => write_presentation(connection, row, &sealed.seal),
+        Row::Authorization(row) => write_authorization(connection, row, &sealed.seal),
     }
 }
 

@@ -199,6 +199,62 @@ const STEPS: &[&str] = &["
         seal_key_version INTEGER NOT NULL,
         seal             BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
+", "
+    ALTER TABLE credential ADD COLUMN address TEXT;
+    ALTER TABLE credential ADD COLUMN salt BLOB;
+    ALTER TABLE credential ADD COLUMN identity_key_version INTEGER;
+    ALTER TABLE credential ADD COLUMN identity_key BLOB;
+    ALTER TABLE credential ADD COLUMN evidence TEXT;
+    ALTER TABLE payment ADD COLUMN progress BLOB;
+
+    -- Whose a rolling password is, by what it begins with.
+    CREATE TABLE binding (
+        credential       BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        epoch            INTEGER NOT NULL,
+        acknowledged     INTEGER NOT NULL,
+        lookup           BLOB NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX binding_of_lookup ON binding (tenant, lookup);
+
+    -- Strings that payers show. The string itself is nowhere.
+    CREATE TABLE presentation (
+        id               BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        credential       BLOB NOT NULL,
+        account          TEXT NOT NULL,
+        created_unix_ms  INTEGER NOT NULL,
+        nonce            BLOB NOT NULL,
+        code_hash        BLOB NOT NULL,
+        expires          BLOB NOT NULL,
+        transaction_id   BLOB,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX presentation_of_code ON presentation (tenant, code_hash);
+    CREATE INDEX presentation_created ON presentation (created_unix_ms);
+
+    -- Devices that are being authorized. expires_unix_ms repeats a part of expires, to be looked for.
+    CREATE TABLE device_authorization (
+        credential       BLOB PRIMARY KEY,
+        tenant           TEXT NOT NULL,
+        account          TEXT NOT NULL,
+        version          INTEGER NOT NULL,
+        terminal         BLOB,
+        evidence         TEXT,
+        nonce            BLOB NOT NULL,
+        expires          BLOB NOT NULL,
+        expires_unix_ms  INTEGER NOT NULL,
+        uplink_seen      INTEGER NOT NULL,
+        attempts_left    INTEGER NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX device_authorization_expires ON device_authorization (expires_unix_ms);
 "];
 
 /// Brings the database to the present version, one transaction a step: a crash leaves a whole

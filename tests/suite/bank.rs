@@ -83,7 +83,7 @@ fn refused_counting(answer: &Response, status: u16, name: &str) -> Value {
     match name {
         "invalid" => allowed.extend(["field", "reason"]),
         "verification-failed" => allowed.extend(["attempts_remaining"]),
-        "locked" | "unavailable" => allowed.extend(["retry_after"]),
+        "locked" | "rate-limited" | "unavailable" => allowed.extend(["retry_after"]),
         _ => {}
     }
     let members = document.as_object().unwrap();

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use data_encoding::BASE64URL_NOPAD;
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::caller::Tenant;
-use hsm_authd::domain::id::{CredentialId, TransactionId};
+use hsm_authd::domain::id::{CredentialId, PresentationId, TransactionId};
+use hsm_authd::domain::presentation::decline_input;
 use hsm_authd::domain::row::{Row, SealedBytes};
 use hsm_authd::domain::signer::PublicKey;
 use hsm_authd::domain::transaction::{Device as MethodDevice, Method, State, Transaction};
@@ -150,11 +151,12 @@ fn a_right_signature_is_attested_and_no_other() {
     let standing = custodian.enrolled_signer(&device.pem());
     let standing = custodian.asked(&standing, asked());
     let before = custodian.sum(&standing);
-    let (right, other) = (device.p1363(PAYLOAD), Device::new(2).p1363(PAYLOAD));
+    let input = asked().signing_input();
+    let (right, other) = (device.p1363(&input), Device::new(2).p1363(&input));
+    let of_it = |signature| CheckSignature { digest: asked().digest(), ..check_of(&standing, signature) };
     let accepted = || outcome(&[1], &[state(7)]);
     for (signature, expected) in [(bytes(&right), true), (bytes(&other), false), (None, false)] {
-        let check =
-            CheckSignature { attest: attest(), accepted: accepted(), ..check_of(&standing, signature) };
+        let check = CheckSignature { attest: attest(), accepted: accepted(), ..of_it(signature) };
         let (valid, seals, attestation) = custodian.attested_signature(check);
         assert_eq!((valid, attestation.is_some()), (expected, expected));
         let mut after = vec![standing[0].clone(), standing[3].clone()];
@@ -168,7 +170,7 @@ fn a_right_signature_is_attested_and_no_other() {
         after.extend(sealed(&seals, &written));
         assert_eq!(before.plus(seals.sum_change), custodian.sum(&after));
     }
-    assert_eq!(custodian.attested_signature(check_of(&standing, bytes(&right))).2, None);
+    assert_eq!(custodian.attested_signature(of_it(bytes(&right))).2, None);
 }
 
 #[test]
@@ -338,10 +340,65 @@ fn only_what_the_credential_is_asked_about_is_attested() {
         }
         let check = CheckOtp { attest: attest(), ..check(&codes, &["755224"], &[0], &[]) };
         request_fault(custodian.call(Request::CheckOtp(check)));
-        let signature = bytes(&device.p1363(PAYLOAD));
-        let check = CheckSignature { attest: attest(), ..check_of(&signer, signature) };
+        let signature = bytes(&device.p1363(&asked().signing_input()));
+        let digest = asked().digest();
+        let check = CheckSignature { attest: attest(), digest, ..check_of(&signer, signature) };
         request_fault(custodian.call(Request::CheckSignature(check)));
     }
+}
+
+/// A right signature of something else approves nothing, whatever the front says that it is.
+#[test]
+fn only_a_signature_of_the_transaction_is_attested() {
+    let token = TestToken::new();
+    let mut custodian = token.custodian();
+    let device = Device::new(1);
+    let signer = custodian.enrolled_signer(&device.pem());
+    let presented = Method::PresentedCode {
+        presentation: PresentationId::from_random([4; 16]),
+        credential: CredentialId::from_random([1; 16]),
+        account: "acct-1".to_owned().try_into().unwrap(),
+    };
+    let header = BASE64URL_NOPAD.encode(br#"{"alg":"ES256"}"#);
+    for method in [asked().method, presented] {
+        let transaction = Transaction { method, ..asked() };
+        let standing = custodian.asked(&signer, transaction.clone());
+        let input = transaction.signing_input();
+        let decline = decline_input(&transaction.digest());
+        let other = Transaction { id: TransactionId::from_random([6; 16]), ..transaction }.signing_input();
+        let mut attested = |header: Option<&str>, signed: &[u8]| {
+            let (header, signature) = (header.map(str::to_owned), bytes(&device.p1363(signed)));
+            let digest = Sha256::digest(signed).into();
+            let check = CheckSignature {
+                attest: attest(),
+                digest,
+                jws_header: header,
+                accepted: outcome(&[], &[]),
+                ..check_of(&standing, signature)
+            };
+            custodian.call(Request::CheckSignature(check))
+        };
+        let jws = |payload: &[u8]| format!("{header}.{}", BASE64URL_NOPAD.encode(payload)).into_bytes();
+        for what in [&decline, &other, &PAYLOAD.to_vec(), &transaction_digest(&input)] {
+            request_fault(attested(None, what));
+            request_fault(attested(Some(&header), what));
+            request_fault(attested(None, &jws(what)));
+            request_fault(attested(Some(&header), &jws(what)));
+        }
+        request_fault(attested(None, &jws(&input)));
+        request_fault(attested(Some(&header), &input));
+        request_fault(attested(Some(&header[1..]), &jws(&input)));
+        for (header, signed) in [(None, input.clone()), (Some(&*header), jws(&input))] {
+            match attested(header, &signed) {
+                Ok(Response::SignatureChecked { valid: true, attestation: Some(_), .. }) => {}
+                other => panic!("{:?}", other.err()),
+            }
+        }
+    }
+}
+
+fn transaction_digest(input: &[u8]) -> Vec<u8> {
+    Sha256::digest(input).to_vec()
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub fn check(standing: &[SealedBytes], signature: Option<Signature>) -> CheckSig
     CheckSignature {
         standing: standing.to_vec(),
         digest: Sha256::digest(PAYLOAD).into(),
+        jws_header: None,
         signature,
         accepted: outcome(&[], &[]),
         refused: outcome(&[1, 2], &[state(2), account(3)]),

@@ -273,7 +273,7 @@ async fn another_form_is_invalid_and_costs_nothing() {
         for (pending, body) in [(&es, &der), (&rsa, &raw)] {
             add("of an assertion", pending, with(body, field, json!("AAAA")), "");
         }
-        add("of an assertion", &asked, with(&otp, field, json!("AAAA")), "format");
+        add("of an assertion", &asked, with(&otp, field, json!("AAAA")), "");
     }
     for (pending, body) in [(&es, &der), (&rsa, &raw), (&asserted, &assertion), (&asked, &otp)] {
         for (name, value) in [("unknown", json!(1)), ("format", Value::Null), ("signature", json!([1]))] {

@@ -3,11 +3,15 @@
 use data_encoding::BASE64URL_NOPAD;
 use hsm_authd::domain::account::AccountRef;
 use hsm_authd::domain::caller::Tenant;
-use hsm_authd::domain::id::{CredentialId, TransactionId};
+use hsm_authd::domain::id::{CredentialId, PresentationId, TransactionId};
 use hsm_authd::domain::money::Money;
+use hsm_authd::domain::multi_terminal::{EntryOrder, EntryRule, FrozenTerminal, MultiTerminal, Round};
 use hsm_authd::domain::ocra::{self, Challenge, Suite};
-use hsm_authd::domain::time::{BootId, Now};
-use hsm_authd::domain::transaction::{Device, Method, Parent, State, Terms, Transaction, deadline};
+use hsm_authd::domain::otp::Digits;
+use hsm_authd::domain::time::{BootId, Now, RunId};
+use hsm_authd::domain::transaction::{
+    Approver, AuthenticatorReport, Device, Method, Parent, Progress, State, Terms, Transaction, deadline,
+};
 use hsm_authd::domain::webauthn::{Assertion, RelyingParty};
 use proptest::prelude::*;
 use serde_json::json;
@@ -21,7 +25,8 @@ use crate::ocra::NOW;
 struct Said {
     texts: [String; TEXTS.len()],
     id: [u8; 16],
-    by_device: bool,
+    /// Its place in [`METHODS`].
+    method: usize,
     parent_hash: Option<[u8; 32]>,
     lifetime_s: u32,
     nonce: [u8; 32],
@@ -29,24 +34,68 @@ struct Said {
 
 const TEXTS: [&str; 8] = ["tenant", "payer", "payee", "amount", "currency", "order", "platform", "remark"];
 const SUITE: &str = "OCRA-1:HOTP-SHA256-8:QH64";
+/// The method's name, and whether its transactions have a payer: `None`, they may.
+const METHODS: [(&str, Option<bool>); 5] = [
+    ("challenge_response", None),
+    ("device_signature", None),
+    ("multi_terminal", Some(true)),
+    ("rolling_password", Some(false)),
+    ("presented_code", Some(false)),
+];
+
+fn now() -> Now {
+    Now { unix_ms: NOW * 1_000, boot_ms: 0, boot_id: BootId([0; 16]), run: RunId([0; 16]), trusted: true }
+}
+
+/// A transaction of a method, in the order of [`METHODS`].
+fn method(place: usize) -> Method {
+    let credential = CredentialId::from_random([1; 16]);
+    let suite = Suite::parse(SUITE).unwrap();
+    match place {
+        0 => Method::ChallengeResponse { credential, suite },
+        1 => Method::DeviceSignature { credential, device: Device::Ocra(suite) },
+        2 => Method::MultiTerminal(terminals(&["+1", "+2"], EntryOrder::PresetOrder, 1)),
+        3 => Method::RollingPassword,
+        _ => presented([3; 16], [1; 16], "acct-3"),
+    }
+}
+
+fn terminals(addresses: &[&str], order: EntryOrder, generation: u32) -> MultiTerminal {
+    let frozen = |(number, address): (u128, &&str)| FrozenTerminal {
+        credential: CredentialId::from_random(number.to_be_bytes()),
+        address: (*address).to_owned().try_into().unwrap(),
+    };
+    MultiTerminal {
+        terminals: (1..).zip(addresses).map(frozen).collect(),
+        rule: EntryRule { order, interval: None },
+        digits: Digits::default(),
+        generation,
+        window: None,
+    }
+}
+
+fn presented(presentation: [u8; 16], credential: [u8; 16], account: &str) -> Method {
+    Method::PresentedCode {
+        presentation: PresentationId::from_random(presentation),
+        credential: CredentialId::from_random(credential),
+        account: AccountRef::try_from(account.to_owned()).unwrap(),
+    }
+}
 
 impl Said {
     /// `None`: that is no transaction.
     fn transaction(&self) -> Option<Transaction> {
         let [tenant, payer, payee, amount, currency, order, platform, remark] = self.texts.clone();
-        let credential = CredentialId::from_random([1; 16]);
-        let suite = Suite::parse(SUITE).unwrap();
-        let now = Now { unix_ms: NOW * 1_000, boot_ms: 0, boot_id: BootId([0; 16]), trusted: true };
+        if METHODS[self.method].1.is_some_and(|has_payer| has_payer == payer.is_empty()) {
+            return None;
+        }
         let some = |text: String| (!text.is_empty()).then_some(text);
         Some(Transaction {
             id: TransactionId::from_random(self.id),
             tenant: Tenant::try_from(tenant).ok()?,
             version: 1,
             created_unix_ms: NOW * 1_000,
-            method: match self.by_device {
-                true => Method::DeviceSignature { credential, device: Device::Ocra(suite) },
-                false => Method::ChallengeResponse { credential, suite },
-            },
+            method: method(self.method),
             terms: Terms {
                 payer: some(payer).map(AccountRef::try_from).transpose().ok()?,
                 payee: payee.try_into().ok()?,
@@ -57,11 +106,12 @@ impl Said {
                 parent: self.parent_hash.map(|hash| Parent { id: TransactionId::from_random([2; 16]), hash }),
                 nonce: self.nonce,
             },
-            expires: deadline(&now, self.lifetime_s),
+            expires: deadline(&now(), self.lifetime_s),
             state: State::Pending,
             attempts_left: 3,
             ended_unix_ms: None,
             authenticator: None,
+            progress: Progress::None,
         })
     }
 
@@ -120,7 +170,12 @@ impl Said {
         }
         let other_parent = self.parent_hash.map_or(Some([9; 32]), |_| None);
         all.push(("parent_hash, there or not".to_owned(), self.with(|said| said.parent_hash = other_parent)));
-        all.push(("method".to_owned(), self.with(|said| said.by_device = !said.by_device)));
+        let others = (0..METHODS.len()).filter(|other| *other != self.method);
+        all.extend(
+            others.map(|other| {
+                (format!("method, {}", METHODS[other].0), self.with(|said| said.method = other))
+            }),
+        );
         all.push(("expires_at".to_owned(), self.with(|said| said.lifetime_s += 1)));
         all.retain(|(_, other)| other != self);
         all
@@ -137,12 +192,17 @@ fn said() -> impl Strategy<Value = Said> {
     (
         ("[a-z][a-z0-9]{0,4}", maybe(account.boxed()), short(5), "[1-9][0-9]{0,2}\\.[0-9]{2}"),
         (prop_oneof!["EUR", "USD", "CHF"], short(4), maybe(short(4).boxed()), maybe(short(4).boxed())),
-        (any::<[u8; 16]>(), any::<bool>(), any::<Option<[u8; 32]>>(), 1..3_600_u32, any::<[u8; 32]>()),
+        (any::<[u8; 16]>(), 0..METHODS.len(), any::<Option<[u8; 32]>>(), 1..3_600_u32, any::<[u8; 32]>()),
     )
         .prop_map(|((tenant, payer, payee, amount), (currency, order, platform, remark), rest)| {
+            let (id, method, parent_hash, lifetime_s, nonce) = rest;
+            let payer = match METHODS[method].1 {
+                Some(true) if payer.is_empty() => "acct".to_owned(),
+                Some(false) => String::new(),
+                _ => payer,
+            };
             let texts = [tenant, payer, payee, amount, currency, order, platform, remark];
-            let (id, by_device, parent_hash, lifetime_s, nonce) = rest;
-            Said { texts, id, by_device, parent_hash, lifetime_s, nonce }
+            Said { texts, id, method, parent_hash, lifetime_s, nonce }
         })
 }
 
@@ -223,7 +283,66 @@ proptest! {
             seen.insert(field.split(',').next().unwrap_or_default().to_owned());
         }
         for field in TEXTS.into_iter().chain(["id", "method", "parent_hash", "expires_at", "nonce"]) {
-            prop_assert!(seen.contains(field), "{field} was never changed");
+            let has_none = field == "payer" && METHODS[said.method].1 == Some(false);
+            prop_assert!(seen.contains(field) != has_none, "{field} was changed: {}", !has_none);
+        }
+    }
+
+    /// What is signed is what people agreed on: neither what becomes of it, nor whom it is asked of and how. Those are
+    /// under the row's seal.
+    #[test]
+    fn what_becomes_of_it_and_how_it_is_asked_is_not_what_is_signed(said in said()) {
+        let transaction = said.transaction().unwrap();
+        let first = asked(&transaction);
+        let credential = CredentialId::from_random([9; 16]);
+        let account = AccountRef::try_from("acct-9".to_owned()).unwrap();
+        let round = Round { entered: 7, wrong: true, arrived_boot_ms: 9, run: Some(RunId([9; 16])) };
+        for progress in [
+            Progress::Entry(Round::default()),
+            Progress::Entry(round),
+            Progress::Approver(Approver { credential, account, epoch: 9 }),
+        ] {
+            prop_assert_eq!(&asked(&Transaction { progress, ..transaction.clone() }), &first);
+        }
+        for state in State::ALL {
+            let ended = Transaction {
+                state,
+                version: 9,
+                created_unix_ms: 9,
+                attempts_left: 9,
+                ended_unix_ms: Some(9),
+                authenticator: Some(AuthenticatorReport { sign_count: 9, backup_eligible: true, backed_up: true }),
+                ..transaction.clone()
+            };
+            prop_assert_eq!(&asked(&ended), &first);
+        }
+        let suite = Suite::parse(WITH_SESSION[0]).unwrap();
+        let asked_otherwise = match said.method {
+            0 => vec![Method::ChallengeResponse { credential, suite }],
+            1 => vec![
+                Method::DeviceSignature { credential, device: Device::Signature },
+                Method::DeviceSignature { credential, device: Device::Assertion },
+                Method::DeviceSignature { credential, device: Device::Ocra(suite) },
+            ],
+            2 => {
+                let own = terminals(&["+1", "+2"], EntryOrder::PresetOrder, 1);
+                vec![
+                    MultiTerminal { generation: 2, ..own.clone() },
+                    MultiTerminal { digits: Digits::try_from(10).unwrap(), ..own.clone() },
+                    MultiTerminal { window: Some(deadline(&now(), 9)), ..own },
+                    terminals(&["+1", "+3"], EntryOrder::PresetOrder, 1),
+                    terminals(&["+1", "+2", "+3"], EntryOrder::Ascending, 1),
+                ]
+                .into_iter()
+                .map(Method::MultiTerminal)
+                .collect()
+            }
+            3 => vec![],
+            _ => vec![presented([4; 16], [1; 16], "acct-3"), presented([3; 16], [9; 16], "acct-9")],
+        };
+        for method in asked_otherwise {
+            prop_assert_ne!(&method, &transaction.method);
+            prop_assert_eq!(&asked(&Transaction { method, ..transaction.clone() }), &first);
         }
     }
 
@@ -237,7 +356,7 @@ proptest! {
             "hsm-authd/transaction/v1".to_owned(),
             tenant,
             transaction.id.to_string(),
-            (if said.by_device { "device_signature" } else { "challenge_response" }).to_owned(),
+            METHODS[said.method].0.to_owned(),
             payer,
             payee,
             amount,

@@ -7,7 +7,8 @@ use std::path::Path;
 use hsm_authd::domain::credential::{Kind, Status};
 use hsm_authd::domain::lockout::{Attempts, Lock};
 use hsm_authd::domain::otp::{Algorithm, MovingFactor};
-use hsm_authd::domain::row::{Row, Sealed};
+use hsm_authd::domain::row::{Row, RowBytes, Sealed};
+use hsm_authd::domain::transaction::{Method, Progress, Transaction};
 use hsm_authd::store::Store;
 use rusqlite::{Connection, params};
 
@@ -16,6 +17,21 @@ use crate::store_samples::*;
 
 const VERSION_1: &str = include_str!("../schemas/1.sql");
 const VERSION_2: &str = include_str!("../schemas/2.sql");
+const VERSION_3: &str = include_str!("../schemas/3.sql");
+
+/// The bytes under seals of the third release: of an authenticator, of a pending transaction, of a used input.
+const SEALED_3: [&str; 3] = [
+    "1068736d2d61757468642f726f772f763104878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d6106616363\
+     742d3101e807040100100404040404040404040404040404040409612e6578616d706c65011168747470733a2f2f61\
+     2e6578616d706c6500",
+    "1068736d2d61757468642f726f772f763107010662616e6b2d6101a0c084d68d3700878e9cb8f0e0c183878e9cb8f0\
+     e0c183870e194f4352412d313a484f54502d5348413235362d383a514836340109616363742d303030311644453839\
+     33373034303034343035333230313330303007313235302e303003455552086f726465722d37370000002020202020\
+     20202020202020202020202020202020202020202020202020202080e896d68d3780e896d68d370101010101010101\
+     0101010101010101e0a71200030000",
+    "1068736d2d61757468642f726f772f763105878e9cb8f0e0c183878e9cb8f0e0c183870e0505050505050505050505\
+     0505050505050505050505050505050505050505050662616e6b2d6101016401c0c4f502",
+];
 
 /// Columns and contents of a table as the first release had them.
 const CREDENTIAL_1: &str = "SELECT id, tenant, account, version, created_unix_ms, algorithm, digits, type,
@@ -81,6 +97,7 @@ fn insert_as_first_release(connection: &Connection, Sealed { row, seal }: &Seale
                     Status::Active => "active",
                     Status::Suspended => "suspended",
                     Status::Deleted => "deleted",
+                    _ => panic!("the first release had no such state"),
                 },
                 row.next_factor.cast_signed(),
                 row.last_accepted.map(u64::cast_signed),
@@ -119,9 +136,7 @@ fn insert_as_first_release(connection: &Connection, Sealed { row, seal }: &Seale
                 seal.mac,
             ],
         ),
-        Row::UsedInput(_) | Row::Attestation(_) | Row::Transaction(_) => {
-            panic!("the first release had no such table")
-        }
+        _ => panic!("the first release had no such table"),
     };
     assert_eq!(inserted, Ok(1));
 }
@@ -171,8 +186,14 @@ async fn a_database_of_the_first_release_keeps_every_row_and_its_sum() {
     }
     // It is used like any other.
     let store = Store::open(&path).unwrap();
-    let since =
-        [row(used_input(1, 1, Some(60_000))), row(attestation(1, "h.c.s")), row(transaction(1, "acct-1", 5))];
+    let since = [
+        row(used_input(1, 1, Some(60_000))),
+        row(attestation(1, "h.c.s")),
+        row(transaction(1, "acct-1", 5)),
+        row(binding(1)),
+        row(presentation(1)),
+        row(authorization(1)),
+    ];
     let _ = store.commit(insert(&since)).await.unwrap();
     let state = rows.iter().find(|row| matches!(&row.row, Row::State(state) if state.id == id(1))).unwrap();
     let after = next(state, 7);
@@ -194,27 +215,58 @@ fn shape(path: &Path) -> BTreeMap<String, String> {
         .unwrap()
 }
 
-/// What the third step added is taken away again: what is left has to be what the second release made.
-fn second_release(path: &Path, rows: &[Sealed<Row>]) {
-    drop(Store::open(path).unwrap());
+/// What the fourth step added.
+const WITHOUT_STEP_4: &str = "DROP TABLE binding;
+    DROP TABLE presentation;
+    DROP TABLE device_authorization;
+    ALTER TABLE credential DROP COLUMN address;
+    ALTER TABLE credential DROP COLUMN salt;
+    ALTER TABLE credential DROP COLUMN identity_key_version;
+    ALTER TABLE credential DROP COLUMN identity_key;
+    ALTER TABLE credential DROP COLUMN evidence;
+    ALTER TABLE payment DROP COLUMN progress;
+    PRAGMA user_version = 3;";
+/// What the third step added.
+const WITHOUT_STEP_3: &str = "DROP TABLE payment;
+    DROP TABLE attestation;
+    ALTER TABLE credential DROP COLUMN certificate_chain;
+    ALTER TABLE credential DROP COLUMN relying_party;
+    ALTER TABLE audit DROP COLUMN transaction_id;
+    PRAGMA user_version = 2;";
+
+/// A database of an earlier release with these rows, and one more entry in its log: what the later steps added is
+/// taken away again, the last step's first, and what is left has to be what `released`, that release, made.
+async fn earlier_release(path: &Path, rows: &[Sealed<Row>], without: &[&str], released: &str) {
+    let _ = Store::open(path).unwrap().commit(insert(rows)).await.unwrap();
     let connection = Connection::open(path).unwrap();
-    connection
-        .execute_batch(
-            "DROP TABLE payment;
-             DROP TABLE attestation;
-             ALTER TABLE credential DROP COLUMN certificate_chain;
-             ALTER TABLE credential DROP COLUMN relying_party;
-             ALTER TABLE audit DROP COLUMN transaction_id;
-             INSERT INTO audit (unix_ms, event, credential) VALUES (7, 'otp.verified', zeroblob(16));
-             PRAGMA user_version = 2;",
-        )
-        .unwrap();
-    connection.execute("UPDATE row_sum SET sum = ?1", [sum(rows).0]).unwrap();
+    for step in without {
+        connection.execute_batch(step).unwrap();
+    }
+    let entry = "INSERT INTO audit (unix_ms, event, credential) VALUES (7, 'otp.verified', zeroblob(16))";
+    connection.execute_batch(entry).unwrap();
     drop(connection);
     let scratch = Scratch::new();
-    let other = scratch.join("second.db");
-    Connection::open(&other).unwrap().execute_batch(VERSION_2).unwrap();
+    let other = scratch.join("released.db");
+    Connection::open(&other).unwrap().execute_batch(released).unwrap();
     assert_eq!(shape(path), shape(&other));
+}
+
+/// It has every row and the sum, the bytes under each seal are what they were, and what came since can be written.
+async fn assert_it_is_kept(path: &Path, rows: &[Sealed<Row>], since: &[Sealed<Row>]) {
+    for _ in 0..2 {
+        let store = Store::open(path).unwrap();
+        let read = every_row(&store, 5).await;
+        assert_eq!(read, rows);
+        // The seals of the samples are over these bytes.
+        assert!(read.iter().all(|sealed| row(sealed.row.clone()).seal == sealed.seal));
+        assert_eq!(store.row_sum().await, Ok(sum(rows)));
+        let log = store.audit_entries(0, 10).await.unwrap();
+        assert_eq!((log.len(), log[1].1.unix_ms, log[1].1.transaction), (2, 7, None));
+    }
+    let store = Store::open(path).unwrap();
+    let _ = store.commit(insert(since)).await.unwrap();
+    assert_sum_adds_up(&store).await;
+    assert_eq!(every_row(&store, 1_000).await.len(), rows.len() + since.len());
 }
 
 #[tokio::test]
@@ -226,21 +278,48 @@ async fn a_database_of_the_second_release_keeps_every_row_and_its_sum() {
     let mut rows: Vec<_> = of_it.flat_map(|rows| rows_of(&rows)).collect();
     rows.extend([row(record("backend", "k-1", 9_000)), row(used_input(1, 7, None))]);
     rows.sort_by_key(|row| row.row.key());
-    let store = Store::open(&path).unwrap();
-    let _ = store.commit(insert(&rows)).await.unwrap();
-    drop(store);
-    second_release(&path, &rows);
-    for _ in 0..2 {
-        let store = Store::open(&path).unwrap();
-        assert_eq!(every_row(&store, 5).await, rows);
-        assert_eq!(store.row_sum().await, Ok(sum(&rows)));
-        let log = store.audit_entries(0, 10).await.unwrap();
-        assert_eq!((log.len(), log[1].1.unix_ms, log[1].1.transaction), (2, 7, None));
-    }
-    let store = Store::open(&path).unwrap();
+    earlier_release(&path, &rows, &[WITHOUT_STEP_4, WITHOUT_STEP_3], VERSION_2).await;
     let since: Vec<_> = every_transaction(1).into_iter().map(row).collect();
-    let _ = store.commit(insert(&since)).await.unwrap();
-    assert_sum_adds_up(&store).await;
+    assert_it_is_kept(&path, &rows, &since).await;
+}
+
+#[tokio::test]
+async fn a_database_of_the_third_release_keeps_every_row_and_its_sum() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    let is_of_it = |kind: &Kind| !matches!(kind, Kind::Terminal(_) | Kind::Rolling(_));
+    let of_it = every_kind(1).into_iter().filter(|rows| is_of_it(&rows.credential.row.kind));
+    let mut rows: Vec<_> = of_it.flat_map(|rows| rows_of(&rows)).collect();
+    rows.extend([row(record("backend", "k-1", 9_000)), row(used_input(1, 7, None))]);
+    let is_of_it = |transaction: &Transaction| {
+        let known =
+            matches!(transaction.method, Method::ChallengeResponse { .. } | Method::DeviceSignature { .. });
+        known && transaction.progress == Progress::None
+    };
+    let (of_it, later): (Vec<_>, Vec<_>) = every_transaction(2).into_iter().partition(is_of_it);
+    assert_eq!(of_it.len(), 11, "what the third release could make");
+    rows.extend(of_it.into_iter().map(row));
+    rows.push(row(attestation(1, "h.c.s")));
+    let bytes = SEALED_3.map(|hex| data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap());
+    let sealed_then = bytes.each_ref().map(|bytes| row(decoded(bytes)));
+    rows.extend(sealed_then.clone());
+    rows.sort_by_key(|row| row.row.key());
+    earlier_release(&path, &rows, &[WITHOUT_STEP_4], VERSION_3).await;
+    let mut since: Vec<_> = later.into_iter().map(row).collect();
+    since.extend(every_kind(100).iter().flat_map(rows_of));
+    since.extend([row(binding(1)), row(presentation(1)), row(authorization(1))]);
+    assert_it_is_kept(&path, &rows, &since).await;
+    let now = every_row(&Store::open(&path).unwrap(), 1_000).await;
+    for (bytes, then) in bytes.iter().zip(sealed_then) {
+        let row = now.iter().find(|row| row.row.key() == then.row.key()).unwrap();
+        assert_eq!(row.row.encode().as_bytes(), bytes, "its seal fits");
+    }
+}
+
+/// A row out of the bytes under its seal.
+fn decoded(bytes: &[u8]) -> Row {
+    let message = postcard::to_allocvec(&bytes.to_vec()).unwrap();
+    postcard::from_bytes::<RowBytes>(&message).unwrap().decode().unwrap()
 }
 
 #[test]

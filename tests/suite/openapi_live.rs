@@ -14,27 +14,36 @@ use crate::bank::credentials;
 use crate::client::{Connection, Http, Identity, Response};
 use crate::daemon::{Daemon, rfc_code, text};
 use crate::documented::{Asked, Documented, JSON, examples};
+use crate::multi_terminal::{codes, target_of};
 use crate::mutations::{bounds, mutations};
 use crate::openapi::start;
+use crate::presented_documented;
+use crate::presenting::PRESENTATIONS;
+use crate::rolling_documented;
 use crate::scratch::Scratch;
 use crate::signers::{Device, rsa_keys};
 
-const LIST: &str = "/v1/credentials";
+pub const LIST: &str = "/v1/credentials";
 const ONE: &str = "/v1/credentials/{id}";
 const VERIFY: &str = "/v1/credentials/{id}/verify";
 const RESYNC: &str = "/v1/credentials/{id}/resync";
+pub const ACTIVATE: &str = "/v1/credentials/{id}/activate";
+pub const ROTATION: &str = "/v1/credentials/{id}/rotation";
+pub const REBIND: &str = "/v1/credentials/{id}/rebind";
 const TRANSACTION: &str = "/v1/transactions/{id}";
-const RESPONSES: &str = "/v1/transactions/{id}/responses";
+pub const RESPONSES: &str = "/v1/transactions/{id}/responses";
 const CANCEL: &str = "/v1/transactions/{id}/cancel";
 const ATTESTATION: &str = "/v1/transactions/{id}/attestation";
 const QR: &str = "/v1/transactions/{id}/qr";
 const VERIFY_ATTESTATION: &str = "/v1/attestations/verify";
-const START_S: u64 = 1_893_456_000;
+pub const START_S: u64 = 1_893_456_000;
 
 /// An id that nobody has.
 fn nobodys(route: &str) -> &'static str {
     if route.starts_with(TRANSACTIONS) {
         "txn_00000000000000000000000000"
+    } else if route.starts_with(PRESENTATIONS) {
+        "pres_00000000000000000000000000"
     } else {
         "cred_00000000000000000000000000"
     }
@@ -52,13 +61,13 @@ fn every_input() -> Value {
 
 impl Documented {
     /// The example of a request.
-    fn request(&self, method: &str, route: &str, name: &str) -> Value {
+    pub fn request(&self, method: &str, route: &str, name: &str) -> Value {
         let content = &self.operation(method, route)["requestBody"]["content"][JSON];
         let found = examples(content).into_iter().find(|(known, _)| *known == name);
         found.unwrap_or_else(|| panic!("{method} {route} has no example {name}")).1.clone()
     }
 
-    async fn enrol(&self, bank: &Connection, body: &Value) -> String {
+    pub async fn enrol(&self, bank: &Connection, body: &Value) -> String {
         let answer = self.ask(bank, Asked::new("POST", LIST, "").json(body)).await;
         assert_eq!(answer.status, 201, "{body}: {}", text(&answer));
         let defaults = self.defaults(body);
@@ -91,7 +100,7 @@ impl Documented {
         body
     }
 
-    async fn create(&self, bank: &Connection, body: &Value) -> Value {
+    pub async fn create(&self, bank: &Connection, body: &Value) -> Value {
         let answer = self.ask(bank, Asked::new("POST", TRANSACTIONS, "").json(body)).await;
         assert_eq!(answer.status, 201, "{body}: {}", text(&answer));
         answer.json().unwrap()
@@ -111,6 +120,12 @@ impl Documented {
         if route == VERIFY_ATTESTATION {
             return (String::new(), self.request("POST", route, "attestation"));
         }
+        if route.starts_with(PRESENTATIONS) || route.contains("/authorization") {
+            return presented_documented::about(self, bank, method, route).await;
+        }
+        if [ACTIVATE, ROTATION, REBIND].contains(&route) {
+            return rolling_documented::about(self, bank, route).await;
+        }
         let hotp = self.request("POST", LIST, "hotp");
         let id = self.enrol(bank, &hotp).await;
         let body = match (method, route) {
@@ -125,7 +140,7 @@ impl Documented {
         (id, body)
     }
 
-    async fn does(
+    pub async fn does(
         &self,
         bank: &Connection,
         method: &str,
@@ -226,6 +241,8 @@ async fn live_by_the_examples(documented: &Documented, bank: &Connection) {
         ("signer-chain", Some("signature"), None),
         ("signer-webauthn", None, None),
         ("ocra-transactions", None, None),
+        ("rolling", None, None),
+        ("terminal", None, None),
     ] {
         let id = documented.enrol(bank, &ask(name)).await;
         let view = documented.does(bank, "GET", ONE, &id, None).await;
@@ -246,6 +263,10 @@ async fn live_by_the_examples(documented: &Documented, bank: &Connection) {
         if name.starts_with("signer") {
             let otps = Asked::new("POST", RESYNC, &id).json(&documented.request("POST", RESYNC, "otps"));
             assert_eq!(documented.ask(bank, otps).await.status, 409);
+        }
+        if name == "rolling" {
+            let body = documented.request("POST", ACTIVATE, "identity-key");
+            documented.does(bank, "POST", ACTIVATE, &id, Some(&body)).await;
         }
         for action in ["suspend", "resume", "unlock"] {
             let route = format!("{ONE}/{action}");
@@ -329,6 +350,38 @@ async fn approve_by_the_examples(documented: &Documented, bank: &Connection) {
         let asked = Asked::new("POST", RESPONSES, approvals::id(&view)).json(&response);
         assert_eq!(documented.ask(bank, asked).await.status, 403, "{name}");
     }
+}
+
+/// The same by codes of terminals, which another client is shown.
+async fn approve_by_terminals(daemon: &Daemon, documented: &Documented, bank: &Connection) {
+    let gateway = daemon.connect("bank-a-gateway").await;
+    let terminal = documented.request("POST", LIST, "terminal");
+    for _ in 0..3 {
+        documented.enrol(bank, &terminal).await;
+    }
+    let respond = async |view: &Value, body: Value| {
+        let asked = Asked::new("POST", RESPONSES, approvals::id(view)).json(&body);
+        documented.ask(&gateway, asked).await.status.as_u16()
+    };
+    let order = documented.request("POST", TRANSACTIONS, "terminals");
+    let view = documented.create(&gateway, &order).await;
+    documented.does(&gateway, "GET", TRANSACTION, approvals::id(&view), None).await;
+    documented.does(bank, "GET", TRANSACTION, approvals::id(&view), None).await;
+    for (number, code) in (0..).zip(codes(&view)) {
+        daemon.set_clock(START_S + 10 * number);
+        assert_eq!(respond(&view, json!({ "code": code })).await, if number < 2 { 202 } else { 200 });
+    }
+    daemon.set_clock(START_S);
+    let target = documented.create(&gateway, &documented.request("POST", TRANSACTIONS, "target")).await;
+    assert_eq!(respond(&target, json!({ "target": target_of(&codes(&target)) })).await, 200);
+    let mut plain = order;
+    plain["rule"] = json!({ "type": "preset_order" });
+    let view = documented.create(bank, &plain).await;
+    for (name, status) in [("entry", 202), ("codes", 403), ("target", 422)] {
+        assert_eq!(respond(&view, documented.request("POST", RESPONSES, name)).await, status, "{name}");
+    }
+    let right = codes(&documented.does(&gateway, "GET", TRANSACTION, approvals::id(&view), None).await);
+    assert_eq!(respond(&view, json!({ "codes": right })).await, 200);
 }
 
 /// The attestation as a picture: which one, and that there is no third.
@@ -429,9 +482,22 @@ fn not_from_outside(route: &str, status: u16, name: &str) -> bool {
     let is_one_of = |ways: &[&str]| ways.iter().any(|way| route.split_once(' ').unwrap().1.ends_with(way));
     let by_clock = [VERIFY, RESYNC, RESPONSES, VERIFY_ATTESTATION];
     let unavailable = status == 503 && !is_one_of(&by_clock) && route != "POST /v1/transactions";
-    let by_state = ["verify", "resync", "suspend", "resume", "responses", "cancel", "attestation", "qr"];
+    let by_state = [
+        "activate",
+        "rotation",
+        "rebind",
+        "verify",
+        "resync",
+        "suspend",
+        "resume",
+        "responses",
+        "cancel",
+        "attestation",
+        "qr",
+    ];
     let in_flight = status == 409 && !is_one_of(&by_state) && route != "POST /v1/transactions";
-    unavailable || in_flight || name == "method-not-allowed"
+    // A limit that is configured, and not here: `rolling.rs` has one.
+    unavailable || in_flight || ["method-not-allowed", "rate-limited"].contains(&name)
 }
 
 #[tokio::test]
@@ -444,8 +510,13 @@ async fn its_examples_work_and_answers_are_as_it_says() {
     let bank = daemon.connect("bank-a").await;
     live_by_the_examples(&documented, &bank).await;
     guess(&documented, &bank).await;
-    bring_about_problems(&daemon, &documented, &bank).await;
+    // Who delivers may everything that a bank may.
+    let gateway = daemon.connect("bank-a-gateway").await;
+    bring_about_problems(&daemon, &documented, &gateway).await;
+    presented_documented::present_by_the_examples(&daemon, &documented, &gateway).await;
     approve_by_the_examples(&documented, &bank).await;
+    rolling_documented::roll_by_the_examples(&documented, &bank).await;
+    approve_by_terminals(&daemon, &documented, &bank).await;
     come_too_late(&daemon, &documented, &bank).await;
     let totp = documented.enrol(&bank, &documented.request("POST", LIST, "totp")).await;
     let (pending, response) = documented.about(&bank, "POST", RESPONSES).await;
@@ -539,8 +610,18 @@ async fn what_it_refuses_is_refused() {
     let (daemon, documented) = start().await;
     let bank = daemon.connect("bank-a").await;
     let mut count = 0;
-    let enrolments = ["hotp", "totp", "ocra", "signer", "signer-jwk", "signer-chain", "signer-webauthn"]
-        .map(|name| documented.request("POST", LIST, name));
+    let enrolments = [
+        "hotp",
+        "totp",
+        "ocra",
+        "signer",
+        "signer-jwk",
+        "signer-chain",
+        "signer-webauthn",
+        "terminal",
+        "rolling",
+    ]
+    .map(|name| documented.request("POST", LIST, name));
     for good in enrolments.iter().chain([&every_input()]) {
         count += all_are_refused(&documented, &bank, LIST, "", good).await;
     }
@@ -565,6 +646,23 @@ async fn what_it_refuses_is_refused() {
         count += all_are_refused(&documented, &bank, &format!("{ONE}/{action}"), &hotp, &json!({})).await;
     }
     assert_eq!(credentials(&bank).await, before, "nothing is charged, and nothing changes");
+    let gateway = daemon.connect("bank-a-gateway").await;
+    for (route, id, good) in presented_documented::bodies(&documented, &gateway).await {
+        count += all_are_refused(&documented, &gateway, route, &id, &good).await;
+    }
+    let now_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let (view, decisions) = presented_documented::to_be_decided(&documented, &gateway, now_s).await;
+    for good in &decisions {
+        count += all_are_refused(&documented, &gateway, RESPONSES, approvals::id(&view), good).await;
+    }
+    let cancelled = documented.does(&gateway, "POST", CANCEL, approvals::id(&view), None).await;
+    assert_eq!(cancelled["attempts_remaining"], 3);
+    for route in [ACTIVATE, ROTATION, REBIND] {
+        let (id, good) = rolling_documented::about(&documented, &bank, route).await;
+        let before = credentials(&bank).await;
+        count += all_are_refused(&documented, &bank, route, &id, &good).await;
+        assert_eq!(credentials(&bank).await, before);
+    }
     count += no_transaction_is_touched(&documented, &bank).await;
     assert!(count > 800, "only {count} mutations: the generator does not see the schemas");
 }
@@ -592,14 +690,31 @@ async fn no_transaction_is_touched(documented: &Documented, bank: &Connection) -
     let to_sign = documented.create(bank, &order(&device_id)).await;
     let to_assert = documented.create(bank, &order(&authenticator_id)).await;
     let of_rsa = documented.create(bank, &order(&rsa_id)).await;
+    let rolling = documented.create(bank, &documented.request("POST", TRANSACTIONS, "rolling")).await;
+    let terminal = documented.request("POST", LIST, "terminal");
+    for _ in 0..2 {
+        documented.enrol(bank, &terminal).await;
+    }
+    let mut by_terminals = documented.request("POST", TRANSACTIONS, "terminals");
+    let timed = by_terminals.clone();
+    by_terminals["rule"] = json!({ "type": "descending" });
+    let sent = documented.create(bank, &by_terminals).await;
+    let by_target = documented.request("POST", TRANSACTIONS, "target");
+    let of_target = documented.create(bank, &by_target).await;
     let before = (transactions(bank).await, credentials(bank).await);
-    count += all_are_refused(documented, bank, TRANSACTIONS, "", &second).await;
+    for good in [&second, &timed, &by_target] {
+        count += all_are_refused(documented, bank, TRANSACTIONS, "", good).await;
+    }
     for (view, good) in [
         (&view, answered(&token, &view)),
         (&to_sign, signed(DEVICE, &to_sign)),
         (&to_sign, signed_jws(DEVICE, &to_sign)),
         (&to_assert, asserted(DEVICE, &to_assert, 1)),
         (&of_rsa, json!({ "format": "raw", "signature": "AAAA" })),
+        (&rolling, documented.request("POST", RESPONSES, "password")),
+        (&sent, json!({ "codes": ["123456", "123457"] })),
+        (&sent, json!({ "code": "123456" })),
+        (&of_target, json!({ "target": "12345678" })),
     ] {
         count += all_are_refused(documented, bank, RESPONSES, approvals::id(view), &good).await;
     }

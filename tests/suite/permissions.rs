@@ -1,6 +1,7 @@
 //! Who may do what: every route by every client, and nobody sees another tenant's.
 
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -8,10 +9,11 @@ use crate::approvals::{TRANSACTIONS, approved, create, id, order, transactions};
 use crate::bank::{credentials, done, failed, refused, refused_uncounted, without_request_id};
 use crate::client::{Connection, Response};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, text, verify};
+use crate::presenting::{PRESENTATIONS, Payer};
 use crate::signers::Device;
 
 /// Every route: its method, its path as the router has it, and the permission it asks for.
-pub const ROUTES: [(&str, &str, &str); 19] = [
+pub const ROUTES: [(&str, &str, &str); 29] = [
     ("GET", "/v1/credentials", "enroll"),
     ("POST", "/v1/credentials", "enroll"),
     ("GET", "/v1/credentials/{id}", "enroll"),
@@ -21,6 +23,16 @@ pub const ROUTES: [(&str, &str, &str); 19] = [
     ("POST", "/v1/credentials/{id}/suspend", "enroll"),
     ("POST", "/v1/credentials/{id}/resume", "enroll"),
     ("POST", "/v1/credentials/{id}/unlock", "admin"),
+    ("GET", "/v1/credentials/{id}/authorization", "transact"),
+    ("POST", "/v1/credentials/{id}/authorization", "transact"),
+    ("POST", "/v1/credentials/{id}/authorization/uplink", "deliver"),
+    ("POST", "/v1/credentials/{id}/authorization/complete", "transact"),
+    ("POST", "/v1/presentations", "transact"),
+    ("GET", "/v1/presentations/{id}", "transact"),
+    ("GET", "/v1/presentations/{id}/qr", "transact"),
+    ("POST", "/v1/credentials/{id}/activate", "enroll"),
+    ("POST", "/v1/credentials/{id}/rotation", "transact"),
+    ("POST", "/v1/credentials/{id}/rebind", "enroll"),
     ("GET", "/v1/transactions", "transact"),
     ("POST", "/v1/transactions", "transact"),
     ("GET", "/v1/transactions/{id}", "transact"),
@@ -109,6 +121,12 @@ async fn ask(connection: &Connection, method: &str, route: &str, id: &str) -> Re
         _ if route == VERIFY_ATTESTATION => json!({ "attestation": "e30.e30.e30" }),
         (_, "verify") => json!({ "otp": rfc_code(9_000) }),
         (_, "resync") => json!({ "otps": [rfc_code(9_000), rfc_code(9_001)] }),
+        (_, "activate") => json!({ "identity_key_hex": "a5".repeat(32), "evidence": "case 7" }),
+        (_, "rotation") => json!({ "epoch": 1, "proof_hex": "a5".repeat(32) }),
+        ("POST", "authorization") => json!({ "method": "password", "evidence": "login 42" }),
+        (_, "uplink") => json!({ "code": "123456", "from": "+1" }),
+        (_, "complete") => json!({ "format": "p1363", "signature": "AAAA" }),
+        ("POST", "presentations") => serde_json::from_str(id).unwrap(),
         (_, "responses") => json!({ "format": "p1363", "signature": "AAAA" }),
         _ => return connection.request(method, &path, &[], "").await.unwrap(),
     };
@@ -138,12 +156,25 @@ fn may(route: &str, answer: &Response) -> bool {
     }
 }
 
-/// What a route is about: a credential or a transaction of its own, or else what a request names.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// What a route is about: a credential, a transaction or a presentation of its own, or else what a request names; of
+/// `POST /v1/presentations` the whole body, which is signed.
 async fn subject(admin: &Connection, route: &str, account: &str, signer: &str) -> String {
     match route {
         TRANSACTIONS => signer.to_owned(),
         _ if route.starts_with(TRANSACTIONS) => {
             id(&create(admin, &order("device_signature", signer)).await).to_owned()
+        }
+        _ if route.starts_with(PRESENTATIONS) => {
+            let tenant = if account.starts_with("bank-b") { "bank-b" } else { "bank-a" };
+            let payer = Payer::enrol(admin, tenant, account).await;
+            match route {
+                PRESENTATIONS => payer.body(now_s()).to_string(),
+                _ => payer.present(admin, now_s()).await.id,
+            }
         }
         _ if route.contains("{id}") => enrol_hotp(admin, account).await,
         _ => String::new(),
@@ -205,14 +236,17 @@ fn permit(daemon: &Daemon, client: &str, permissions: &[&str]) {
 
 #[tokio::test]
 async fn each_permission_alone_opens_its_own_routes() {
-    let daemon = Daemon::start();
-    let admin = daemon.connect("bank-a").await;
     for permission in PERMISSIONS {
+        // Of its own: what all of them make is more than a page.
+        let daemon = Daemon::start();
+        let admin = daemon.connect("bank-a").await;
         permit(&daemon, "bank-a-gateway", &[permission]);
         let client = daemon.connect("bank-a-gateway").await;
         let found = allowed(&admin, &client, permission).await;
         assert_eq!(found, routes_for(&[permission]), "{permission}");
     }
+    let daemon = Daemon::start();
+    let admin = daemon.connect("bank-a").await;
     permit(&daemon, "bank-a-gateway", &[]);
     let found = allowed(&admin, &daemon.connect("bank-a-gateway").await, "none").await;
     assert_eq!(found, routes_for(&[]));
@@ -251,6 +285,7 @@ async fn is_absent(other: &Connection, method: &str, route: &str, about: &str, n
 #[tokio::test]
 async fn another_tenants_credential_or_transaction_is_an_absent_one() {
     let daemon = Daemon::start();
+    permit(&daemon, "bank-b", &[BANK, &["deliver"]].concat());
     let (bank, other) = (daemon.connect("bank-a").await, daemon.connect("bank-b").await);
     let id = enrol_hotp(&bank, "acct-1").await;
     let own = enrol_hotp(&other, "acct-1").await;

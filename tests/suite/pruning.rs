@@ -84,7 +84,7 @@ async fn tombstones_go_after_their_days_and_the_sum_is_that_of_the_rows_that_sta
         Row::Credential(row) => row.id.to_string() == id,
         Row::State(row) => row.id.to_string() == id,
         Row::UsedInput(row) => row.id.to_string() == id,
-        Row::Account(_) | Row::Idempotency(_) | Row::Attestation(_) | Row::Transaction(_) => false,
+        _ => false,
     };
     let count = |id: &str| after.iter().filter(|sealed| is_of(&sealed.row, id)).count();
     assert_eq!((count(&first), count(&second), count(&kept)), (0, 2, 2));

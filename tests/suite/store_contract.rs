@@ -6,16 +6,19 @@ use std::sync::Arc;
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::audit::{AuditEntry, Event};
+use hsm_authd::domain::authorization::{Authorization, Means};
 use hsm_authd::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Status, UsedInput,
-    WrappedSecret,
+    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Status, Terminal,
+    UsedInput, WrappedSecret,
 };
 use hsm_authd::domain::idempotency::IdempotencyRecord;
 use hsm_authd::domain::lockout::{Attempts, Lock};
 use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
+use hsm_authd::domain::presentation::Presentation;
+use hsm_authd::domain::rolling::{Binding, LOOKUP_BYTES, Rolling, SALT_BYTES};
 use hsm_authd::domain::row::{Row, RowKey, Sealed};
-use hsm_authd::domain::time::{BootId, Deadline, Now};
+use hsm_authd::domain::time::{BootId, Deadline, Now, RunId};
 use hsm_authd::domain::transaction::Transaction;
 use hsm_authd::store::{Commit, CommitError, Page, Store};
 use tokio::task::JoinSet;
@@ -153,6 +156,38 @@ async fn a_row_is_replaced_by_its_next_version_only(open: Open<'_>) {
         assert_eq!(every_row(&store, 100).await.pop().as_ref(), Some(&next));
         before = next;
     }
+    let old = binding(1);
+    let acknowledged = Binding { tenant: tenant("bank-b"), ..old.acknowledged() };
+    a_row_becomes(&store, vec![row(old), row(acknowledged.clone()), row(acknowledged.used([9; 12]))]).await;
+    let old = presentation(1);
+    let other = Presentation {
+        tenant: tenant("bank-b"),
+        credential: id(7),
+        account: account("other"),
+        created_unix_ms: 9,
+        nonce: [0; 32],
+        code_hash: [1; 32],
+        expires: authorization(1).expires,
+        ..old.claimed(transaction_id(3))
+    };
+    let again = Presentation { version: 3, ..presentation(1) };
+    a_row_becomes(&store, vec![row(old), row(other), row(again)]).await;
+    let [old, seen, by_password] = every_authorization(1);
+    let next = |version, next: Authorization| Authorization { credential: old.credential, version, ..next };
+    let seen = Authorization { tenant: tenant("bank-b"), nonce: [0; 32], ..next(2, seen) };
+    let by_password = Authorization { account: account("other"), ..next(3, by_password) };
+    let by_password = Authorization { expires: presentation(1).expires, ..by_password };
+    a_row_becomes(&store, vec![row(old), row(seen), row(by_password)]).await;
+}
+
+/// Writes each version of a row over the one before it, each read back as it was written.
+async fn a_row_becomes(store: &Store, versions: Vec<Sealed<Row>>) {
+    given(store, insert(&versions[..1])).await;
+    for versions in versions.windows(2) {
+        given(store, change(&versions[..1], &versions[1..])).await;
+        let rows = every_row(store, 100).await;
+        assert!(rows.contains(&versions[1]) && !rows.contains(&versions[0]), "{:?}", versions[1].row);
+    }
 }
 
 async fn a_new_row_must_not_exist(open: Open<'_>) {
@@ -181,6 +216,9 @@ async fn what_a_commit_stands_on_must_hold(open: Open<'_>) {
     assert_conflict(&store, stand(RowKey::UsedInput(id(2), [7; 32]), 1)).await;
     assert_conflict(&store, stand(RowKey::Attestation(transaction_id(2)), 1)).await;
     assert_conflict(&store, stand(RowKey::Transaction(transaction_id(2)), 1)).await;
+    assert_conflict(&store, stand(RowKey::Binding(id(2)), 1)).await;
+    assert_conflict(&store, stand(RowKey::Presentation(presentation_id(2)), 1)).await;
+    assert_conflict(&store, stand(RowKey::Authorization(id(2)), 1)).await;
 }
 
 async fn a_row_is_removed_at_its_version_only(open: Open<'_>) {
@@ -353,7 +391,13 @@ async fn reopening_sees_everything(open: Open<'_>) {
 
 async fn extreme_values_survive(open: Open<'_>) {
     let store = open();
-    let now = Now { unix_ms: u64::MAX, boot_ms: u64::MAX, boot_id: BootId([0xff; 16]), trusted: true };
+    let now = Now {
+        unix_ms: u64::MAX,
+        boot_ms: u64::MAX,
+        boot_id: BootId([0xff; 16]),
+        run: RunId([0; 16]),
+        trusted: true,
+    };
     let long = "\u{1f3e6}".repeat(128);
     let movers = [
         MovingFactor::Hotp { look_ahead: u8::MAX },
@@ -424,6 +468,54 @@ async fn extreme_values_survive(open: Open<'_>) {
         given(&store, insert(std::slice::from_ref(&attestation))).await;
         assert_eq!(every_row(&store, 1_000).await.pop(), Some(attestation));
     }
+    let blob = |length| Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; length] });
+    let terminal =
+        Kind::Terminal(Terminal { address: address(&"\u{1f4f1}".repeat(64)), secret: blob(1_000) });
+    let rolling = Kind::Rolling(Rolling {
+        secret: blob(0),
+        salt: [0xff; SALT_BYTES],
+        identity_key: blob(1_000),
+        evidence: Some(evidence(&"\u{1faaa}".repeat(128))),
+    });
+    for (number, kind) in [(9_996, terminal), (9_997, rolling)] {
+        let mut rows = enrolment(number, &"z".repeat(64), &format!("{}{number}", "\u{1f3e6}".repeat(124)));
+        rows.credential = sealed(Credential { kind, ..rows.credential.row });
+        given(&store, insert(&rows_of(&rows))).await;
+        assert_eq!(store.credential(&rows.credential.row.tenant, id(number)).await, Ok(Some(rows)));
+    }
+    for (number, value) in [0, 1, (1 << 63) - 1, 1 << 63, u64::MAX].into_iter().enumerate() {
+        let name = tenant(&format!("{}{number}", "y".repeat(63)));
+        let number = u128::MAX - number as u128;
+        let bound = sealed(Binding {
+            tenant: name.clone(),
+            epoch: value,
+            acknowledged: value % 2 == 1,
+            lookup: [if value > 1 { 0xff } else { 0 }; LOOKUP_BYTES],
+            ..binding(number)
+        });
+        let expires = Deadline::after(&Now { unix_ms: 0, ..now }, value);
+        let shown = sealed(Presentation {
+            tenant: name.clone(),
+            account: account(&long),
+            created_unix_ms: value,
+            expires,
+            transaction: Some(transaction_id(number)),
+            ..presentation(number)
+        });
+        let asked = sealed(Authorization {
+            tenant: name.clone(),
+            account: account(&long),
+            means: Means::Password { evidence: evidence(&"\u{1faaa}".repeat(128)) },
+            expires,
+            uplink_seen: value % 2 == 1,
+            attempts_left: if value > 1 { u8::MAX } else { 0 },
+            ..authorization(number)
+        });
+        given(&store, insert(&[any(bound.clone()), any(shown.clone()), any(asked.clone())])).await;
+        assert_eq!(store.binding(id(number)).await, Ok(Some(bound)));
+        assert_eq!(store.presentation(&name, shown.row.id).await, Ok(Some(shown)));
+        assert_eq!(store.authorization(id(number)).await, Ok(Some(asked)));
+    }
     let suite = "OCRA-1:HOTP-SHA512-10:C-QH64-PSHA512-S512-T48H";
     let ocra = Kind::Ocra(OcraToken {
         suite: Suite::parse(suite).unwrap(),
@@ -437,6 +529,12 @@ async fn extreme_values_survive(open: Open<'_>) {
     rows.credential = sealed(Credential { kind: ocra, ..rows.credential.row });
     given(&store, insert(&rows_of(&rows))).await;
     assert_eq!(store.credential(&rows.credential.row.tenant, id(9_998)).await, Ok(Some(rows)));
+
+    for (number, status) in (8_000..).zip(Status::ALL) {
+        let state = row(CredentialState { status, ..state(number, "bank-a") });
+        given(&store, insert(std::slice::from_ref(&state))).await;
+        assert!(every_row(&store, 1_000).await.contains(&state), "{status:?}");
+    }
 
     // A version is a u64 too, compared as one.
     let last = |version| row(CredentialState { version, ..state(9_999, "bank-a") });
@@ -459,13 +557,15 @@ async fn every_kind_survives_and_its_tombstone(open: Open<'_>) {
         match &tombstone.row.kind {
             Kind::Otp(token) => assert_eq!(token.secret, None),
             Kind::Ocra(token) => assert_eq!((&token.secret, &token.pin_hash), (&None, &None)),
+            Kind::Terminal(terminal) => assert_eq!(terminal.secret, None),
+            Kind::Rolling(rolling) => assert_eq!((&rolling.secret, &rolling.identity_key), (&None, &None)),
             kind => assert_eq!(kind.signer().unwrap().key, None),
         }
         given(&store, change(&[any(rows.credential)], &[any(tombstone.clone())])).await;
         let read = store.credential(&tenant("bank-a"), number).await.unwrap().unwrap();
         assert_eq!(read.credential, tombstone);
     }
-    assert_eq!(store.tombstones(u64::MAX, 100).await.unwrap().len(), 9);
+    assert_eq!(store.tombstones(u64::MAX, 100).await.unwrap().len(), 13);
 }
 
 async fn a_used_input_is_found_until_it_is_removed(open: Open<'_>) {
@@ -620,11 +720,13 @@ async fn every_row_is_seen_once(open: Open<'_>) {
         expected.push(row(used_input(number / 3, number as u8, (number % 2 == 0).then_some(60_000))));
         expected.push(row(attestation(number, "h.c.s")));
         expected.push(row(transaction(number, "acct-1", 1_000)));
+        expected.extend([row(binding(number)), row(presentation(number)), row(authorization(number))]);
     }
     expected.extend(every_kind(20).iter().flat_map(rows_of));
     given(&store, insert(&expected)).await;
     expected.sort_by_key(|row| row.row.key());
-    for page in [1, 2, 5, 7, 12, 13, 14, 68, 69, 70, 75, 76, 77, 1_000] {
+    assert_eq!(expected.len(), 109);
+    for page in (1..=110).chain([1_000]) {
         assert_eq!(every_row(&store, page).await, expected, "{page} a page");
     }
 }

@@ -3,22 +3,28 @@
 use hsm_authd::domain::account::{Account, AccountRef};
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::audit::{Actor, AuditEntry, Event};
+use hsm_authd::domain::authorization::{Authorization, Means};
 use hsm_authd::domain::caller::{ClientName, Tenant};
 use hsm_authd::domain::certificate::CertificateChain;
 use hsm_authd::domain::credential::{
     Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse,
-    OtpToken, Signer, UsedInput, WrappedSecret,
+    OtpToken, Signer, Terminal, UsedInput, WrappedSecret,
 };
-use hsm_authd::domain::id::{CredentialId, TransactionId};
+use hsm_authd::domain::id::{CredentialId, PresentationId, TransactionId};
 use hsm_authd::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
 use hsm_authd::domain::money::Money;
+use hsm_authd::domain::multi_terminal::{
+    Address, EntryOrder, EntryRule, FrozenTerminal, Interval, MultiTerminal, Round,
+};
 use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
+use hsm_authd::domain::presentation::Presentation;
+use hsm_authd::domain::rolling::{Binding, Evidence, LOOKUP_BYTES, Rolling, SALT_BYTES};
 use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
 use hsm_authd::domain::signer::{PublicKey, SignatureAlgorithm};
-use hsm_authd::domain::time::{BootId, Now};
+use hsm_authd::domain::time::{BootId, Deadline, Now, RunId};
 use hsm_authd::domain::transaction::{
-    AuthenticatorReport, Device, Method, Parent, State, Terms, Transaction, deadline,
+    Approver, AuthenticatorReport, Device, Method, Parent, Progress, State, Terms, Transaction, deadline,
 };
 use hsm_authd::domain::webauthn::RelyingParty;
 use hsm_authd::store::{Commit, CredentialRows, Store};
@@ -84,6 +90,8 @@ pub fn other_kinds() -> Vec<Kind> {
     let origins = vec!["https://bank.example".to_owned()];
     let party = RelyingParty::new(vec![4; 16], "bank.example".to_owned(), origins).unwrap();
     let chain: CertificateChain = serde_json::from_str("[[1, 2], [3]]").unwrap();
+    let secret = |byte| Some(WrappedSecret { kek_version: 2, blob: vec![byte; 40] });
+    let rolling = Rolling::new(WrappedSecret { kek_version: 2, blob: vec![1; 40] }, [6; SALT_BYTES]);
     vec![
         Kind::Ocra(token("OCRA-1:HOTP-SHA512-8:C-QN08-PSHA1", Some(pin_hash))),
         Kind::Ocra(OcraToken {
@@ -95,6 +103,75 @@ pub fn other_kinds() -> Vec<Kind> {
         Kind::CertifiedSigner(CertifiedSigner { signer: signer(None), chain: None }),
         Kind::Authenticator(Authenticator { signer: signer(Some(key)), party }),
         Kind::Signer(Signer { algorithm: SignatureAlgorithm::Rs256, key: None }),
+        Kind::Terminal(Terminal { address: address("+49 170 1234567"), secret: secret(2) }),
+        Kind::Terminal(Terminal { address: address("\u{20ac}"), secret: None }),
+        Kind::Rolling(rolling.clone()),
+        Kind::Rolling(Rolling { identity_key: secret(3), evidence: Some(evidence("case 4711")), ..rolling }),
+    ]
+}
+
+pub fn address(text: &str) -> Address {
+    text.to_owned().try_into().unwrap()
+}
+
+pub fn evidence(text: &str) -> Evidence {
+    text.to_owned().try_into().unwrap()
+}
+
+/// The binding of a credential: the first, whose lookup is its number.
+pub fn binding(number: u128) -> Binding {
+    let mut lookup = [0; LOOKUP_BYTES];
+    lookup.copy_from_slice(&number.to_be_bytes()[16 - LOOKUP_BYTES..]);
+    Binding::first(id(number), tenant("bank-a"), lookup)
+}
+
+pub fn presentation_id(number: u128) -> PresentationId {
+    PresentationId::from_random(number.to_be_bytes())
+}
+
+/// The hash of the presentation's code: no two of these presentations have the same.
+pub fn code_hash(number: u128) -> [u8; 32] {
+    Sha256::digest(number.to_be_bytes()).into()
+}
+
+/// An open presentation, made at 1 s, of the credential with the same number.
+pub fn presentation(number: u128) -> Presentation {
+    Presentation {
+        id: presentation_id(number),
+        tenant: tenant("bank-a"),
+        version: 1,
+        credential: id(number),
+        account: account("acct-1"),
+        created_unix_ms: 1_000,
+        nonce: [4; 32],
+        code_hash: code_hash(number),
+        expires: Deadline::after(&now(1_000), 60_000),
+        transaction: None,
+    }
+}
+
+/// The authorization of a device by SMS, open until 301 s.
+pub fn authorization(number: u128) -> Authorization {
+    Authorization {
+        credential: id(number),
+        tenant: tenant("bank-a"),
+        account: account("acct-1"),
+        version: 1,
+        means: Means::Sms { terminal: id(99) },
+        nonce: [8; 32],
+        expires: Deadline::after(&now(1_000), 300_000),
+        uplink_seen: false,
+        attempts_left: 3,
+    }
+}
+
+/// Authorizations by either means, with and without what is optional in them, numbered from `first`.
+pub fn every_authorization(first: u128) -> [Authorization; 3] {
+    let by_password = Means::Password { evidence: evidence("Ausweis gepr\u{fc}ft") };
+    [
+        authorization(first),
+        Authorization { uplink_seen: true, attempts_left: 0, ..authorization(first + 1) },
+        Authorization { means: by_password, ..authorization(first + 2) },
     ]
 }
 
@@ -122,9 +199,14 @@ pub fn attestation(number: u128, jws: &str) -> Attestation {
     }
 }
 
+/// A reading of both clocks.
+fn now(unix_ms: u64) -> Now {
+    Now { unix_ms, boot_ms: 7, boot_id: BootId([3; 16]), run: RunId([0; 16]), trusted: true }
+}
+
 /// A pending transaction of a payer, made at `created_unix_ms` and open for five minutes.
 pub fn transaction(number: u128, payer: &str, created_unix_ms: u64) -> Transaction {
-    let now = Now { unix_ms: created_unix_ms, boot_ms: 7, boot_id: BootId([3; 16]), trusted: true };
+    let now = now(created_unix_ms);
     let text = |text: &str| text.to_owned().try_into().unwrap();
     Transaction {
         id: transaction_id(number),
@@ -147,6 +229,7 @@ pub fn transaction(number: u128, payer: &str, created_unix_ms: u64) -> Transacti
         attempts_left: 3,
         ended_unix_ms: None,
         authenticator: None,
+        progress: Progress::None,
     }
 }
 
@@ -180,7 +263,50 @@ pub fn every_transaction(first: u128) -> Vec<Transaction> {
     });
     let report = AuthenticatorReport { sign_count: u32::MAX, backup_eligible: true, backed_up: false };
     let authenticated = Transaction { authenticator: Some(report), ..plain(first + 10) };
-    by_method.chain(by_state).chain([authenticated]).collect()
+    by_method.chain(by_state).chain([authenticated]).chain(of_later_methods(first + 11)).collect()
+}
+
+/// Transactions for several terminals, by rolling passwords and by presented codes, at each point that they can reach.
+fn of_later_methods(first: u128) -> Vec<Transaction> {
+    let frozen = |number| FrozenTerminal { credential: id(number), address: address(&format!("+{number}")) };
+    let plain = MultiTerminal {
+        terminals: (1..=8).map(frozen).collect(),
+        rule: EntryRule { order: EntryOrder::Target, interval: None },
+        digits: Digits::try_from(10).unwrap(),
+        generation: u32::MAX,
+        window: None,
+    };
+    let interval = Some(Interval { interval_s: 600, tolerance_s: 2 });
+    let in_time = MultiTerminal {
+        terminals: vec![frozen(u128::MAX), frozen(0)],
+        rule: EntryRule { order: EntryOrder::Ascending, interval },
+        window: Some(Deadline::after(&now(1_000), 60_000)),
+        ..plain.clone()
+    };
+    let begun = in_time.begin(RunId([9; 16]));
+    let middle = Round { entered: 1, wrong: true, arrived_boot_ms: u64::MAX, run: begun.run };
+    let by = Approver { credential: id(5), account: account("acct-5"), epoch: u64::MAX };
+    let presented = Method::PresentedCode {
+        presentation: presentation_id(1),
+        credential: id(6),
+        account: account("acct-6"),
+    };
+    let made = [
+        (Method::MultiTerminal(plain), Progress::Entry(Round::default())),
+        (Method::MultiTerminal(in_time.clone()), Progress::Entry(begun)),
+        (Method::MultiTerminal(in_time), Progress::Entry(middle)),
+        (Method::RollingPassword, Progress::None),
+        (Method::RollingPassword, Progress::Approver(by)),
+        (presented, Progress::None),
+    ];
+    made.into_iter()
+        .zip(first..)
+        .map(|((method, progress), number)| {
+            let plain = transaction(number, "acct-1", 1_000);
+            let payer = plain.terms.payer.filter(|_| matches!(method, Method::MultiTerminal(_)));
+            Transaction { method, progress, terms: Terms { payer, ..plain.terms }, ..plain }
+        })
+        .collect()
 }
 
 pub fn record(client_name: &str, key_text: &str, expires_unix_ms: u64) -> IdempotencyRecord {
@@ -224,13 +350,14 @@ pub fn entry(event: Event, unix_ms: u64) -> AuditEntry {
 }
 
 /// A row of each table: an enrolment on a new account, an answer, a used input, an attestation, a
-/// transaction.
+/// transaction, a binding, a presentation, an authorization.
 pub fn one_of_each() -> Vec<Sealed<Row>> {
     let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
     rows.push(row(record("backend", "k-1", 9_000)));
     rows.push(row(used_input(1, 7, Some(9_000))));
     rows.push(row(attestation(1, "h.c.s")));
     rows.push(row(transaction(1, "acct-1", 1_000)));
+    rows.extend([row(binding(1)), row(presentation(1)), row(authorization(1))]);
     rows
 }
 

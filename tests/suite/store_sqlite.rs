@@ -10,6 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use hsm_authd::domain::credential::{CredentialState, Kind};
+use hsm_authd::domain::presentation::Presentation;
+use hsm_authd::domain::rolling::Binding;
 use hsm_authd::domain::row::{Row, Sealed};
 use hsm_authd::domain::transaction::{Parent, Terms, Transaction};
 use hsm_authd::store::{CommitError, Page, QUEUE_MAX, ReadError, Store};
@@ -130,6 +132,11 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
     let parent = Some(Parent { id: transaction_id(2), hash: [2; 32] });
     let paid = transaction(1, "acct-1", 1_000);
     rows.push(row(Transaction { terms: Terms { parent, ..paid.terms.clone() }, ..paid }));
+    rows.extend([
+        row(binding(1)),
+        row(Presentation { transaction: Some(transaction_id(1)), ..presentation(1) }),
+        row(authorization(1)),
+    ]);
     let _ = store.commit(insert(&rows)).await.unwrap();
     let intruder = intruder(&scratch);
     for (table, bad) in [
@@ -198,6 +205,49 @@ async fn a_value_that_is_none_of_ours_is_an_error_and_no_panic() {
         ("payment", "attempts_left = 256"),
         ("payment", "authenticator = x''"),
         ("payment", "seal = x''"),
+        ("payment", "progress = x''"),
+        ("payment", "progress = x'00'"),
+        ("payment", "progress = x'03'"),
+        ("payment", "progress = x'8000'"),
+        ("credential", "address = '+49'"),
+        ("credential", "salt = zeroblob(16)"),
+        ("credential", "identity_key_version = 1"),
+        ("credential", "identity_key = x''"),
+        ("credential", "evidence = 'case'"),
+        ("credential", "type = 'terminal'"),
+        ("credential", "type = 'rolling'"),
+        ("binding", "credential = x'00'"),
+        ("binding", "tenant = 'Bank A'"),
+        ("binding", "acknowledged = 2"),
+        ("binding", "acknowledged = -1"),
+        ("binding", "lookup = zeroblob(11)"),
+        ("binding", "lookup = zeroblob(13)"),
+        ("binding", "seal_key_version = 65536"),
+        ("binding", "seal = x''"),
+        ("presentation", "id = zeroblob(15)"),
+        ("presentation", "tenant = ''"),
+        ("presentation", "credential = zeroblob(17)"),
+        ("presentation", "account = ''"),
+        ("presentation", "nonce = zeroblob(31)"),
+        ("presentation", "code_hash = zeroblob(33)"),
+        ("presentation", "expires = x'00'"),
+        ("presentation", "expires = CAST(expires || x'00' AS BLOB)"),
+        ("presentation", "transaction_id = x''"),
+        ("presentation", "seal = x''"),
+        ("device_authorization", "credential = x''"),
+        ("device_authorization", "tenant = 'Bank A'"),
+        ("device_authorization", "account = char(8238)"),
+        ("device_authorization", "terminal = x'00'"),
+        ("device_authorization", "terminal = NULL"),
+        ("device_authorization", "evidence = 'case'"),
+        ("device_authorization", "terminal = NULL, evidence = ''"),
+        ("device_authorization", "terminal = NULL, evidence = ' case'"),
+        ("device_authorization", "nonce = x''"),
+        ("device_authorization", "expires = x''"),
+        ("device_authorization", "expires_unix_ms = 5"),
+        ("device_authorization", "uplink_seen = 2"),
+        ("device_authorization", "attempts_left = 256"),
+        ("device_authorization", "seal = zeroblob(31)"),
     ] {
         intruder
             .execute_batch(&format!(
@@ -245,6 +295,11 @@ async fn no_edit_of_a_column_goes_unseen() {
     rows.extend([row(used_input(1, 1, None)), row(used_input(2, 2, Some(60_000)))]);
     rows.extend([row(attestation(1, "h.c.s")), row(attestation(2, "h.c.t"))]);
     rows.extend(every_transaction(1).into_iter().map(row));
+    let acknowledged = Binding { acknowledged: true, ..binding(2) };
+    rows.extend([row(binding(1)), row(acknowledged)]);
+    let claimed = Presentation { transaction: Some(transaction_id(1)), ..presentation(2) };
+    rows.extend([row(presentation(1)), row(claimed)]);
+    rows.extend(every_authorization(1).map(row));
     let _ = store.commit(insert(&rows)).await.unwrap();
     rows.sort_by_key(|row| row.row.key());
     let intruder = intruder(&scratch);
@@ -263,15 +318,18 @@ async fn no_edit_of_a_column_goes_unseen() {
         Value::Integer(1),
         Value::Integer(6),
         Value::Integer(30),
+        Value::Integer(2),
         Value::Text("verify".to_owned()),
         Value::Text(String::new()),
         Value::Blob(vec![]),
+        Value::Blob(vec![0]),
+        Value::Blob(vec![5; 12]),
         Value::Blob(vec![5; 16]),
         Value::Blob(vec![5; 32]),
         Value::Blob(vec![9; 48]),
     ];
     let (mut refused, mut unlike) = (0, 0);
-    for (table, key) in [
+    let tables = [
         ("credential", "id"),
         ("credential_state", "id"),
         ("account", "account"),
@@ -279,11 +337,27 @@ async fn no_edit_of_a_column_goes_unseen() {
         ("used_input", "id"),
         ("attestation", "transaction_id"),
         ("payment", "id"),
-    ] {
+        ("binding", "credential"),
+        ("presentation", "id"),
+        ("device_authorization", "credential"),
+    ];
+    let every = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT IN ('audit', 'row_sum')
+        AND name NOT LIKE 'sqlite%'";
+    let mut named: Vec<_> = tables.iter().map(|(table, _)| Value::Text((*table).to_owned())).collect();
+    let mut there = values(every);
+    for names in [&mut named, &mut there] {
+        names.sort_by_key(text);
+    }
+    assert_eq!(named, there, "every table with rows under seals");
+    for (table, key) in tables {
         intruder.execute_batch(&format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).unwrap();
         let keys = values(&format!("SELECT {key} FROM {table}"));
         // Each kind of credential has columns of its own; otherwise one row is like another.
-        let some = if ["credential", "payment"].contains(&table) { keys.len() } else { keys.len().min(2) };
+        let some = if ["credential", "payment", "device_authorization"].contains(&table) {
+            keys.len()
+        } else {
+            keys.len().min(2)
+        };
         for column in values(&format!("SELECT name FROM pragma_table_info('{table}')")) {
             let column = text(&column);
             let theirs = values(&format!("SELECT DISTINCT {column} FROM {table}"));
@@ -309,8 +383,8 @@ async fn no_edit_of_a_column_goes_unseen() {
                             "BEGIN; DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table}; COMMIT"
                         ))
                         .unwrap();
-                    assert_eq!(every_row(&store, 1_000).await, rows, "{what}");
                 }
+                assert_eq!(every_row(&store, 1_000).await, rows, "{table}.{column} of {of:?}");
             }
         }
     }

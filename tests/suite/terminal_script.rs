@@ -31,14 +31,14 @@ const FIELDS: [&str; 13] = [
 ];
 
 /// One process that answers many requests. Killed on drop.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Terminal {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let mut child = Command::new("python3")
             .args([SCRIPT, "lines"])
             .stdin(Stdio::piped())
@@ -49,19 +49,19 @@ impl Terminal {
         Self { child, requests, answers: BufReader::new(answers) }
     }
 
-    fn ask_line(&mut self, line: &[u8]) -> Value {
+    pub fn ask_line(&mut self, line: &[u8]) -> Value {
         self.requests.write_all(&[line, b"\n"].concat()).unwrap();
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{answer:?}"))
     }
 
-    fn ask(&mut self, command: &str, mut request: Value) -> Value {
+    pub fn ask(&mut self, command: &str, mut request: Value) -> Value {
         request["do"] = json!(command);
         self.ask_line(request.to_string().as_bytes())
     }
 
-    fn refused(&mut self, command: &str, request: Value) -> String {
+    pub fn refused(&mut self, command: &str, request: Value) -> String {
         let answer = self.ask(command, request.clone());
         assert_eq!(answer.as_object().unwrap().len(), 1, "{request}: {answer}");
         answer["error"].as_str().unwrap_or_else(|| panic!("{request}: {answer}")).to_owned()
@@ -95,7 +95,7 @@ fn vectors() -> Value {
 }
 
 /// The same bytes every time for a number, unlike those of any other.
-fn bytes(number: u64) -> [u8; 32] {
+pub fn bytes(number: u64) -> [u8; 32] {
     Sha256::digest([b"terminal".as_slice(), &number.to_be_bytes()].concat()).into()
 }
 

@@ -127,6 +127,7 @@ async fn an_edited_row_is_a_503_and_never_a_yes() {
             "version = 2",
             "created_unix_ms = created_unix_ms + 1",
             "attempts_left = attempts_left + 1",
+            "progress = x'0100000000'",
             "seal = zeroblob(length(seal))",
             "state = 'approved', ended_unix_ms = created_unix_ms",
             "state = 'cancelled', ended_unix_ms = created_unix_ms",

@@ -11,10 +11,10 @@ use hsm_authd::domain::ocra::{Challenge, Suite, data_input, question};
 use hsm_authd::domain::otp::{Otp, truncate};
 use hsm_authd::domain::qr::QR_BYTES_MAX;
 use hsm_authd::domain::text::DisplayText;
-use hsm_authd::domain::time::{BootId, Now};
+use hsm_authd::domain::time::{BootId, Now, RunId};
 use hsm_authd::domain::transaction::{
-    CODES_MAX, LIFETIME_S_DEFAULT, LIFETIME_S_MAX, Label, Method, Remark, State, Step, StepError, Terms,
-    Transaction, deadline,
+    CODES_MAX, LIFETIME_S_DEFAULT, LIFETIME_S_MAX, Label, Method, Progress, Remark, State, Step, StepError,
+    Terms, Transaction, deadline,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -48,7 +48,13 @@ fn golden() -> Value {
 
 /// When the worked example is made: an hour before its end.
 fn now() -> Now {
-    Now { unix_ms: 1_893_452_400_000, boot_ms: 0, boot_id: BootId([0; 16]), trusted: true }
+    Now {
+        unix_ms: 1_893_452_400_000,
+        boot_ms: 0,
+        boot_id: BootId([0; 16]),
+        run: RunId([0; 16]),
+        trusted: true,
+    }
 }
 
 fn example() -> Transaction {
@@ -78,6 +84,7 @@ fn example() -> Transaction {
         attempts_left: CODES_MAX,
         ended_unix_ms: None,
         authenticator: None,
+        progress: Progress::None,
     }
 }
 
@@ -179,7 +186,7 @@ fn the_attestation_is_right() {
 #[test]
 fn the_limits_are_the_codes() {
     assert_said(&format!("1 to {LIFETIME_S_MAX}, by default {LIFETIME_S_DEFAULT}"));
-    assert_said(&format!("takes {CODES_MAX} wrong codes"));
+    assert_said(&format!("takes {CODES_MAX} wrong responses"));
     let row = |what: &str| {
         let rows = table("| What | At most |");
         rows.into_iter().find(|row| row[0].starts_with(what)).unwrap_or_else(|| panic!("{what}"))[1].clone()
@@ -217,9 +224,13 @@ fn the_diagram_has_every_way_that_there_is() {
     let pending = Transaction { attempts_left: 1, ..example() };
     let late = Now { unix_ms: now().unix_ms + u64::from(LIFETIME_S) * 1_000, ..now() };
     let mut reached = vec![("[*]", "pending")];
-    for (step, now) in
-        [(Step::Approve(None), now()), (Step::Miss, now()), (Step::Cancel, now()), (Step::Expire, late)]
-    {
+    for (step, now) in [
+        (Step::Approve(None), now()),
+        (Step::Miss, now()),
+        (Step::Decline, now()),
+        (Step::Cancel, now()),
+        (Step::Expire, late),
+    ] {
         let ended = pending.after(step, &now).unwrap();
         reached.push(("pending", ended.state.name()));
         assert_eq!(ended.after(Step::Approve(None), &now), Err(StepError::Ended(ended.state)), "final");

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use crate::domain::account::AccountRef;
 use crate::domain::certificate::CertificateChain;
 use crate::domain::credential::OcraUse;
+use crate::domain::multi_terminal::Address;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor, SEED_BYTES};
 use crate::domain::signer::jwk::Jwk;
@@ -31,6 +32,8 @@ pub(super) enum EnrolBody {
     Totp(TotpBody),
     Ocra(OcraBody),
     Signer(SignerBody),
+    Terminal(TerminalBody),
+    Rolling(RollingBody),
 }
 
 /// A token with a counter: RFC 4226.
@@ -164,6 +167,28 @@ pub(super) struct SignerBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     webauthn: Option<WebAuthnBody>,
+    /// Whether it may be used only once it is authorized for the account: until then it is `unauthorized`.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    authorization: Option<Authorization>,
+}
+
+/// Whether a device has to be authorized.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[schema(as = EnrolAuthorization)]
+#[serde(rename_all = "snake_case")]
+enum Authorization {
+    Required,
+}
+
+/// A terminal that codes are sent to, by whoever sends them: a phone, an app. The HSM makes what its codes are derived
+/// from.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolTerminal)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TerminalBody {
+    account: AccountRef,
+    address: Address,
 }
 
 /// A WebAuthn authenticator, as its registration told (WebAuthn, section 7.1).
@@ -184,6 +209,14 @@ pub(super) struct WebAuthnBody {
     /// is another than 443; or an app's.
     #[schema(min_items = 1, max_items = 8)]
     origins: Vec<String>,
+}
+
+/// A terminal with a temporary code, whose user knows an identity code (seed B). It waits for its activation.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = EnrolRolling)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RollingBody {
+    account: AccountRef,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -216,6 +249,7 @@ impl TryFrom<EnrolBody> for Enrolment {
     type Error = Problem;
 
     fn try_from(body: EnrolBody) -> Result<Self, Problem> {
+        let mut awaits_authorization = false;
         let (account, kind) = match body {
             EnrolBody::Hotp(body) => (
                 body.account,
@@ -247,9 +281,14 @@ impl TryFrom<EnrolBody> for Enrolment {
                 )
             }
             EnrolBody::Ocra(body) => (body.account.clone(), NewKind::Ocra(body.try_into()?)),
-            EnrolBody::Signer(body) => (body.account.clone(), body.try_into()?),
+            EnrolBody::Signer(body) => {
+                awaits_authorization = body.authorization.is_some();
+                (body.account.clone(), body.try_into()?)
+            }
+            EnrolBody::Terminal(body) => (body.account, NewKind::Terminal(body.address)),
+            EnrolBody::Rolling(body) => (body.account, NewKind::Rolling),
         };
-        Ok(Self { account, kind })
+        Ok(Self { account, kind, awaits_authorization })
     }
 }
 
@@ -301,7 +340,7 @@ impl TryFrom<SignerBody> for NewKind {
 
     fn try_from(body: SignerBody) -> Result<Self, Problem> {
         let refused = |field| move |error: KeyError| invalid(field, error.reason());
-        let SignerBody { account: _, algorithm, public_key_pem, jwk, certificate_chain_pem, webauthn } = body;
+        let SignerBody { algorithm, public_key_pem, jwk, certificate_chain_pem, webauthn, .. } = body;
         let (key, kind) = match (public_key_pem, jwk, certificate_chain_pem, webauthn) {
             (Some(pem), None, None, None) => {
                 let key = PublicKey::from_pem(&pem).map_err(refused("public_key_pem"))?;

@@ -10,14 +10,29 @@ use crate::service::credential_view::{CredentialView, KindView, RelyingPartyView
 
 use super::super::answer::EnrolledBody;
 use super::super::openapi::operation::{Named, example, named};
+use super::rolling::{ActivatedBody, CodeBody, RotatedBody};
 
 pub const HOTP_ID: &str = "cred_0htt0zhawqx4kqtnakpjs4ttxy";
 const TOTP_ID: &str = "cred_26daj92h7tg6acttawtvk6360e";
 pub const OCRA_ID: &str = "cred_3w9m7zrdq0hkx1n5tb8c2f4gvj";
 pub const SIGNER_ID: &str = "cred_5s2k8pyx0v7c3gq9zb1m4t6hnd";
 
+pub const ROLLING_ID: &str = "cred_1d4x7n0r3w6c9h2m5t8ybevjsk";
+/// Of an identity code that the terminal keeps to itself.
+const SALT: &str = "55555555555555555555555555555555";
+const IDENTITY_KEY: &str = "ad21c765ce9f929e5ede8807a776fe77748f672b7ef921d7d0ee08727cd7d604";
+const EVIDENCE: &str = "case 2030-0007";
+/// Of two epochs the temporary code, and the proof of it.
+const CODE_1: &str = "9b37ab14e2fd250388e9c1b93730dc33";
+pub const CODE_2: &str = "2180a1276d0ee08ecc18702ba4b9089d";
+const PROOF_1: &str = "9a57ba70d8df657f0ca61395578ca57f2f89c706ceb3a3e44314f1cbfa753ec9";
+const PROOF_2: &str = "f358994124fb2f1bfd61c359cc6b88c7c45390b6862676f001fbc0065f8a3683";
+pub const TERMINAL_IDS: [&str; 3] =
+    ["cred_1f8h2kq0w5z7xr3vbn6ytm4cgd", "cred_6j3t9n1pq8s0wzc5xk2hvrb7fm", "cred_4c7v0ydm2h9gqt6kx1ns8wzb3r"];
+
 /// A question of the digest's first 160 bits.
 pub const TRANSACTION_SUITE: &str = "OCRA-1:HOTP-SHA256-8:QH40";
+pub const TERMINAL_ID: &str = "cred_1q8r5t0w2y4k6n9b3d7f1h5jzx";
 const WEBAUTHN_ID: &str = "ZXhhbXBsZS1jcmVkZW50aWFs";
 
 const SUITE: &str = "OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1";
@@ -93,11 +108,63 @@ pub fn enrolments() -> Vec<Named> {
                 "public_key_pem": PEM, "rp_id": "bank.example", "origins": ["https://pay.bank.example"] } }),
         ),
         example(
+            "signer-authorization",
+            "A device that has to be authorized before it is used",
+            json!({ "type": "signer", "account": "account-1004", "public_key_pem": PEM,
+                "authorization": "required" }),
+        ),
+        example(
             "ocra-transactions",
             "Questions that the appliance derives from transactions, with RFC 6287's test seed",
             json!({ "type": "ocra", "account": "account-1005", "suite": TRANSACTION_SUITE,
                 "seed_hex": "3132333435363738393031323334353637383930313233343536373839303132" }),
         ),
+        example(
+            "terminal",
+            "A telephone that codes are sent to",
+            json!({ "type": "terminal", "account": "account-1007", "address": "+49 30 5550100" }),
+        ),
+        example(
+            "rolling",
+            "A terminal that is to have a temporary code",
+            json!({ "type": "rolling", "account": "account-1007" }),
+        ),
+    ]
+}
+
+/// What a terminal is bound by.
+pub fn activations() -> Vec<Named> {
+    let body = json!({ "identity_key_hex": IDENTITY_KEY, "evidence": EVIDENCE });
+    vec![example("identity-key", "The identity key, and what the bank has checked", body)]
+}
+
+/// That a terminal has a temporary code.
+pub fn rotations() -> Vec<Named> {
+    vec![
+        example("consumed", "Its successor is to be told again", json!({ "epoch": 1, "proof_hex": PROOF_1 })),
+        example("open", "The terminal has it", json!({ "epoch": 2, "proof_hex": PROOF_2 })),
+    ]
+}
+
+/// What it is told first.
+pub fn activated() -> Vec<Named> {
+    let view = CredentialView { state: Status::Active, ..rolling(Some(EVIDENCE.to_owned())) };
+    let body = |temporary_code| ActivatedBody { view: &view, code: CodeBody { epoch: 1, temporary_code } };
+    vec![
+        named("activated", "Bound", &body(Some(CODE_1))),
+        named("replay", "A replay, after the terminal has acknowledged it", &body(None)),
+    ]
+}
+
+/// What it is told later.
+pub fn rotated() -> Vec<Named> {
+    let body = |temporary_code, acknowledged| {
+        let (id, account) = (ROLLING_ID.to_owned(), "account-1007".to_owned());
+        RotatedBody { account, acknowledged, id, code: CodeBody { epoch: 2, temporary_code } }
+    };
+    vec![
+        named("consumed", "The next temporary code again", &body(Some(CODE_2), None)),
+        named("open", "Acknowledged", &body(None, Some(true))),
     ]
 }
 
@@ -164,6 +231,17 @@ fn signer(certificate_expires_at: Option<String>, webauthn: Option<RelyingPartyV
     credential(SIGNER_ID, "account-1004", kind)
 }
 
+/// One that waits for its activation.
+pub fn rolling(evidence: Option<String>) -> CredentialView {
+    let kind = KindView::Rolling { salt: SALT.to_owned(), evidence };
+    CredentialView { state: Status::Pending, ..credential(ROLLING_ID, "account-1007", kind) }
+}
+
+/// A device that was authorized.
+pub fn authorized() -> CredentialView {
+    signer(None, None)
+}
+
 fn signers() -> [(&'static str, &'static str, CredentialView); 3] {
     let party = RelyingPartyView {
         credential_id: WEBAUTHN_ID.to_owned(),
@@ -175,6 +253,11 @@ fn signers() -> [(&'static str, &'static str, CredentialView); 3] {
         ("signer-chain", "One with a certificate", signer(Some(rfc3339(4_102_444_799_000)), None)),
         ("signer-webauthn", "A WebAuthn authenticator", signer(None, Some(party))),
     ]
+}
+
+fn terminal() -> CredentialView {
+    let kind = KindView::Terminal { address: "+49 30 5550100".to_owned() };
+    credential(TERMINAL_IDS[0], "account-1007", kind)
 }
 
 fn credential(id: &str, account: &str, kind: KindView) -> CredentialView {
@@ -197,6 +280,8 @@ pub fn views() -> Vec<Named> {
         named("ocra", "Questions", &ocra()),
     ];
     all.extend(signers().map(|(name, summary, view)| named(name, summary, &view)));
+    all.push(named("rolling", "A terminal that waits for its activation", &rolling(None)));
+    all.push(named("terminal", "A terminal", &terminal()));
     all
 }
 
@@ -211,5 +296,7 @@ pub fn enrolled() -> Vec<Named> {
         named("ocra", "Questions", &plain(&ocra())),
     ];
     all.extend(signers().map(|(name, summary, view)| named(name, summary, &plain(&view))));
+    all.push(named("rolling", "A terminal that waits for its activation", &plain(&rolling(None))));
+    all.push(named("terminal", "A terminal", &plain(&terminal())));
     all
 }

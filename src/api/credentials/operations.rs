@@ -15,7 +15,11 @@ use super::super::openapi::operation::{Asked, Operation, named};
 use super::super::schema::reference;
 use super::enrolment::EnrolBody;
 use super::evidence::ResyncBody;
-use super::examples::{HOTP_ID, enrolled, enrolments, hotp, resyncs, verifications, views};
+use super::examples::{
+    HOTP_ID, activated, activations, enrolled, enrolments, hotp, resyncs, rolling, rotated, rotations,
+    verifications, views,
+};
+use super::rolling::{ActivateBody, ActivatedBody, RotatedBody, RotationBody};
 use super::schemas::VerifyForms;
 use super::{ListBody, ListQuery};
 
@@ -29,7 +33,12 @@ the code is.
 
 A `signer` has a public key instead, checked before it is kept: on its curve, or of a size and exponent that are safe. \
 It comes alone (PEM or JWK), in a certificate with the chain to a configured trust anchor, or as a WebAuthn registration \
-told it. A chain that is not trusted now is 422; what trusts it may be configured by the operator alone.";
+told it. A chain that is not trusted now is 422; what trusts it may be configured by the operator alone.
+
+A `rolling` credential is `pending` until its terminal is bound by `/activate`. Its secret is the HSM's.
+
+A `terminal` is where a user receives codes. The appliance sends nothing: a client with the permission `deliver` does. \
+A new terminal is asked for no code until it has been there for as long as is configured, a day by default.";
 
 const LIST: &str = "\
 In the order of their enrolment, without deleted ones. An unknown, repeated or malformed parameter is an error.";
@@ -48,7 +57,7 @@ not charged; a code of the wrong length is 422 and not charged. What another typ
 A signature is neither used up nor charged, and no lock stops it: who must not act twice puts something into the \
 payload that happens once, and remembers it.
 
-409: the credential is suspended, or answers transactions' questions only.";
+409: the credential is suspended, or answers transactions' questions only, or is a `terminal`.";
 
 const RESYNC: &str = "\
 Finds a token that ran away, by two consecutive codes. With a counter it is looked for among 1000, from the expected \
@@ -58,7 +67,28 @@ wrong code; the two codes used last, submitted again, are refused and not charge
 
 Both codes of an `ocra` token answer the same question; its `use` does not matter here.
 
-409: the credential is suspended, or there is nothing to find (`signer`; `ocra` without a counter).";
+409: the credential is suspended, or there is nothing to find (`signer`, `terminal`, `rolling`; `ocra` without a counter).";
+
+const ACTIVATE: &str = "\
+Binds a pending `rolling` credential to its terminal (seed B, step 301): after the bank has checked who that is. The \
+terminal makes the identity key of the identity code and the credential's `salt`, and is told the first temporary code.
+
+Of one that is bound already, as long as the first temporary code is neither acknowledged nor used: with the same key \
+the answer again, with another one 403, charged to the credential and its account. From then on, and while it is \
+suspended: 409.";
+
+const ROTATE: &str = "\
+The second phase of a rotation (105, 106): the proof is the HMAC-SHA-256 of `enc(\"hsm-authd/rolling/rotate/v1\")` under \
+the temporary code of `epoch`. With the consumed epoch, the one before the open one, the open epoch's temporary code is \
+handed out again, for a terminal that missed an answer; with the open one it is acknowledged, and handed out no more. \
+Both may be repeated.
+
+A wrong proof is charged to the credential and its account. 409: any other epoch; the consumed one, after the open one was \
+acknowledged; the credential is not active, or not `rolling`.";
+
+const REBIND: &str = "\
+Its terminal is lost, or has lost its temporary code: a new secret and a new `salt`, and `/activate` again. What the \
+terminal had is worth nothing from here on. Failures stay. 409: it is suspended, or not `rolling`.";
 
 /// All routes of this folder.
 pub(in super::super) fn operations() -> Vec<Operation> {
@@ -118,6 +148,40 @@ pub(in super::super) fn operations() -> Vec<Operation> {
             "The token is found, and both codes are used up, durably.",
             vec![named("resynced", "Found", &ResyncedBody { account: account(), id: id(), resynced: true })],
         ),
+        Operation {
+            guesses: true,
+            ..operation(
+                HttpMethod::Post,
+                "/v1/credentials/{id}/activate",
+                "activate",
+                "Bind to a terminal",
+                ACTIVATE,
+            )
+        }
+        .asks(reference::<ActivateBody>(), activations())
+        .answers(
+            StatusCode::OK,
+            reference::<ActivatedBody<'_>>(),
+            "It is active, durably, and this is its terminal's first temporary code.",
+            activated(),
+        ),
+        Operation {
+            guesses: true,
+            ..operation(HttpMethod::Post, "/v1/credentials/{id}/rotation", "rotate", "Rotate", ROTATE)
+                .permitted(Permission::Transact)
+        }
+        .asks(reference::<RotationBody>(), rotations())
+        .answers(
+            StatusCode::OK,
+            reference::<RotatedBody<'_>>(),
+            "The temporary code again; or it is acknowledged, durably.",
+            rotated(),
+        ),
+        Operation {
+            asked: Asked::NoFields(reference::<NoFields>()),
+            ..operation(HttpMethod::Post, "/v1/credentials/{id}/rebind", "rebind", "Bind anew", REBIND)
+        }
+        .changes("It waits for its activation.", rolling(None)),
         change(HttpMethod::Post, "/v1/credentials/{id}/suspend", "suspend", Action::Suspend)
             .said("Suspend", "It verifies nothing until it is resumed. 409: it is suspended.")
             .changes("It is suspended.", changed(Status::Suspended)),

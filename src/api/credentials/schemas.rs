@@ -8,8 +8,9 @@ use super::super::answer::{DeletedBody, EnrolledBody, ResyncedBody, VerifiedBody
 use super::super::call::NoFields;
 use super::super::schema::{Schemas, add, constant, form, object};
 use super::ListBody;
-use super::enrolment::{EnrolBody, HotpBody, OcraBody, SignerBody, TotpBody};
+use super::enrolment::{EnrolBody, HotpBody, OcraBody, RollingBody, SignerBody, TerminalBody, TotpBody};
 use super::evidence::{ResyncBody, VerifyBody};
+use super::rolling::{ActivateBody, ActivatedBody, CodeBody, RotatedBody, RotationBody};
 
 /// All that these routes refer to, by name.
 pub(in super::super) fn schemas() -> Schemas {
@@ -23,6 +24,11 @@ pub(in super::super) fn schemas() -> Schemas {
     add::<DeletedBody>(&mut schemas);
     add::<VerifiedBody>(&mut schemas);
     add::<ResyncedBody>(&mut schemas);
+    add::<ActivateBody>(&mut schemas);
+    add::<ActivatedBody<'_>>(&mut schemas);
+    add::<RotationBody>(&mut schemas);
+    add::<RotatedBody<'_>>(&mut schemas);
+    add::<CodeBody<'_>>(&mut schemas);
     schemas
 }
 
@@ -48,14 +54,16 @@ impl ToSchema for EnrolBody {
         TotpBody::schemas(schemas);
         OcraBody::schemas(schemas);
         SignerBody::schemas(schemas);
+        TerminalBody::schemas(schemas);
+        RollingBody::schemas(schemas);
     }
 }
 
 /// The forms of an enrolment: `type`, name, schema.
-fn enrolments() -> [(&'static str, String, Schema); 4] {
+fn enrolments() -> [(&'static str, String, Schema); 6] {
     let signer = tagged("signer", object::<SignerBody>());
     let by = |key: &str| {
-        let fields = ["type", "account", "algorithm", key];
+        let fields = ["type", "account", "algorithm", "authorization", key];
         form(&signer, &format!("By {key}"), &fields, &["type", "account", key])
     };
     let signer_forms = OneOfBuilder::new()
@@ -69,6 +77,8 @@ fn enrolments() -> [(&'static str, String, Schema); 4] {
         ("totp", TotpBody::name().into(), tagged("totp", object::<TotpBody>()).into()),
         ("ocra", OcraBody::name().into(), tagged("ocra", object::<OcraBody>()).into()),
         ("signer", SignerBody::name().into(), signer_forms.into()),
+        ("terminal", TerminalBody::name().into(), tagged("terminal", object::<TerminalBody>()).into()),
+        ("rolling", RollingBody::name().into(), tagged("rolling", object::<RollingBody>()).into()),
     ]
 }
 
@@ -126,7 +136,7 @@ mod tests {
             fields.insert("type".to_owned());
             fields
         };
-        let [.., (_, _, forms)] = enrolments();
+        let forms = enrolments().into_iter().find(|(tag, ..)| *tag == "signer").unwrap().2;
         assert_eq!(fields(&RefOr::T(forms)), signer(fields(&SignerBody::schema())));
     }
 }

@@ -16,7 +16,7 @@ use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required};
 
 use crate::domain::caller::Permission;
-use crate::domain::id::{CredentialId, TransactionId};
+use crate::domain::id::{CredentialId, PresentationId, TransactionId};
 use crate::metrics::Verdict;
 
 use super::super::problem::Problem;
@@ -45,6 +45,8 @@ pub struct Operation {
     pub query: Vec<Parameter>,
     pub asked: Asked,
     pub answer: Answered,
+    /// A 2xx on the way to that.
+    pub partial: Option<Answered>,
     /// Whether what is asked could be guessed: then it can fail, and be locked.
     pub guesses: bool,
     /// How else it can end, by the names of problems.
@@ -111,6 +113,7 @@ impl Operation {
             query: Vec::new(),
             asked: Asked::Nothing,
             answer: Answered { status: StatusCode::OK, description: "", form },
+            partial: None,
             guesses: false,
             also: &[],
         }
@@ -143,6 +146,17 @@ impl Operation {
         Self { answer: Answered { status, description, form }, ..self }
     }
 
+    /// The same with a 202 before it.
+    pub fn answers_at_first(
+        self,
+        schema: RefOr<Schema>,
+        description: &'static str,
+        examples: Vec<Named>,
+    ) -> Self {
+        let form = Form::Json { schema: Box::new(schema), examples };
+        Self { partial: Some(Answered { status: StatusCode::ACCEPTED, description, form }), ..self }
+    }
+
     pub fn build(&self) -> utoipa::openapi::path::Operation {
         let permission = match self.permission {
             Some(permission) => serde_json::to_value(permission).unwrap_or_default(),
@@ -161,9 +175,15 @@ impl Operation {
             .security(SecurityRequirement::new(SECURITY, roles))
             .extensions(Some(ExtensionsBuilder::new().add("x-permission", permission).build()))
             .response(self.answer.status.as_u16().to_string(), self.answer.response());
+        if let Some(partial) = &self.partial {
+            operation = operation.response(partial.status.as_u16().to_string(), partial.response());
+        }
         if self.has_id() {
-            let id =
-                if self.path.starts_with("/v1/transactions/") { "TransactionId" } else { "CredentialId" };
+            let id = match self.path.split('/').nth(2) {
+                Some("transactions") => "TransactionId",
+                Some("presentations") => "PresentationId",
+                _ => "CredentialId",
+            };
             operation = operation.parameter_ref(component("parameters", id));
         }
         if self.is_remembered() {
@@ -205,7 +225,10 @@ impl Operation {
             Problem::IdempotencyMismatch | Problem::StateConflict => self.is_remembered(),
             Problem::Invalid { .. } => self.takes_body() || !self.query.is_empty(),
             Problem::VerificationFailed { .. } | Problem::Locked { .. } => self.guesses,
-            Problem::MethodNotAllowed | Problem::Expired | Problem::NotAcceptable => false,
+            Problem::MethodNotAllowed
+            | Problem::Expired
+            | Problem::NotAcceptable
+            | Problem::RateLimited { .. } => false,
         }
     }
 
@@ -332,9 +355,11 @@ pub fn parameters() -> Vec<(String, RefOr<Parameter>)> {
     let id = |schema, value| parameter("id", ParameterIn::Path, Required::True, schema, value);
     let credential = id(reference::<CredentialId>(), "cred_26daj92h7tg6acttawtvk6360e");
     let transaction = id(reference::<TransactionId>(), "txn_26daj92h7tg6acttawtvk6360e");
+    let presentation = id(reference::<PresentationId>(), "pres_26daj92h7tg6acttawtvk6360e");
     vec![
         ("CredentialId".to_owned(), credential.into()),
         ("IdempotencyKey".to_owned(), key.into()),
+        ("PresentationId".to_owned(), presentation.into()),
         ("TransactionId".to_owned(), transaction.into()),
     ]
 }
@@ -345,8 +370,9 @@ pub fn headers() -> Vec<(String, RefOr<Header>)> {
         |schema: ObjectBuilder, value: Value| Header::builder().schema(Some(schema)).example(Some(value));
     let request_id = text("This request's id, in the request log and in the audit log too.")
         .pattern(Some("^req_[0-9a-v]{16}$"));
-    let location = text("Where the new credential or transaction is.")
-        .pattern(Some("^/v1/(credentials/cred|transactions/txn)_[0-9a-z]{26}$"));
+    let location = text("Where what was made is.").pattern(Some(
+        "^/v1/(credentials/cred_[0-9a-z]{26}(/authorization)?|transactions/txn_[0-9a-z]{26}|presentations/pres_[0-9a-z]{26})$",
+    ));
     let headers = [
         ("RequestId", header(request_id, "req_fk6lccggb9rl0ruf".into())),
         (

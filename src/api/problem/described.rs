@@ -29,6 +29,7 @@ impl Problem {
             Self::TooLarge,
             Self::UnsupportedMediaType,
             Self::MethodNotAllowed,
+            Self::RateLimited { retry_after_s: 7 },
             Self::unavailable("", 1),
         ]
     }
@@ -105,6 +106,10 @@ impl Problem {
             Self::MethodNotAllowed => {
                 "The resource does not know this method; the header `Allow` says which it knows."
             }
+            Self::RateLimited { .. } => {
+                "The client has sent more passwords of nobody's in a minute than are configured. Nothing is tried or \
+                 charged, and nothing is remembered."
+            }
             Self::Unavailable { .. } => {
                 "HSM, store, clock or a queue does not allow an answer now. Nobody was let in. Whether the request \
                  was carried out is not known: repeat it with the same `Idempotency-Key`."
@@ -138,10 +143,11 @@ mod tests {
             Problem::Unavailable { .. } => 12,
             Problem::Expired => 13,
             Problem::NotAcceptable => 14,
+            Problem::RateLimited { .. } => 15,
         };
         let examples = Problem::examples();
         let places: BTreeSet<_> = examples.iter().map(place).collect();
-        assert_eq!(places, (0..15).collect());
+        assert_eq!(places, (0..16).collect());
         let names: BTreeSet<_> = examples.iter().map(Problem::schema_name).collect();
         assert_eq!(names.len(), examples.len());
     }

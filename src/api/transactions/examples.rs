@@ -5,22 +5,30 @@ use serde_json::json;
 use crate::domain::account::AccountRef;
 use crate::domain::attestation::{Claims, compose, signing_input};
 use crate::domain::caller::Tenant;
-use crate::domain::id::{CredentialId, TransactionId};
+use crate::domain::id::{CredentialId, PresentationId, TransactionId};
 use crate::domain::money::Money;
+use crate::domain::multi_terminal::{EntryOrder, EntryRule, FrozenTerminal, MultiTerminal, Round};
 use crate::domain::ocra::Suite;
+use crate::domain::otp::{Digits, Otp};
 use crate::domain::signer::PublicKey;
-use crate::domain::time::{BootId, Now};
+use crate::domain::time::{BootId, Now, RunId};
 use crate::domain::transaction::{
-    AuthenticatorReport, CODES_MAX, Device, LIFETIME_S_DEFAULT, Label, Method, Parent, State, Terms,
-    Transaction, deadline,
+    AuthenticatorReport, CODES_MAX, Device, LIFETIME_S_DEFAULT, Label, Method, Parent, Progress, State,
+    Terms, Transaction, deadline,
 };
 use crate::service::transaction_view::TransactionView;
 
 use super::super::answer::ApprovedBody;
 use super::super::attestations::JwkSetBody;
-use super::super::credentials::examples::{OCRA_ID, PEM, SIGNER_ID, THUMBPRINT, TRANSACTION_SUITE};
+use super::super::credentials::examples::{
+    CODE_2, OCRA_ID, PEM, ROLLING_ID, SIGNER_ID, TERMINAL_IDS, THUMBPRINT, TRANSACTION_SUITE,
+};
+use super::super::credentials::rolling::CodeBody;
 use super::super::openapi::operation::{Named, example, named};
-use super::{AttestationBody, ListBody};
+use super::{AttestationBody, ListBody, ShownBody};
+
+/// A presented code.
+pub const CODE: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY";
 
 const CREATED_UNIX_MS: u64 = 1_893_456_000_000;
 const APPROVED_UNIX_S: u64 = 1_893_456_042;
@@ -48,6 +56,32 @@ pub fn creations() -> Vec<Named> {
             json!({ "method": "device_signature", "credential": SIGNER_ID, "payee": "DE89370400440532013000",
                 "amount": "1250.00", "currency": "EUR", "order": "order-77", "parent": attestation() }),
         ),
+        example(
+            "rolling",
+            "A payment, by whoever has a rolling password for it",
+            json!({ "method": "rolling_password", "payee": "DE89370400440532013000", "amount": "1250.00",
+                "currency": "EUR", "order": "order-77" }),
+        ),
+        example(
+            "presented",
+            "What a merchant asks for with the string that a payer showed",
+            json!({ "method": "presented_code", "presentation": CODE, "payee": "DE89370400440532013000",
+                "amount": "1250.00", "currency": "EUR", "order": "order-77" }),
+        ),
+        example(
+            "terminals",
+            "A payment, to be approved by codes to all terminals of the payer, one after the other, 10 seconds apart",
+            json!({ "method": "multi_terminal", "payer": "account-1007", "payee": "DE89370400440532013000",
+                "amount": "1250.00", "currency": "EUR", "order": "order-77",
+                "rule": { "type": "preset_order", "interval_seconds": 10, "tolerance_seconds": 3 } }),
+        ),
+        example(
+            "target",
+            "The same by the weighted sum of the codes, within a minute",
+            json!({ "method": "multi_terminal", "payer": "account-1007", "payee": "DE89370400440532013000",
+                "amount": "1250.00", "currency": "EUR", "order": "order-77",
+                "rule": { "type": "target", "window_seconds": 60 } }),
+        ),
     ]
 }
 
@@ -56,6 +90,7 @@ pub fn responses() -> Vec<Named> {
     let (signature, data) = (SIGNATURE, AUTHENTICATOR_DATA);
     vec![
         example("code", "An OCRA token\'s code", json!({ "otp": "72443804" })),
+        example("password", "A rolling password", json!({ "password": PASSWORD })),
         example("der", "A signature in DER", json!({ "format": "der", "signature": DER })),
         example("p1363", "The same as r and s", json!({ "format": "p1363", "signature": signature })),
         example("jws", "A compact JWS", json!({ "format": "jws", "signature": JWS })),
@@ -65,9 +100,23 @@ pub fn responses() -> Vec<Named> {
             json!({ "format": "webauthn", "signature": DER, "authenticator_data": data,
                 "client_data_json": CLIENT_DATA }),
         ),
+        example(
+            "approve",
+            "What the user of a presented code decides",
+            json!({ "decision": "approve", "format": "p1363", "signature": signature }),
+        ),
+        example(
+            "decline",
+            "The same, a no",
+            json!({ "decision": "decline", "format": "p1363", "signature": signature }),
+        ),
+        example("codes", "The codes of all terminals", json!({ "codes": CODES })),
+        example("entry", "The next code of a terminal", json!({ "code": CODES[0] })),
+        example("target", "What the codes of all terminals come to", json!({ "target": TARGET })),
     ]
 }
 
+const PASSWORD: &str = "EatfDs4IU686CakD5c7_gV0GpA82Ry6DUBZZ8g";
 /// r and s of RFC 7515, appendix A.3; the same in DER; and that appendix\'s JWS.
 const SIGNATURE: &str =
     "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
@@ -79,6 +128,48 @@ const JWS: &str = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkz
 const AUTHENTICATOR_DATA: &str = "Bb5Vr1CMVVXYBtW9VJD14h2rmhAbiDZ_jR0GP4w7_D8FAAAABw";
 const CLIENT_DATA: &str = "eyJ0eXBlIjoid2ViYXV0aG4uZ2V0IiwiY2hhbGxlbmdlIjoiVHZ5ZVRONENQODRCOVlPeVFKdklmcDhic29Kd2\
     5ZNjJVaE1rU0kzOXRQaC0iLCJvcmlnaW4iOiJodHRwczovL3BheS5iYW5rLmV4YW1wbGUifQ";
+
+/// Codes of terminals, and what three of 8 digits come to.
+const CODES: [&str; 3] = ["978554", "253531", "140804"];
+const TARGET: &str = "85724775";
+
+fn terminals() -> Option<Method> {
+    let frozen = |(id, address): (&str, &str)| {
+        let address = address.to_owned().try_into().ok()?;
+        Some(FrozenTerminal { credential: CredentialId::parse(id)?, address })
+    };
+    let addresses = ["+49 30 5550100", "+49 30 5550101", "push:t1mC-7"];
+    Some(Method::MultiTerminal(MultiTerminal {
+        terminals: TERMINAL_IDS.into_iter().zip(addresses).map(frozen).collect::<Option<_>>()?,
+        rule: EntryRule { order: EntryOrder::Ascending, interval: None },
+        digits: Digits::default(),
+        generation: 1,
+        window: None,
+    }))
+}
+
+/// One whose codes are asked for, so many of which were entered.
+fn sent(entered: u8) -> Option<Transaction> {
+    made(0x44, terminals()).map(|mut sent| {
+        sent.terms.payer = AccountRef::try_from("account-1007".to_owned()).ok();
+        sent.progress = Progress::Entry(Round { entered, ..Round::default() });
+        sent
+    })
+}
+
+/// As a client sees it that sends the codes.
+fn with_codes(name: &str, summary: &str, transaction: Option<Transaction>) -> Option<Named> {
+    let codes: Vec<_> = CODES.into_iter().filter_map(|code| Otp::parse(code.to_owned())).collect();
+    let view = TransactionView::new(&transaction?, None);
+    Some(named(name, summary, &ShownBody { view: &view, codes: Some(&codes) }))
+}
+
+/// One of its codes was entered.
+pub fn entered() -> Vec<Named> {
+    let plain = sent(1).map(|sent| named("entered", "Entered", &TransactionView::new(&sent, None)));
+    let with_codes = with_codes("sender", "The same for a client that sends the codes", sent(2));
+    plain.into_iter().chain(with_codes).collect()
+}
 
 fn ocra() -> Option<Method> {
     let suite = Suite::try_from(TRANSACTION_SUITE.to_owned()).ok()?;
@@ -92,7 +183,7 @@ fn device(device: Device) -> Option<Method> {
 /// A transaction that was just made.
 fn made(id: u8, method: Option<Method>) -> Option<Transaction> {
     let boot_id = BootId([0; 16]);
-    let now = Now { unix_ms: CREATED_UNIX_MS, boot_ms: 0, boot_id, trusted: true };
+    let now = Now { unix_ms: CREATED_UNIX_MS, boot_ms: 0, boot_id, run: RunId([0; 16]), trusted: true };
     let label = |text: &str| Label::try_from(text.to_owned()).ok();
     Some(Transaction {
         id: TransactionId::from_random([id; 16]),
@@ -115,7 +206,34 @@ fn made(id: u8, method: Option<Method>) -> Option<Transaction> {
         attempts_left: CODES_MAX,
         ended_unix_ms: None,
         authenticator: None,
+        progress: Progress::None,
     })
+}
+
+/// One that claimed a code.
+fn presented() -> Option<Transaction> {
+    let method = Method::PresentedCode {
+        presentation: PresentationId::from_random([0x44; 16]),
+        credential: CredentialId::parse(SIGNER_ID)?,
+        account: AccountRef::try_from("account-1004".to_owned()).ok()?,
+    };
+    let made = made(0x55, Some(method))?;
+    Some(Transaction { terms: Terms { payer: None, ..made.terms.clone() }, ..made })
+}
+
+/// The same as its bank sees it.
+pub fn claiming() -> Option<TransactionView> {
+    presented().map(|transaction| TransactionView::new(&transaction, None))
+}
+
+/// The same, declined.
+pub fn rejected() -> Vec<Named> {
+    let rejected = claiming().map(|mut view| {
+        view.state = State::Rejected;
+        view.ended_at = Some(crate::domain::time::rfc3339(APPROVED_UNIX_S * 1_000));
+        named("rejected", "A presented code's user declined", &view)
+    });
+    rejected.into_iter().collect()
 }
 
 /// One of each kind, some with what became of them.
@@ -134,12 +252,19 @@ fn transactions() -> Vec<(&'static str, &'static str, Transaction, Option<Transa
         authenticator: Some(AuthenticatorReport { sign_count: 7, backup_eligible: false, backed_up: false }),
         ..third
     });
+    let rolling = made(0x44, Some(Method::RollingPassword)).map(|mut rolling| {
+        rolling.terms.payer = None;
+        rolling
+    });
     let of = |name, summary, transaction: &Option<Transaction>, parent| {
         transaction.clone().map(|transaction| (name, summary, transaction, parent))
     };
     let all = [
         of("ocra", "A question for a token", &first, None),
         of("second", "One that follows another, for a device to sign", &second, first.clone()),
+        of("rolling", "One that waits for a rolling password", &rolling, None),
+        of("presented", "One that claimed a presented code", &presented(), None),
+        of("terminals", "Codes were sent to several terminals", &sent(0), None),
         of("approved", "Approved by a WebAuthn authenticator", &third, None),
     ];
     all.into_iter().flatten().collect()
@@ -159,7 +284,8 @@ fn named_views(wanted: impl Fn(&str) -> bool) -> Vec<Named> {
 
 /// As they were made.
 pub fn created() -> Vec<Named> {
-    named_views(|name| name != "approved")
+    let sent = with_codes("sent", "Codes for several terminals, for a client that sends them", sent(0));
+    named_views(|name| name != "approved").into_iter().chain(sent).collect()
 }
 
 /// As they are.
@@ -180,12 +306,24 @@ pub fn cancelled() -> Vec<Named> {
 
 /// One that was approved, with its attestation.
 pub fn approved() -> Vec<Named> {
-    let last = views().into_iter().next_back();
     let attestation = attestation();
-    let approved = last.map(|(.., view)| {
-        named("approved", "Right", &ApprovedBody { view: &view, attestation: &attestation })
-    });
-    approved.into_iter().collect()
+    let example = |(name, _, mut view): (&str, _, TransactionView)| match name {
+        "approved" => {
+            let body = ApprovedBody { view: &view, attestation: &attestation, next: None };
+            Some(named("approved", "Right", &body))
+        }
+        "rolling" => {
+            view.state = State::Approved;
+            view.ended_at = Some(crate::domain::time::rfc3339(APPROVED_UNIX_S * 1_000));
+            view.account = Some("account-1007".to_owned());
+            view.credential = Some(ROLLING_ID.to_owned());
+            let next = Some(CodeBody { epoch: 2, temporary_code: Some(CODE_2) });
+            let body = ApprovedBody { view: &view, attestation: &attestation, next };
+            Some(named("password", "By a rolling password", &body))
+        }
+        _ => None,
+    };
+    views().into_iter().filter_map(example).collect()
 }
 
 /// A page with more behind it, and an empty one.

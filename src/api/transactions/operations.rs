@@ -1,9 +1,10 @@
 //! The routes of transactions and attestations as the OpenAPI document says them. Steps are those of the documents
-//! of the two methods: S1 to S11 of `challenge_response`, 101 to 107 of `device_signature`.
+//! of the methods: S1 to S11 of `challenge_response`, 101 to 107 of `device_signature`, 1 to 4 of `multi_terminal`.
 
 use axum::http::StatusCode;
 use utoipa::IntoParams;
 use utoipa::openapi::path::{HttpMethod, ParameterIn};
+use utoipa::openapi::schema::OneOfBuilder;
 
 use crate::domain::attestation::Claims;
 use crate::domain::caller::Permission;
@@ -18,9 +19,10 @@ use super::super::qr::Picture;
 use super::super::schema::reference;
 use super::creation::CreateBody;
 use super::examples::{
-    approved, attestations, cancelled, created, creations, keys, pages, read, responses, verified,
+    approved, attestations, cancelled, created, creations, entered, keys, pages, read, rejected, responses,
+    verified,
 };
-use super::schemas::ResponseForms;
+use super::schemas::{RejectedTransaction, ResponseForms};
 use super::{AttestationBody, ListBody, ListQuery};
 
 const CREATE: &str = "\
@@ -29,8 +31,18 @@ OCRA token a `question` that is derived from the digest of all of it, so the cod
 no other; for a device that signs, the `signing_input`; for a WebAuthn authenticator the digest as its challenge. Nonce \
 and expiry are in it.
 
+Nothing is known beforehand of who approves a `rolling_password` one: it has neither `credential` nor `payer`. \
 `challenge_response` takes an `ocra` credential whose `use` is `transaction`; `device_signature` takes that, or a \
-`signer`. With `parent`, an attestation of the tenant\'s that has not expired, it commits to that one (S7). 404: there is \
+`signer`. `multi_terminal` asks all active terminals of the `payer` (1), 2 to 8 that were enrolled long enough ago: each \
+has a code of its own, derived from the digest in the HSM and stored nowhere. A client with the permission `deliver` is \
+shown the codes and sends them (2); they are the same whenever it reads the transaction, while it is pending. Which \
+terminals are asked does not change any more. `rule` says how the codes have to be entered (4): a rule that nobody could \
+keep in the time there is, is 422.
+
+`presented_code` takes the string that the payer presented (3), and claims it in the same commit: whose it is \
+the answer does not say. 404: there is no such string. 409: it is claimed. 410: its time is over.
+
+With `parent`, an attestation of the tenant\'s that has not expired, it commits to that one (S7). 404: there is \
 no such credential. 409: it is suspended. 422 also: texts so long together that the attestation would fit no QR code.";
 
 const LIST: &str =
@@ -40,11 +52,26 @@ const RESPOND: &str = "\
 What the token or the device made (S3; 104). Right: the transaction is `approved`, and the appliance signs an attestation \
 of it, in one commit with it (S4, S5; 106). Which form a response has follows from the transaction: a code for an OCRA \
 token; a signature of the signing input\'s bytes, or a compact JWS whose payload they are, for a signer; an assertion for a \
-WebAuthn authenticator. Another form is 422, and costs nothing.
+WebAuthn authenticator; for terminals all `codes` in the order of the rule, or one `code` after the other (202 until \
+the last), or the `target`. Another form is 422, and costs nothing.
 
-Wrong (107): one attempt less. A `challenge_response` transaction has 3, a `device_signature` one as many as are \
-configured (1); with the last it is `failed`. A wrong code is also charged to its credential and account, and while those \
+A rolling password says itself whose it is (201 to 203), and the answer tells it: `account`, `credential`, and with \
+`next` what the terminal makes its next password of (204). One that is nobody's, or of a used up epoch, is 403 and charged \
+to nobody, and the transaction keeps its attempts; of those a client has so many a minute, then it is 429.
+
+Codes of terminals are right if all of them are, in the order and at the times that the rule says. Before the last one \
+nothing is told; with it one verdict, which never says what was wrong. A failed round is one wrong response: it is charged \
+to each of the terminals and once to the account. All `codes` at once are a round of their own and drop one that was begun. \
+A window runs from the transaction\'s beginning, an interval from code to code, by the appliance\'s time: if it is \
+restarted meanwhile, the transaction is `failed`, and nobody is charged.
+
+Wrong (107): one attempt less. A `device_signature` transaction has as many as are configured (1), any other one 3; \
+with the last it is `failed`. A wrong code or password is also charged to its credential and account, and while those \
 are locked it is 423. A signature is not.
+
+A `presented_code` transaction asks for a `decision`, signed by the device that presented the code: `approve` signs the \
+signing input\'s bytes; `decline` signs `enc(\"hsm-authd/decline/v1\", digest)`, and the transaction is `rejected` (4). \
+The signature of the one is a wrong signature of the other. It has 3 attempts; nothing else is charged.
 
 409: the transaction has ended otherwise, or its credential is suspended or deleted. 410: its time is over.";
 
@@ -65,7 +92,7 @@ pub(in super::super) fn operations() -> Vec<Operation> {
     let pictures = [Picture::Svg, Picture::Png].map(Picture::media_type);
     vec![
         Operation {
-            also: &[Verdict::NotFound],
+            also: &[Verdict::NotFound, Verdict::Expired],
             ..operation(HttpMethod::Post, "/v1/transactions", "createTransaction").said("Create", CREATE)
         }
         .asks(reference::<CreateBody>(), creations())
@@ -80,15 +107,23 @@ pub(in super::super) fn operations() -> Vec<Operation> {
             .answers(StatusCode::OK, reference::<TransactionView>(), "It.", read()),
         Operation {
             guesses: true,
-            also: &[Verdict::Expired],
+            also: &[Verdict::Expired, Verdict::RateLimited],
             ..operation(HttpMethod::Post, "/v1/transactions/{id}/responses", "respond").said("Respond", RESPOND)
         }
         .asks(reference::<ResponseForms>(), responses())
         .answers(
             StatusCode::OK,
-            reference::<ApprovedBody<'_>>(),
-            "It is approved, durably, and this is the attestation.",
-            approved(),
+            OneOfBuilder::new()
+                .item(reference::<ApprovedBody<'_>>())
+                .item(reference::<RejectedTransaction>())
+                .into(),
+            "It is approved, durably, and this is the attestation; or it is rejected, as its user decided.",
+            [approved(), rejected()].concat(),
+        )
+        .answers_at_first(
+            reference::<TransactionView>(),
+            "A code of several was entered; what it is worth is told with the last one.",
+            entered(),
         ),
         Operation {
             asked: Asked::NoFields(reference::<NoFields>()),

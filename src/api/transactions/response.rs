@@ -1,16 +1,17 @@
-//! The JSON of a response: a code, a signature, a JWS or a WebAuthn assertion.
+//! The JSON of a response: a code, several, a password, or what a device signed.
 
-use data_encoding::BASE64URL_NOPAD;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
+use crate::domain::multi_terminal::TERMINALS;
 use crate::domain::otp::Otp;
-use crate::domain::signer::signature::SignatureFormat;
-use crate::domain::webauthn::Assertion;
-use crate::service::transactions::Presented;
+use crate::domain::rolling::RollingPassword;
+use crate::service::transactions::{Decision, Presented};
 
 use super::super::call::{OTP_FORM, not_null};
 use super::super::problem::Problem;
+use super::super::proof::{ProofFields, ProofFormat};
 use super::super::schema;
 
 /// `POST /v1/transactions/{id}/responses`
@@ -23,7 +24,7 @@ pub(super) struct ResponseBody {
     otp: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
-    format: Option<ResponseFormat>,
+    format: Option<ProofFormat>,
     #[serde(default, deserialize_with = "not_null")]
     #[schema(schema_with = schema::response_signature)]
     signature: Option<String>,
@@ -33,70 +34,94 @@ pub(super) struct ResponseBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(schema_with = schema::client_data_json)]
     client_data_json: Option<String>,
+    /// The codes of all terminals, in the order of the rule; not where the rule says how far apart they come.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::response_codes)]
+    codes: Option<Vec<String>>,
+    /// The next code. With the last one comes the verdict.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false, min_length = 6, max_length = 10, pattern = "^[0-9]+$")]
+    code: Option<String>,
+    /// The sum of the codes, each multiplied with its weight, modulo 10^digits.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false, min_length = 8, max_length = 10, pattern = "^[0-9]+$")]
+    target: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::password)]
+    password: Option<Zeroizing<String>>,
+    /// What the user of a presented code decides; the signature says the same.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    decision: Option<DecisionName>,
 }
 
-/// How a response is written.
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(in super::super) enum ResponseFormat {
-    Der,
-    P1363,
-    Raw,
-    Jws,
-    Webauthn,
+/// What a user decides, as in JSON.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[schema(as = Decision)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum DecisionName {
+    Approve,
+    Decline,
+}
+
+impl From<DecisionName> for Decision {
+    fn from(name: DecisionName) -> Self {
+        match name {
+            DecisionName::Approve => Self::Approve,
+            DecisionName::Decline => Self::Decline,
+        }
+    }
 }
 
 impl TryFrom<ResponseBody> for Presented {
     type Error = Problem;
 
     fn try_from(body: ResponseBody) -> Result<Self, Problem> {
-        let ResponseBody { otp, format, signature, authenticator_data, client_data_json } = body;
+        let ResponseBody {
+            otp,
+            format,
+            signature,
+            authenticator_data,
+            client_data_json,
+            codes,
+            code,
+            target,
+            password,
+            decision,
+        } = body;
+        let fields = ProofFields { format, signature, authenticator_data, client_data_json };
         let invalid = |field, reason| Problem::Invalid { field, reason };
-        let is_assertion = authenticator_data.is_some() || client_data_json.is_some();
-        let Some(format) = format else {
-            if signature.is_some() || is_assertion {
-                return Err(invalid("format", "must be there"));
-            }
-            let otp = otp.ok_or(invalid("otp", "must be there"))?;
-            return Otp::parse(otp).map(Self::Code).ok_or(invalid("otp", OTP_FORM));
-        };
-        if otp.is_some() {
-            return Err(invalid("", "a code and a signature are two responses"));
+        if let Some(decision) = decision {
+            let is_alone =
+                otp.is_none() && codes.is_none() && code.is_none() && target.is_none() && password.is_none();
+            return match is_alone {
+                true => Ok(Self::Decision(decision.into(), fields.try_into()?)),
+                false => Err(invalid("", TWO_FORMS)),
+            };
         }
-        if is_assertion && format != ResponseFormat::Webauthn {
-            return Err(invalid("", "authenticator_data and client_data_json are of format webauthn"));
-        }
-        let signature = signature.ok_or(invalid("signature", "must be there"))?;
-        let format = match format {
-            ResponseFormat::Der => SignatureFormat::Der,
-            ResponseFormat::P1363 => SignatureFormat::P1363,
-            ResponseFormat::Raw => SignatureFormat::Raw,
-            ResponseFormat::Jws if is_compact(&signature) => return Ok(Self::Jws(signature)),
-            ResponseFormat::Jws => return Err(invalid("signature", "must be a compact JWS")),
-            ResponseFormat::Webauthn => {
-                let authenticator_data =
-                    authenticator_data.ok_or(invalid("authenticator_data", "must be there"))?;
-                let client_data_json =
-                    client_data_json.ok_or(invalid("client_data_json", "must be there"))?;
-                let assertion = Assertion {
-                    authenticator_data: bytes("authenticator_data", &authenticator_data)?,
-                    client_data_json: bytes("client_data_json", &client_data_json)?,
-                };
-                return Ok(Self::Assertion { assertion, signature: bytes("signature", &signature)? });
+        match (otp, codes, code, target, password, fields.is_empty()) {
+            (Some(otp), None, None, None, None, true) => Ok(Self::Code(digits("otp", otp)?)),
+            (None, Some(codes), None, None, None, true) => {
+                if !(1..=*TERMINALS.end()).contains(&codes.len()) {
+                    return Err(invalid("codes", "must be 1 to 8 codes"));
+                }
+                let codes = codes.into_iter().map(|code| digits("codes", code));
+                Ok(Self::Codes(codes.collect::<Result<_, _>>()?))
             }
-        };
-        Ok(Self::Signature { format, signature: bytes("signature", &signature)? })
+            (None, None, Some(code), None, None, true) => Ok(Self::Entry(digits("code", code)?)),
+            (None, None, None, Some(target), None, true) => Ok(Self::Target(digits("target", target)?)),
+            (None, None, None, None, Some(password), true) => RollingPassword::parse(&password)
+                .map(Self::Password)
+                .ok_or(invalid("password", "must be 38 characters of base64url without padding: 28 bytes")),
+            (None, None, None, None, None, false) => Ok(Self::Proof(fields.try_into()?)),
+            (None, None, None, None, None, true) => Err(invalid("otp", "must be there")),
+            _ => Err(invalid("", TWO_FORMS)),
+        }
     }
 }
 
-/// Whether it is spelt with what a compact JWS is spelt with (RFC 7515, section 7.1); what it is worth is another
-/// question.
-fn is_compact(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-}
+const TWO_FORMS: &str = "a response has one form: what is presented is there in two";
 
-/// Base64url without padding (RFC 4648, section 5), of at least one byte.
-fn bytes(field: &'static str, text: &str) -> Result<Vec<u8>, Problem> {
-    let decoded = BASE64URL_NOPAD.decode(text.as_bytes()).ok().filter(|bytes| !bytes.is_empty());
-    decoded.ok_or(Problem::Invalid { field, reason: "must be base64url without padding, and not empty" })
+fn digits(field: &'static str, text: String) -> Result<Otp, Problem> {
+    Otp::parse(text).ok_or(Problem::Invalid { field, reason: OTP_FORM })
 }

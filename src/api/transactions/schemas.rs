@@ -1,19 +1,22 @@
 //! The schemas of these routes; and the forms of a response, which one type of the parser takes.
 
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{Object, OneOfBuilder, Schema};
+use utoipa::openapi::schema::{AllOfBuilder, Object, ObjectBuilder, OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::attestation::Claims;
 use crate::domain::attestation::claims::{ParentLink, TermsText};
 use crate::domain::signer::signature::SignatureFormat;
+use crate::service::transaction_view::TransactionView;
 use crate::service::transactions::MethodName;
 
 use super::super::answer::ApprovedBody;
 use super::super::attestations::{JwkSetBody, VerifyBody};
-use super::super::schema::{Schemas, add, constant, form, object, reference, text};
+use super::super::schema::{
+    Schemas, add, constant, form, object, proof_signature, reference, signed_format, text,
+};
 use super::creation::CreateBody;
-use super::response::ResponseBody;
+use super::response::{DecisionName, ResponseBody};
 use super::{AttestationBody, ListBody};
 
 /// All that these routes refer to, by name.
@@ -22,6 +25,7 @@ pub(in super::super) fn schemas() -> Schemas {
     add::<CreateBody>(&mut schemas);
     add::<ResponseForms>(&mut schemas);
     add::<ApprovedBody<'_>>(&mut schemas);
+    add::<RejectedTransaction>(&mut schemas);
     add::<ListBody>(&mut schemas);
     add::<AttestationBody>(&mut schemas);
     add::<VerifyBody>(&mut schemas);
@@ -32,6 +36,18 @@ pub(in super::super) fn schemas() -> Schemas {
     add::<MethodName>(&mut schemas);
     schemas
 }
+
+/// What is left of a transaction that its user declined: there is no attestation.
+pub struct RejectedTransaction;
+
+impl PartialSchema for RejectedTransaction {
+    fn schema() -> RefOr<Schema> {
+        let state = ObjectBuilder::new().property("state", constant("rejected")).required("state");
+        AllOfBuilder::new().item(reference::<TransactionView>()).item(state).into()
+    }
+}
+
+impl ToSchema for RejectedTransaction {}
 
 /// [`ResponseBody`], told apart by what is presented.
 pub struct ResponseForms;
@@ -44,6 +60,7 @@ impl PartialSchema for ResponseForms {
             form
         };
         let signature = ["format", "signature"];
+        let decision = ["decision", "format", "signature"];
         let assertion = ["format", "signature", "authenticator_data", "client_data_json"];
         let mut jws = form(&body, "A JWS", &signature, &signature);
         let compact = text(
@@ -51,11 +68,18 @@ impl PartialSchema for ResponseForms {
         )
         .pattern(Some("^[A-Za-z0-9_.-]+$"));
         jws.properties.insert("signature".to_owned(), compact.into());
+        let mut decided = form(&body, "A decision", &decision, &decision);
+        decided.properties.insert("signature".to_owned(), proof_signature().into());
         let forms = [
             form(&body, "A code", &["otp"], &["otp"]),
             of_format(form(&body, "A signature", &signature, &signature), reference::<SignatureFormat>()),
             of_format(jws, constant("jws").into()),
             of_format(form(&body, "An assertion", &assertion, &assertion), constant("webauthn").into()),
+            form(&body, "The codes of all terminals", &["codes"], &["codes"]),
+            form(&body, "The next code of a terminal", &["code"], &["code"]),
+            form(&body, "What the codes of all terminals come to", &["target"], &["target"]),
+            form(&body, "A rolling password", &["password"], &["password"]),
+            of_format(decided, signed_format().into()),
         ];
         forms.into_iter().fold(OneOfBuilder::new(), OneOfBuilder::item).into()
     }
@@ -65,6 +89,10 @@ impl ToSchema for ResponseForms {
     fn name() -> std::borrow::Cow<'static, str> {
         "Respond".into()
     }
+
+    fn schemas(schemas: &mut Schemas) {
+        schemas.push((DecisionName::name().into(), DecisionName::schema()));
+    }
 }
 
 #[cfg(test)]
@@ -73,8 +101,8 @@ mod tests {
 
     use serde_json::Value;
 
-    use super::super::response::ResponseFormat;
     use super::*;
+    use crate::api::proof::ProofFormat;
 
     #[test]
     fn forms_have_every_field_of_their_type_and_every_format() {
@@ -86,8 +114,10 @@ mod tests {
         assert_eq!(names, body.properties.keys().map(String::as_str).collect());
         let values = |schema: &Value| schema["enum"].as_array().cloned().unwrap_or_default();
         let of_signatures = values(&serde_json::to_value(SignatureFormat::schema()).unwrap());
-        let own = forms.iter().flat_map(|form| values(&form["properties"]["format"]));
-        let all = values(&serde_json::to_value(ResponseFormat::schema()).unwrap());
+        // A decision is signed in one of several forms, and its own names them all.
+        let own = forms.iter().filter(|form| form["title"] != "A decision");
+        let own = own.flat_map(|form| values(&form["properties"]["format"]));
+        let all = values(&serde_json::to_value(ProofFormat::schema()).unwrap());
         assert_eq!(of_signatures.into_iter().chain(own).collect::<Vec<_>>(), all);
     }
 }

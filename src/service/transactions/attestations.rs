@@ -3,6 +3,9 @@
 use crate::domain::attestation::{Claims, Unverified};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
+use crate::domain::time::Now;
+use crate::domain::transaction::Transaction;
+use crate::hsm::messages::Attest;
 
 use super::{Refused, Service};
 
@@ -35,5 +38,21 @@ impl Service {
     /// [`Refused::Unavailable`].
     pub async fn attestation_keys(&self) -> Result<Vec<PublicKey>, Refused> {
         Ok(self.hsm.attestation_keys().await?)
+    }
+
+    /// What an attestation of `transaction` says, if it is approved at `unix_ms`.
+    pub(super) fn claims(&self, transaction: &Transaction, unix_ms: u64) -> Claims {
+        let policy = &self.policies.attestations;
+        let lifetime_s = u64::from(policy.lifetime_hours) * 3_600;
+        Claims::new(transaction, &policy.issuer, unix_ms / 1_000, lifetime_s)
+    }
+
+    /// Asks the custodian to attest it, if the response is right.
+    pub(in super::super) fn attest(&self, transaction: &Transaction, now: &Now) -> Attest {
+        Attest {
+            transaction: transaction.id,
+            tenant: transaction.tenant.clone(),
+            claims: self.claims(transaction, now.unix_ms).to_json(),
+        }
     }
 }

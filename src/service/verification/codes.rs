@@ -59,6 +59,8 @@ impl Service {
                 let possible = self.possible(attempt, token, challenge(token, question)?).await?;
                 (token.suite.digits(), possible)
             }
+            // Its codes approve transactions.
+            (Kind::Terminal(_) | Kind::Rolling(_), _) => return Err(Refused::Conflict),
             (kind, question) => return Err(misfit(kind, question)),
         };
         if !otp.has(digits) {
@@ -115,6 +117,7 @@ impl Service {
             (Kind::Otp(token), None) => (token.digits, None),
             (Kind::Ocra(token), _) if !token.suite.has_counter() => return Err(Refused::Conflict),
             // Nothing of it can run away.
+            (Kind::Terminal(_) | Kind::Rolling(_), _) => return Err(Refused::Conflict),
             (kind, _) if kind.signer().is_some() => return Err(Refused::Conflict),
             (Kind::Ocra(token), Some(question)) => (token.suite.digits(), Some(challenge(token, question)?)),
             (kind, question) => return Err(misfit(kind, question)),

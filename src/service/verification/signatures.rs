@@ -6,7 +6,7 @@ use crate::domain::row::Row;
 use crate::domain::signer::signature::{Signature, SignatureFormat};
 use crate::domain::transaction::AuthenticatorReport;
 use crate::domain::verification::{remaining, usable};
-use crate::hsm::messages::CheckSignature;
+use crate::hsm::messages::{Attest, CheckSignature};
 
 use super::{Answer, Attempt, Ending, Judged, Possibilities, Refused, STATE, Service, TRANSACTION};
 
@@ -24,6 +24,8 @@ pub struct PresentedSignature {
 pub(in super::super) struct Proof {
     /// SHA-256 of what is said to be signed.
     pub digest: [u8; 32],
+    /// If that is a JWS: its header in base64url.
+    pub jws_header: Option<String>,
     /// `None`: what was presented can be no signature of this, or by such a key.
     pub signature: Option<Signature>,
     /// The credential's next state, where a right signature moves it.
@@ -49,17 +51,63 @@ impl Service {
         };
         let PresentedSignature { digest, format, signature } = presented;
         let signature = parsed(signer, *format, signature)?;
-        self.check_proof(attempt, Proof { digest: *digest, signature, state: None, report: None }).await
+        let proof = Proof { digest: *digest, jws_header: None, signature, state: None, report: None };
+        self.check_proof(attempt, proof).await
     }
 
-    /// Has the signature checked by the custodian; while nothing vouches for the device's key it is no signature.
+    /// Whether the proof is right: of a transaction, that approves it.
     pub(in super::super) async fn check_proof(
         &self,
         attempt: Attempt<'_>,
-        mut proof: Proof,
+        proof: Proof,
     ) -> Result<Judged, Refused> {
-        let subject = attempt.subject();
-        let credential = subject.credential;
+        let endings = Endings::new(attempt, &proof)?;
+        let attest = attempt.transaction.map(|transaction| self.attest(&transaction.row, attempt.now));
+        self.check_signed(attempt, proof, endings, attest).await
+    }
+
+    /// Has the signature checked by the custodian, with endings of the caller's own.
+    pub(in super::super) async fn check_signed(
+        &self,
+        attempt: Attempt<'_>,
+        proof: Proof,
+        endings: Endings,
+        attest: Option<Attest>,
+    ) -> Result<Judged, Refused> {
+        let proof = self.vouched(attempt, proof).await?;
+        let Endings { accepted, refused } = endings;
+        let is_attested = attest.is_some();
+        let message = CheckSignature {
+            standing: attempt.standing_bytes(),
+            digest: proof.digest,
+            jws_header: proof.jws_header,
+            signature: proof.signature,
+            accepted: accepted.outcome(),
+            refused: refused.outcome(),
+            attest,
+        };
+        let id = attempt.rows.credential.row.id;
+        let (valid, sealed, attestation) = self.hsm.check_signature(id, message).await?;
+        let ending = match (valid, is_attested, attestation) {
+            (true, true, attestation) => accepted.attested(attempt, attestation)?,
+            (true, false, None) => accepted,
+            (false, _, None) => refused,
+            _ => return Err(Refused::unavailable("the custodian attested what nobody asked")),
+        };
+        // Not on the account's row: codes change it, and no verdict on a signature depends on it, so a commit
+        // that stood on it would lose races that are none.
+        let mut standing = attempt.standing();
+        standing.retain(|row| !matches!(row, Row::Account(_)));
+        Ok(Judged { ending, sealed, standing })
+    }
+
+    /// The proof; while nothing vouches for the device's key it is no signature.
+    pub(in super::super) async fn vouched(
+        &self,
+        attempt: Attempt<'_>,
+        mut proof: Proof,
+    ) -> Result<Proof, Refused> {
+        let credential = attempt.subject().credential;
         if let Kind::CertifiedSigner(certified) = &credential.kind {
             let chain = certified.chain.clone().ok_or(Refused::Absent)?;
             if let Err(reason) = self.check_chain(chain, attempt.now).await? {
@@ -67,22 +115,7 @@ impl Service {
                 proof.signature = None;
             }
         }
-        let Endings { accepted, refused } = Endings::new(attempt, &proof)?;
-        let message = CheckSignature {
-            standing: attempt.standing_bytes(),
-            digest: proof.digest,
-            signature: proof.signature,
-            accepted: accepted.outcome(),
-            refused: refused.outcome(),
-            attest: attempt.transaction.map(|transaction| self.attest(&transaction.row, attempt.now)),
-        };
-        let (valid, sealed, attestation) = self.hsm.check_signature(credential.id, message).await?;
-        let ending = if valid { accepted.attested(attempt, attestation)? } else { refused };
-        // Not on the account's row: codes change it, and no verdict on a signature depends on it, so a commit
-        // that stood on it would lose races that are none.
-        let mut standing = attempt.standing();
-        standing.retain(|row| !matches!(row, Row::Account(_)));
-        Ok(Judged { ending, sealed, standing })
+        Ok(proof)
     }
 }
 
@@ -104,9 +137,9 @@ pub(in super::super) fn parsed(
 }
 
 /// Both ways in which the check of a signature can end.
-struct Endings {
-    accepted: Ending,
-    refused: Ending,
+pub(in super::super) struct Endings {
+    pub accepted: Ending,
+    pub refused: Ending,
 }
 
 impl Endings {

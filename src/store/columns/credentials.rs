@@ -6,10 +6,11 @@ use super::super::rows::{status_name, usage_name};
 use super::{Columns, Fault, Table};
 use crate::domain::credential::{
     Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse,
-    OtpToken, Signer, Status, UsedInput, WrappedSecret,
+    OtpToken, Signer, Status, Terminal, UsedInput, WrappedSecret,
 };
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
+use crate::domain::rolling::Rolling;
 use crate::domain::row::Sealed;
 use crate::domain::signer::SignatureAlgorithm;
 
@@ -39,6 +40,11 @@ pub(super) const CREDENTIAL: Table = Table {
         "seal",
         "certificate_chain",
         "relying_party",
+        "address",
+        "salt",
+        "identity_key_version",
+        "identity_key",
+        "evidence",
     ],
 };
 
@@ -147,6 +153,22 @@ fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
             }),
             &["algorithm", "public_key", "relying_party"],
         ),
+        "terminal" => (
+            Kind::Terminal(Terminal {
+                address: columns.parsed("address", |text: String| text.try_into().ok())?,
+                secret: secret(columns)?,
+            }),
+            &["address", "kek_version", "secret"],
+        ),
+        "rolling" => (
+            Kind::Rolling(Rolling {
+                secret: secret(columns)?,
+                salt: columns.get("salt")?,
+                identity_key: wrapped(columns, "identity_key_version", "identity_key")?,
+                evidence: columns.text("evidence")?,
+            }),
+            &["kek_version", "secret", "salt", "identity_key_version", "identity_key", "evidence"],
+        ),
         _ => return Err(columns.invalid("type")),
     };
     for column in columns.table.columns {
@@ -197,10 +219,19 @@ fn signer(columns: &Columns<'_>) -> Result<Signer, Fault> {
 }
 
 fn secret(columns: &Columns<'_>) -> Result<Option<WrappedSecret>, Fault> {
-    match (columns.get("kek_version")?, columns.get("secret")?) {
+    wrapped(columns, "kek_version", "secret")
+}
+
+/// A wrapped secret in two columns, or none in both.
+fn wrapped(
+    columns: &Columns<'_>,
+    version: &'static str,
+    blob: &'static str,
+) -> Result<Option<WrappedSecret>, Fault> {
+    match (columns.get(version)?, columns.get(blob)?) {
         (Some(kek_version), Some(blob)) => Ok(Some(WrappedSecret { kek_version, blob })),
         (None, None) => Ok(None),
-        _ => Err(columns.invalid("secret")),
+        _ => Err(columns.invalid(blob)),
     }
 }
 
@@ -225,7 +256,7 @@ pub fn state(row: &Row<'_>) -> Result<Sealed<CredentialState>, Fault> {
         tenant: columns.tenant()?,
         version: columns.u64("version")?,
         status: columns.parsed("status", |name: String| {
-            [Status::Active, Status::Suspended, Status::Deleted].into_iter().find(|s| status_name(*s) == name)
+            Status::ALL.into_iter().find(|status| status_name(*status) == name)
         })?,
         next_factor: columns.u64("next_factor")?,
         last_accepted: columns.optional_u64("last_accepted")?,

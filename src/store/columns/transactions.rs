@@ -8,7 +8,7 @@ use crate::domain::id::TransactionId;
 use crate::domain::money::Money;
 use crate::domain::row::Sealed;
 use crate::domain::time::Deadline;
-use crate::domain::transaction::{Method, Parent, State, Terms, Transaction};
+use crate::domain::transaction::{Method, Parent, Progress, State, Terms, Transaction};
 
 pub(super) const ATTESTATION: Table = Table {
     name: "attestation",
@@ -42,6 +42,7 @@ pub(super) const PAYMENT: Table = Table {
         "authenticator",
         "seal_key_version",
         "seal",
+        "progress",
     ],
 };
 
@@ -78,6 +79,12 @@ pub fn transaction(row: &Row<'_>) -> Result<Sealed<Transaction>, Fault> {
         attempts_left: columns.get("attempts_left")?,
         ended_unix_ms: columns.optional_u64("ended_unix_ms")?,
         authenticator: columns.optional("authenticator")?,
+        progress: match columns.optional("progress")? {
+            None => Progress::None,
+            // Nothing is spelt by NULL alone: what is not in a seal would have two spellings.
+            Some(Progress::None) => return Err(columns.invalid("progress")),
+            Some(progress) => progress,
+        },
     })
 }
 

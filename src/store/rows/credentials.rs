@@ -8,6 +8,7 @@ use crate::domain::credential::{
 };
 use crate::domain::otp::MovingFactor;
 use crate::domain::row::Seal;
+use crate::domain::text::DisplayText;
 
 /// What the columns of `credential` say of its kind. A column that a kind does not have is NULL.
 #[derive(Default)]
@@ -25,6 +26,10 @@ struct KindColumns<'a> {
     public_key: Option<Vec<u8>>,
     certificate_chain: Option<Vec<u8>>,
     relying_party: Option<Vec<u8>>,
+    address: Option<&'a str>,
+    salt: Option<&'a [u8]>,
+    identity_key: Option<&'a WrappedSecret>,
+    evidence: Option<&'a str>,
 }
 
 impl<'a> KindColumns<'a> {
@@ -70,6 +75,20 @@ impl<'a> KindColumns<'a> {
                 relying_party: Some(bytes(&authenticator.party)?),
                 ..Self::signer(&authenticator.signer)?
             },
+            Kind::Terminal(terminal) => Self {
+                kind: "terminal",
+                address: Some(terminal.address.as_str()),
+                secret: terminal.secret.as_ref(),
+                ..Self::default()
+            },
+            Kind::Rolling(rolling) => Self {
+                kind: "rolling",
+                secret: rolling.secret.as_ref(),
+                salt: Some(&rolling.salt),
+                identity_key: rolling.identity_key.as_ref(),
+                evidence: rolling.evidence.as_ref().map(DisplayText::as_str),
+                ..Self::default()
+            },
         })
     }
 
@@ -89,14 +108,17 @@ pub fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) 
         row.version,
         "INSERT INTO credential (id, version, tenant, account, created_unix_ms, type, algorithm, digits,
              look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
-             public_key, certificate_chain, relying_party, deleted_unix_ms, seal_key_version, seal)
+             public_key, certificate_chain, relying_party, address, salt, identity_key_version, identity_key,
+             evidence, deleted_unix_ms, seal_key_version, seal)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-             ?22, ?23)",
+             ?22, ?23, ?24, ?25, ?26, ?27, ?28)",
         "UPDATE credential SET (version, tenant, account, created_unix_ms, type, algorithm, digits,
              look_ahead, period_s, skew_steps, suite, usage, kek_version, secret, data_version, pin_hash,
-             public_key, certificate_chain, relying_party, deleted_unix_ms, seal_key_version, seal)
-         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)
-         WHERE id = ?1 AND version = ?24",
+             public_key, certificate_chain, relying_party, address, salt, identity_key_version, identity_key,
+             evidence, deleted_unix_ms, seal_key_version, seal)
+         = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
+             ?24, ?25, ?26, ?27, ?28)
+         WHERE id = ?1 AND version = ?29",
         params![
             row.id.to_bytes(),
             row.version.cast_signed(),
@@ -118,6 +140,11 @@ pub fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) 
             kind.public_key,
             kind.certificate_chain,
             kind.relying_party,
+            kind.address,
+            kind.salt,
+            kind.identity_key.map(|key| key.kek_version),
+            kind.identity_key.map(|key| &key.blob),
+            kind.evidence,
             row.deleted_unix_ms.map(u64::cast_signed),
             seal.key_version,
             seal.mac,
@@ -182,6 +209,8 @@ pub fn status_name(status: Status) -> &'static str {
         Status::Active => "active",
         Status::Suspended => "suspended",
         Status::Deleted => "deleted",
+        Status::Pending => "pending",
+        Status::Unauthorized => "unauthorized",
     }
 }
 

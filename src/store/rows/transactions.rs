@@ -7,7 +7,7 @@ use crate::domain::account::AccountRef;
 use crate::domain::attestation::Attestation;
 use crate::domain::row::Seal;
 use crate::domain::text::DisplayText;
-use crate::domain::transaction::Transaction;
+use crate::domain::transaction::{Progress, Transaction};
 
 pub fn write_attestation(connection: &Connection, row: &Attestation, seal: &Seal) -> Result<bool> {
     put(
@@ -35,15 +35,15 @@ pub fn write_transaction(connection: &Connection, row: &Transaction, seal: &Seal
         row.version,
         "INSERT INTO payment (id, version, tenant, created_unix_ms, method, method_name, payer, payee, amount,
              currency, order_text, platform, remark, parent_id, parent_hash, nonce, expires, expires_unix_ms,
-             state, attempts_left, ended_unix_ms, authenticator, seal_key_version, seal)
+             state, attempts_left, ended_unix_ms, authenticator, progress, seal_key_version, seal)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-             ?22, ?23, ?24)",
+             ?22, ?23, ?24, ?25)",
         "UPDATE payment SET (version, tenant, created_unix_ms, method, method_name, payer, payee, amount,
              currency, order_text, platform, remark, parent_id, parent_hash, nonce, expires, expires_unix_ms,
-             state, attempts_left, ended_unix_ms, authenticator, seal_key_version, seal)
+             state, attempts_left, ended_unix_ms, authenticator, progress, seal_key_version, seal)
          = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
-             ?24)
-         WHERE id = ?1 AND version = ?25",
+             ?24, ?25)
+         WHERE id = ?1 AND version = ?26",
         params![
             row.id.to_bytes(),
             row.version.cast_signed(),
@@ -67,6 +67,10 @@ pub fn write_transaction(connection: &Connection, row: &Transaction, seal: &Seal
             row.attempts_left,
             row.ended_unix_ms.map(u64::cast_signed),
             row.authenticator.as_ref().map(bytes).transpose()?,
+            match &row.progress {
+                Progress::None => None,
+                progress => Some(bytes(progress)?),
+            },
             seal.key_version,
             seal.mac,
         ],
