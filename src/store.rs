@@ -27,8 +27,9 @@ use crate::domain::attestation::Attestation;
 use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState};
 use crate::domain::rolling::Binding;
-use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+use crate::domain::row::{Row, RowKey, RowSum, Sealed, SealedBytes};
 use crate::domain::transaction::Transaction;
+use crate::domain::verification::Subject;
 use crate::metrics::StoreError;
 
 mod checkpoint;
@@ -95,6 +96,18 @@ pub struct CredentialRows {
     pub state: Sealed<CredentialState>,
     /// What limits guessing.
     pub account: Sealed<Account>,
+}
+
+impl CredentialRows {
+    /// What a verdict stands on.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject { credential: &self.credential.row, state: &self.state.row, account: &self.account.row }
+    }
+
+    /// All three with their seals, in the order in which messages to a custodian have them.
+    pub fn to_bytes(&self) -> [SealedBytes; 3] {
+        [self.credential.to_bytes(), self.state.to_bytes(), self.account.to_bytes()]
+    }
 }
 
 /// A rolling credential that is bound, by its password.

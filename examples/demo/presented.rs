@@ -55,7 +55,7 @@ pub async fn all(
 ) -> Outcome<Phone> {
     let bank = parties.bank;
     let mut phone = enrol(narrator, bank, script).await?;
-    authorise(narrator, parties, script, &phone).await?;
+    authorize(narrator, parties, script, &phone).await?;
     let shown = present(narrator, bank, script, &mut phone).await?;
     let payment = claim(narrator, parties, &shown).await?;
     approve(narrator, bank, script, exchange, &phone, &shown, &payment).await?;
@@ -83,7 +83,7 @@ fn input(narrator: &mut Narrator, script: &mut Script, command: &str, request: V
 }
 
 async fn enrol(narrator: &mut Narrator, bank: &Bank, script: &mut Script) -> Outcome<Phone> {
-    narrator.heading("A phone is authorised (presented_code): two messages and its key")?;
+    narrator.heading("A phone is authorized (presented_code): two messages and its key")?;
     narrator.step(&format!("the bank has known the number {ADDRESS} for a while"));
     let body = json!({ "type": "terminal", "account": ACCOUNT, "address": ADDRESS });
     let terminal = bank.post(narrator, "/v1/credentials", &body).await?;
@@ -103,7 +103,7 @@ async fn enrol(narrator: &mut Narrator, bank: &Bank, script: &mut Script) -> Out
     Ok(phone)
 }
 
-async fn authorise(
+async fn authorize(
     narrator: &mut Narrator,
     parties: &Parties<'_>,
     script: &mut Script,
@@ -111,7 +111,7 @@ async fn authorise(
 ) -> Outcome {
     let (bank, gateway) = (parties.bank, parties.gateway);
     let path = format!("/v1/credentials/{}/authorization", phone.id);
-    narrator.step("S200: the bank begins its authorisation by SMS, both ways");
+    narrator.step("S200: the bank begins its authorization by SMS, both ways");
     let body = json!({ "method": "sms", "terminal": phone.terminal });
     let begun = bank.post(narrator, &path, &body).await?;
     narrator.check(

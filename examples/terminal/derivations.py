@@ -234,7 +234,7 @@ def rotation(code_bytes):
     return mac(code_bytes, "hsm-authd/rolling/rotate/v1")
 
 
-# Presented codes: the two codes by which a terminal authorises a device, the appliance's side
+# Presented codes: the two codes by which a terminal authorizes a device, the appliance's side
 
 def authorization_codes(key, *fields):
     down, up = (digits_of(mac(key, way, *fields), AUTHORIZATION_DIGITS)

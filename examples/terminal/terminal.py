@@ -177,7 +177,7 @@ def do_rotation(request):
 
 
 def signed_fields(kind, request):
-    """A terminal alone may be empty: of an authorisation by password."""
+    """A terminal alone may be empty: of an authorization by password."""
     fields = {name: request.text(name, or_empty=name == "terminal") for name in derive.KINDS[kind].split()}
     data = derive.signing_input({name: value for name, value in fields.items() if value}, kind)
     return {"signing_input": b64u(data), "digest": derive.digest_of(data).hex()}

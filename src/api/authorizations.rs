@@ -160,7 +160,7 @@ pub(super) async fn begin(State(api): State<Arc<Api>>, call: Call) -> Result<Aut
 }
 
 pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
-    let mut call = call.allowed(Permission::Transact)?;
+    let mut call = call.allowed_by_any(Permission::READS_CODES)?;
     let id = call.credential_id().await.ok_or(Problem::NotFound)?;
     let (view, codes) = api.service.authorization(&call.caller, id).await?;
     let body = AuthorizationBody::new(&view, codes.as_ref());

@@ -73,8 +73,13 @@ impl<S: Sync> FromRequest<S> for Call {
 impl Call {
     /// The choke point: no caller without its permission, and none without one tenant.
     pub fn allowed(self, permission: Permission) -> Result<AllowedCall, Problem> {
+        self.allowed_by_any(&[permission])
+    }
+
+    /// The same where one of several permissions will do.
+    pub fn allowed_by_any(self, permissions: &[Permission]) -> Result<AllowedCall, Problem> {
         let TenantScope::One(tenant) = &self.client.scope else { return Err(Problem::Forbidden) };
-        if !self.client.permissions.contains(&permission) {
+        if !permissions.iter().any(|permission| self.client.permissions.contains(permission)) {
             return Err(Problem::Forbidden);
         }
         let caller = Caller {
@@ -206,7 +211,7 @@ async fn body_of(parts: &Parts, body: Body, api: &Api) -> Result<Bytes, Problem>
 }
 
 /// The fields that a caller may be told to mend by name.
-pub(super) const FIELDS: [&str; 64] = [
+pub(super) const FIELDS: [&str; 63] = [
     "type",
     "account",
     "algorithm",
@@ -254,7 +259,6 @@ pub(super) const FIELDS: [&str; 64] = [
     "window_seconds",
     "interval_seconds",
     "tolerance_seconds",
-    "digits",
     "presentation",
     "codes",
     "code",

@@ -68,7 +68,8 @@ described! {
     State => choice("What became of it. All but `pending` are final.", &State::ALL);
     MethodName => choice("How it is approved: `challenge_response`, by an OCRA token's answer to a question that is \
         derived from all of it; `device_signature`, by a security device that signs all of it, or by an OCRA token; \
-        `multi_terminal`, by codes that were sent to several terminals.",
+        `multi_terminal`, by codes that were sent to several terminals; `rolling_password`, by a password that says whose \
+        it is; `presented_code`, by a yes of the device that presented a code.",
         &[MethodName::ChallengeResponse, MethodName::DeviceSignature, MethodName::MultiTerminal,
             MethodName::RollingPassword, MethodName::PresentedCode]);
     ProofFormat => choice("How what a device signed is written. `der` and `p1363` are for ES256, `raw` is for RS256; `jws` is a \
@@ -279,7 +280,7 @@ pub(super) fn issued_at() -> ObjectBuilder {
 
 /// A presented code.
 pub(super) fn presentation_code() -> ObjectBuilder {
-    text("128 random bits in base32 (RFC 4648, section 6), upper case, without padding.")
+    text("128 bits that nobody can guess, in base32 (RFC 4648, section 6), upper case, without padding.")
         .pattern(Some("^[A-Z2-7]{26}$"))
 }
 

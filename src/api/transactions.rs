@@ -62,7 +62,7 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, call: Call) -> Result<Tr
 }
 
 pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
-    let mut call = call.allowed(Permission::Transact)?;
+    let mut call = call.allowed_by_any(Permission::READS_CODES)?;
     let id = call.transaction_id().await.ok_or(Problem::NotFound)?;
     let shown = api.service.transaction_with_codes(&call.caller, id).await?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &ShownBody::of(&shown)))

@@ -85,13 +85,8 @@ impl AttestKey {
         let input = signing_input(&self.kid, &attest.claims);
         let signature = session.sign_digest(self.private, &Sha256::digest(&input).into())?;
         let jws = compose(&input, &signature);
-        let row = Row::Attestation(Attestation {
-            transaction: attest.transaction,
-            tenant: attest.tenant.clone(),
-            version: 1,
-            jws: jws.clone(),
-        });
-        Ok(Attested { row: row.encode(), jws })
+        let row = Attestation::new(attest.transaction, attest.tenant.clone(), jws.clone());
+        Ok(Attested { row: Row::from(row).encode(), jws })
     }
 }
 

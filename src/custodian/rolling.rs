@@ -58,6 +58,16 @@ impl Operations {
             // Its seal is right, and it is no binding of this secret: it is of an earlier one, and was put back.
             return Err(Fault::Seal(place));
         }
+        // All that needs the secret comes before the next key is opened: a small cache holds no more than one.
+        let neighbour = match &asked {
+            Asked::Payment { .. } => Some(binding.epoch.saturating_add(1)),
+            Asked::Rotation { rotation: Rotation::HandOut, .. } => Some(binding.epoch.saturating_sub(1)),
+            Asked::Rotation { rotation: Rotation::Acknowledge, .. } | Asked::IdentityKey(_) => None,
+        };
+        let neighbour = match neighbour {
+            Some(epoch) => Some((epoch, TemporaryCode::of(&self.session, secret, credential.id, epoch)?)),
+            None => None,
+        };
         let identity_key = identity_key.map(|key| self.hmac_key(key)).transpose()?;
         let valid = match (&asked, identity_key) {
             (Asked::Payment { proof, digest }, Some(key)) => {
@@ -71,24 +81,14 @@ impl Operations {
                 let shown = Zeroizing::new(MacKey::new(presented.expose()).mac(&message));
                 shown.as_slice().ct_eq(own.as_slice()).into()
             }
-            (Asked::Rotation { proof, rotation }, None) => {
-                let before = match rotation {
-                    Rotation::Acknowledge => None,
-                    Rotation::HandOut => {
-                        let epoch = binding.epoch.saturating_sub(1);
-                        Some(TemporaryCode::of(&self.session, secret, credential.id, epoch)?)
-                    }
-                };
-                let shown = before.as_ref().unwrap_or(&code).mac(&rotation_message());
-                shown.as_slice().ct_eq(proof.expose()).into()
+            (Asked::Rotation { proof, .. }, None) => {
+                let asked = neighbour.as_ref().map_or(&code, |(_, before)| before);
+                asked.mac(&rotation_message()).as_slice().ct_eq(proof.expose()).into()
             }
             _ => return request("a claim without its key"),
         };
         let next = match (&asked, valid) {
-            (Asked::Payment { .. }, true) => {
-                let epoch = binding.epoch.saturating_add(1);
-                Some((epoch, TemporaryCode::of(&self.session, secret, credential.id, epoch)?))
-            }
+            (Asked::Payment { .. }, true) => neighbour,
             _ => None,
         };
         let used = next.as_ref().map(|(_, code)| Row::Binding(binding.used(code.lookup())).encode());

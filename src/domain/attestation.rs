@@ -34,6 +34,13 @@ pub struct Attestation {
     pub jws: String,
 }
 
+impl Attestation {
+    /// That of this transaction.
+    pub fn new(transaction: TransactionId, tenant: Tenant, jws: String) -> Self {
+        Self { transaction, tenant, version: 1, jws }
+    }
+}
+
 /// What is signed (RFC 7515, section 5.1): header and claims, each in base64url, with a dot between. `kid` is an RFC 7638
 /// thumbprint: it has no character that JSON escapes.
 pub fn signing_input(kid: &str, claims: &[u8]) -> String {

@@ -12,8 +12,8 @@ use super::otp::{Digits, Otp, modulo};
 use super::rolling::Evidence;
 use super::time::{Deadline, Now, rfc3339};
 
-/// How long an authorization can be completed, in milliseconds.
-pub const LIFETIME_MS: u64 = 5 * 60_000;
+/// How long an authorization can be completed, in seconds.
+pub const LIFETIME_S: u32 = 5 * 60;
 /// How many wrong attempts end it.
 pub const ATTEMPTS_MAX: u8 = 3;
 
@@ -125,7 +125,8 @@ impl Authorization {
 
     /// The code of that HMAC: 6 digits. `None` if it is none.
     pub fn code(mac: &[u8]) -> Option<Otp> {
-        modulo(mac, Digits::default())
+        let digits = Digits::default();
+        modulo(mac, digits).map(|number| Otp::of_number(number, digits))
     }
 
     /// Whether it can still be completed.

@@ -75,6 +75,11 @@ pub enum Permission {
     Admin,
 }
 
+impl Permission {
+    /// What reads that codes can be in ask for: who sends them out has no business to enter them.
+    pub const READS_CODES: &[Self] = &[Self::Transact, Self::Deliver];
+}
+
 /// An authenticated client that has the permission, acting for one tenant.
 #[derive(Clone, Debug)]
 pub struct Caller {

@@ -159,12 +159,12 @@ pub fn truncate(mac: &[u8], digits: Digits) -> Option<Otp> {
     Some(Otp::of_number(code, digits))
 }
 
-/// The first 8 bytes of an HMAC as a number, the highest byte first, modulo 10^digits: the code of what is no RFC's.
+/// The first 8 bytes of an HMAC as a number, the highest byte first, modulo 10^digits: the code of what is no RFC's, a
+/// number yet ([`Otp::of_number`]).
 ///
 /// `None` if there are not as many.
-pub fn modulo(mac: &[u8], digits: Digits) -> Option<Otp> {
-    let code = u64::from_be_bytes(*mac.first_chunk()?) % 10u64.pow(u32::from(digits.0));
-    Some(Otp(format!("{code:0width$}", width = usize::from(digits.0))))
+pub fn modulo(mac: &[u8], digits: Digits) -> Option<u64> {
+    Some(u64::from_be_bytes(*mac.first_chunk()?) % digits.modulus())
 }
 
 /// What moves from code to code (RFC 4226's counter; RFC 6238's time step), and how far apart the

@@ -12,8 +12,8 @@ use super::enc::enc;
 use super::id::{CredentialId, PresentationId, TransactionId};
 use super::time::{Deadline, Now, rfc3339};
 
-/// How long a presentation can be claimed, in milliseconds.
-pub const LIFETIME_MS: u64 = 60_000;
+/// How long a presentation can be claimed, in seconds.
+pub const LIFETIME_S: u32 = 60;
 /// How far a device's clock may be away when it asks for one, in milliseconds.
 pub const ISSUED_WITHIN_MS: u64 = 30_000;
 /// How many bytes a code has.
@@ -196,7 +196,7 @@ pub(super) mod tests {
             created_unix_ms: 1_000,
             nonce: [2; 32],
             code_hash: [3; 32],
-            expires: Deadline::after(&at(1_000), LIFETIME_MS),
+            expires: Deadline::after(&at(1_000), u64::from(LIFETIME_S) * 1_000),
             transaction: None,
         }
     }

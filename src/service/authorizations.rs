@@ -1,21 +1,22 @@
 //! Authorizing a device for an account (seed C, S100 and S200): begun and read here; its steps are in the file beside.
 
 use crate::domain::audit::Event;
-use crate::domain::authorization::{ATTEMPTS_MAX, Authorization, Halt, LIFETIME_MS, Means};
+use crate::domain::authorization::{ATTEMPTS_MAX, Authorization, Halt, LIFETIME_S, Means};
 use crate::domain::caller::{Caller, Tenant};
-use crate::domain::credential::{Credential, Kind, Status};
+use crate::domain::credential::{Credential, Status};
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Otp;
 use crate::domain::rolling::Evidence;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
 use crate::domain::transaction::deadline;
-use crate::domain::verification::{Subject, unlocked};
+use crate::domain::verification::unlocked;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::store::{Commit, CredentialRows};
 
 use super::authorization_view::AuthorizationView;
 use super::memory::Recall;
+use super::transactions::terminals::is_active_terminal;
 use super::{Answer, Ask, RACES_MAX, Refused, Service, audit, race_lost, seal};
 
 mod steps;
@@ -96,7 +97,7 @@ impl Service {
         wanted: NewAuthorization,
     ) -> Result<AuthorizationAnswer, Refused> {
         let memory = match self.recall(&mut ask).await? {
-            Recall::Answered(answer) => return self.with_sms_codes(&ask.caller, answer).await,
+            Recall::Answered(answer) => return self.tell_authorization(&ask.caller, answer).await,
             Recall::New(memory) => memory,
         };
         let id = id.ok_or(Refused::Absent)?;
@@ -115,7 +116,7 @@ impl Service {
             let (means, terminal) = match &wanted {
                 NewAuthorization::Sms { terminal } => {
                     // No message is sent out for what no code could complete.
-                    unlocked(subject(&device), false, &now)?;
+                    unlocked(device.subject(), false, &now)?;
                     let rows = self.usable_terminal(&device, *terminal, &now).await?;
                     (Means::Sms { terminal: rows.credential.row.id }, Some(rows))
                 }
@@ -124,7 +125,6 @@ impl Service {
                 }
             };
             let before = self.store.authorization(id).await?;
-            let lifetime_s = u32::try_from(LIFETIME_MS / 1_000).unwrap_or(u32::MAX);
             let authorization = Authorization {
                 credential: id,
                 tenant: tenant.clone(),
@@ -132,7 +132,7 @@ impl Service {
                 version: before.as_ref().map_or(1, |before| before.row.version.saturating_add(1)),
                 means,
                 nonce: self.hsm.random().await?,
-                expires: deadline(&now, lifetime_s),
+                expires: deadline(&now, LIFETIME_S),
                 uplink_seen: false,
                 attempts_left: ATTEMPTS_MAX,
             };
@@ -147,7 +147,7 @@ impl Service {
             let mut bytes = first;
             let mut standing = Vec::new();
             for rows in std::iter::once(&device).chain(&terminal) {
-                bytes.extend([rows.credential.to_bytes(), rows.state.to_bytes(), rows.account.to_bytes()]);
+                bytes.extend(rows.to_bytes());
                 standing.extend([Row::from(rows.credential.row.clone()), rows.state.row.clone().into()]);
             }
             let outcome = Outcome { replaces, rows: rows.iter().map(Row::encode).collect() };
@@ -187,7 +187,7 @@ impl Service {
         caller: &Caller,
         id: CredentialId,
     ) -> Result<(AuthorizationView, Option<AuthorizationCodes>), Refused> {
-        let under_way = self.under_way(&caller.tenant, id).await?;
+        let under_way = self.under_way(&caller.tenant, id, None).await?;
         let authorization = &under_way.authorization;
         authorization.row.open(&self.now())?;
         let codes = match &under_way.terminal {
@@ -200,7 +200,11 @@ impl Service {
     }
 
     /// An answer that is remembered, with its codes again while they are good for something.
-    async fn with_sms_codes(&self, caller: &Caller, answer: Answer) -> Result<AuthorizationAnswer, Refused> {
+    async fn tell_authorization(
+        &self,
+        caller: &Caller,
+        answer: Answer,
+    ) -> Result<AuthorizationAnswer, Refused> {
         let begun = match &answer {
             Answer::AuthorizationBegun(view) if caller.delivers => Some(view),
             _ => None,
@@ -240,12 +244,12 @@ impl Service {
             Some(id) => self.store.credential(&device.credential.row.tenant, id).await?,
             None => None,
         };
-        let rows = rows.filter(|rows| is_terminal(rows) && rows.credential.row.account == *account);
+        let rows = rows.filter(|rows| is_active_terminal(rows) && rows.credential.row.account == *account);
         let rows = rows.ok_or(Refused::Invalid {
             field: "terminal",
             reason: "must be an active terminal of the same account",
         })?;
-        match self.terminal_is_cooled(rows.credential.row.created_unix_ms, now) {
+        match self.is_cooled_terminal(&rows, now) {
             true => Ok(rows),
             false => Err(Refused::Invalid {
                 field: "terminal",
@@ -263,10 +267,16 @@ impl Service {
         }
     }
 
-    /// What is under way, its seals checked: who is refused is refused for what is so.
-    async fn under_way(&self, tenant: &Tenant, id: CredentialId) -> Result<UnderWay, Refused> {
+    /// What is under way, its seals checked: who is refused is refused for what is so. Somebody who may be guessing
+    /// (`guessed`, now) is told of a lock before that, without the HSM.
+    async fn under_way(
+        &self,
+        tenant: &Tenant,
+        id: CredentialId,
+        guessed: Option<&Now>,
+    ) -> Result<UnderWay, Refused> {
         let device = self.device(tenant, id).await?;
-        let device_bytes = [device.credential.to_bytes(), device.state.to_bytes(), device.account.to_bytes()];
+        let device_bytes = device.to_bytes();
         let Some(authorization) = self.store.authorization(id).await? else {
             self.hsm.check(device_bytes.into()).await?;
             return Err(match device.state.row.status {
@@ -279,21 +289,17 @@ impl Service {
             None => None,
         };
         let is_by_sms = authorization.row.terminal().is_some();
+        if let (true, Some(now)) = (is_by_sms, guessed) {
+            // Codes can be guessed; a signature cannot, so no lock stops it.
+            unlocked(device.subject(), false, now)?;
+        }
         let under_way = UnderWay { device, authorization, terminal };
         self.hsm.check(device_bytes.into_iter().chain(under_way.bytes()).collect()).await?;
         // The device is not waiting for it, or its terminal has gone since.
-        let is_lost = is_by_sms && !under_way.terminal.as_ref().is_some_and(is_terminal);
+        let is_lost = is_by_sms && !under_way.terminal.as_ref().is_some_and(is_active_terminal);
         match under_way.device.state.row.status == Status::Unauthorized && !is_lost {
             true => Ok(under_way),
             false => Err(Refused::Conflict),
         }
     }
-}
-
-fn subject(rows: &CredentialRows) -> Subject<'_> {
-    Subject { credential: &rows.credential.row, state: &rows.state.row, account: &rows.account.row }
-}
-
-fn is_terminal(rows: &CredentialRows) -> bool {
-    matches!(rows.credential.row.kind, Kind::Terminal(_)) && rows.state.row.status == Status::Active
 }

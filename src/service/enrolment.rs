@@ -112,6 +112,13 @@ impl Service {
         {
             return Err(Refused::Invalid { field: "export", reason: "this appliance hands no seed out" });
         }
+        // How long it has been there is what makes a terminal one that counts.
+        if matches!(kind, NewKind::Terminal(_))
+            && self.policies.credentials.terminal_cooling_seconds > 0
+            && !self.now().trusted
+        {
+            return Err(Refused::clock_untrusted());
+        }
         let tenant = ask.caller.tenant.clone();
         let _guard = self.locks.lock(&tenant, &account_ref).await?;
         let mut id = [0; 16];

@@ -5,7 +5,7 @@ use crate::domain::audit::Event;
 use crate::domain::caller::{Caller, Permission, Tenant};
 use crate::domain::credential::Status;
 use crate::domain::id::CredentialId;
-use crate::domain::row::{Row, SealedBytes};
+use crate::domain::row::Row;
 use crate::domain::time::Now;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::store::{Commit, CredentialRows, Page};
@@ -129,7 +129,7 @@ impl Service {
             let is_written = |row: &Row| written.iter().any(|new| new.key() == row.key());
             let mut replaces: Vec<u8> =
                 (0u8..).zip(&before).filter(|(_, row)| is_written(row)).map(|(place, _)| place).collect();
-            let mut bytes = Vec::from(all_bytes(&rows));
+            let mut bytes = Vec::from(rows.to_bytes());
             let mut removed = Vec::new();
             if let Some(binding) = &binding {
                 replaces.extend(u8::try_from(bytes.len()));
@@ -174,7 +174,7 @@ impl Service {
         if rows.state.row.status == Status::Deleted {
             return Err(Refused::Absent);
         }
-        self.hsm.check(all_bytes(&rows).into()).await?;
+        self.hsm.check(rows.to_bytes().into()).await?;
         Ok(CredentialView::new(&rows.credential.row, &rows.state.row))
     }
 
@@ -194,7 +194,7 @@ impl Service {
         };
         let more = found.len() > usize::from(page.limit);
         found.truncate(page.limit.into());
-        self.hsm.check(found.iter().flat_map(all_bytes).collect()).await?;
+        self.hsm.check(found.iter().flat_map(CredentialRows::to_bytes).collect()).await?;
         let items: Vec<_> =
             found.iter().map(|rows| CredentialView::new(&rows.credential.row, &rows.state.row)).collect();
         let next = if more { items.last().map(|item| item.id.clone()) } else { None };
@@ -204,8 +204,4 @@ impl Service {
     async fn load(&self, tenant: &Tenant, id: CredentialId) -> Result<CredentialRows, Refused> {
         self.store.credential(tenant, id).await?.ok_or(Refused::Absent)
     }
-}
-
-fn all_bytes(rows: &CredentialRows) -> [SealedBytes; 3] {
-    [rows.credential.to_bytes(), rows.state.to_bytes(), rows.account.to_bytes()]
 }

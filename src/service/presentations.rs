@@ -7,7 +7,7 @@ use crate::domain::caller::{Caller, Tenant};
 use crate::domain::credential::Kind;
 use crate::domain::id::{CredentialId, PresentationId};
 use crate::domain::presentation::{
-    IssuedAt, LIFETIME_MS, Presentation, PresentationCode, PresentationState, signing_input,
+    IssuedAt, LIFETIME_S, Presentation, PresentationCode, PresentationState, signing_input,
 };
 use crate::domain::row::{Row, Sealed};
 use crate::domain::text::is_nfc;
@@ -53,7 +53,7 @@ impl Service {
         wanted: NewPresentation,
     ) -> Result<PresentationAnswer, Refused> {
         let memory = match self.recall(&mut ask).await? {
-            Recall::Answered(answer) => return self.with_code(&ask.caller, answer).await,
+            Recall::Answered(answer) => return self.tell_presentation(&ask.caller, answer).await,
             Recall::New(memory) => memory,
         };
         let id = wanted.credential.ok_or(Refused::Absent)?;
@@ -114,7 +114,6 @@ impl Service {
         let id = PresentationId::from_random(id);
         let nonce = self.hsm.random().await?;
         let code = self.hsm.presentation_code(id, nonce).await?;
-        let lifetime_s = u32::try_from(LIFETIME_MS / 1_000).unwrap_or(u32::MAX);
         let presentation = Presentation {
             id,
             tenant: credential.tenant.clone(),
@@ -124,7 +123,7 @@ impl Service {
             created_unix_ms: now.unix_ms,
             nonce,
             code_hash: code.hash(),
-            expires: deadline(now, lifetime_s),
+            expires: deadline(now, LIFETIME_S),
             transaction: None,
         };
         let answer = Answer::Presented {
@@ -196,7 +195,11 @@ impl Service {
     }
 
     /// An answer that is remembered, with the code of the presentation that it tells of.
-    async fn with_code(&self, caller: &Caller, answer: Answer) -> Result<PresentationAnswer, Refused> {
+    async fn tell_presentation(
+        &self,
+        caller: &Caller,
+        answer: Answer,
+    ) -> Result<PresentationAnswer, Refused> {
         let id = match &answer {
             Answer::Presented { presentation, .. } => PresentationId::parse(presentation),
             _ => None,

@@ -345,7 +345,7 @@ pub(super) mod tests {
         let claims = Claims::new(&transaction, "hsm-authd", 1 << 30, 1 << 30).to_json();
         let jws = "j".repeat(attestation::jws_bytes(&claims));
         assert!((QR_BYTES_MAX * 7 / 8..=QR_BYTES_MAX).contains(&jws.len()), "{}", jws.len());
-        let attestation = Attestation { transaction: transaction.id, tenant, version: 1, jws };
+        let attestation = Attestation::new(transaction.id, tenant, jws);
         (transaction, attestation)
     }
 

@@ -91,12 +91,7 @@ impl Service {
         let open =
             |binding: &Sealed<Binding>| binding.row.epoch == handed_out.epoch && binding.row.is_handed_out();
         let Some(binding) = self.store.binding(id).await?.filter(open) else { return Ok(None) };
-        let standing = vec![
-            rows.credential.to_bytes(),
-            rows.state.to_bytes(),
-            rows.account.to_bytes(),
-            binding.to_bytes(),
-        ];
+        let standing = rows.to_bytes().into_iter().chain([binding.to_bytes()]).collect();
         Ok(Some(self.hsm.open_epoch(id, standing).await?.into()))
     }
 
@@ -113,8 +108,7 @@ impl Service {
 
     /// What its binding does not allow. Nothing is written, so nothing else would look at the seals.
     async fn of_no_use<T>(&self, all: &RollingRows) -> Result<T, Refused> {
-        let CredentialRows { credential, state, account } = &all.rows;
-        let mut standing = vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()];
+        let mut standing = Vec::from(all.rows.to_bytes());
         standing.extend(all.binding.as_ref().map(Sealed::to_bytes));
         self.hsm.check(standing).await?;
         Err(Refused::Conflict)

@@ -20,7 +20,7 @@ use super::{Answer, Ask, RACES_MAX, Refused, Service, audit_transaction, race_lo
 mod attestations;
 mod creation;
 mod responses;
-mod terminals;
+pub(in crate::service) mod terminals;
 
 pub use creation::{Approval, ByCredential, ByTerminals, MethodName, NewTransaction};
 pub use responses::{Decision, Presented};

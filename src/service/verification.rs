@@ -74,8 +74,7 @@ impl Ending {
         match (attempt.transaction, jws) {
             (None, None) => Ok(self),
             (Some(Sealed { row, .. }), Some(jws)) => {
-                let (transaction, tenant) = (row.id, row.tenant.clone());
-                self.rows.push(Row::Attestation(Attestation { transaction, tenant, version: 1, jws }));
+                self.rows.push(Attestation::new(row.id, row.tenant.clone(), jws).into());
                 Ok(self)
             }
             _ => Err(Refused::unavailable("the custodian attested what nobody asked, or not what was asked")),
@@ -206,8 +205,7 @@ pub(super) const TRANSACTION: u8 = 3;
 
 impl<'a> Attempt<'a> {
     pub fn subject(self) -> Subject<'a> {
-        let CredentialRows { credential, state, account } = self.rows;
-        Subject { credential: &credential.row, state: &state.row, account: &account.row }
+        self.rows.subject()
     }
 
     /// What a response makes of the attempt's transaction.
@@ -241,8 +239,7 @@ impl<'a> Attempt<'a> {
 
     /// The same with their seals.
     pub fn standing_bytes(self) -> Vec<SealedBytes> {
-        let CredentialRows { credential, state, account } = self.rows;
-        let mut bytes = vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()];
+        let mut bytes = Vec::from(self.rows.to_bytes());
         bytes.extend(self.transaction.map(Sealed::to_bytes));
         bytes
     }

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::OpenError;
 use super::schema::APPLICATION_ID;
@@ -13,6 +14,8 @@ use super::schema::APPLICATION_ID;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Where `PRAGMA application_id` is kept in the header.
 const APPLICATION_ID_AT: usize = 68;
+/// How long a start waits for the database's lock.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The header's length.
 const HEADER_LEN: usize = 100;
 
@@ -60,15 +63,22 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
+/// A process that was killed closes its descriptors one after the other: who found one of its locks free has not long to
+/// wait for the next.
 fn lock(path: &Path) -> Result<Lock, OpenError> {
     let lock_path = beside(path, "-lock");
     let file = open(&lock_path).map_err(|error| refusal("open", &lock_path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
-        Err(TryLockError::WouldBlock) => {
-            Err(OpenError(format!("another process uses {}; stop it first", path.display())))
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock(file)),
+            Err(TryLockError::Error(error)) => return Err(refusal("lock", &lock_path, &error)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(OpenError(format!("another process uses {}; stop it first", path.display())));
+            }
+            // The kernel has no lock that can be waited for with a deadline.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
         }
-        Err(TryLockError::Error(error)) => Err(refusal("lock", &lock_path, &error)),
     }
 }
 

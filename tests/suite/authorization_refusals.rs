@@ -3,11 +3,17 @@
 use serde_json::{Value, json};
 
 use crate::bank::{act, credential, delete, done, failed, locked, refused, without_request_id};
+use crate::certified_signers::{enrolment, exchange, lists};
 use crate::client::{Connection, Response};
-use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
-use crate::presenting::{ADDRESS, Payer, Sms, another, at, enrol_terminal, garbage, jws, to_authorize};
+use crate::daemon::{Daemon, enrol, enrol_hotp, rfc_code, verify};
+use crate::device_pki::{NOW_S, anchor, device, intermediate, leaf};
+use crate::presenting::{
+    ADDRESS, PRESENTATIONS, Payer, Presented, Sms, another, at, claimed, enrol_terminal, garbage, jws,
+    to_authorize,
+};
 use crate::security_devices::{es256, es256_jws, signed};
 use crate::transactions::NOW;
+use crate::transactions_client::respond;
 
 fn with(body: &Value, name: &str, value: impl Into<Value>) -> Value {
     let mut body = body.clone();
@@ -403,4 +409,38 @@ async fn attempts_at_once_are_all_counted_and_one_completes() {
     assert_eq!(at_once(sms.uplink_body(), "/uplink").await, [200; 12]);
     assert_eq!(at_once(sms.completion(), "/complete").await, [vec![200], vec![409; 11]].concat());
     assert_eq!(credential(&gateway, &sms.payer.id).await["failures"], 0);
+}
+
+/// A certificate is held against anchors and lists at each use, here too.
+#[tokio::test]
+async fn while_nothing_vouches_for_a_device_it_is_not_authorized_and_presents_and_decides_nothing() {
+    let daemon = Daemon::start_at(NOW_S);
+    exchange(&daemon, &[&anchor()], &lists(&[]));
+    let bank = daemon.connect("bank-a-gateway").await;
+    let mut body = enrolment(&[&leaf(), &intermediate()]);
+    body["authorization"] = json!("required");
+    let id = enrol(&bank, &body).await;
+    let payer = Payer { tenant: "bank-a", account: "acct-1".into(), id, key: device().key };
+    let begin = json!({ "method": "password", "evidence": "login 42" });
+    let begun: Value = bank.post(&at(&payer.id, ""), &begin).await.unwrap().json().unwrap();
+    let completion = signed("der", &payer.key.sign(&to_authorize(&payer, "", &begun)));
+    let complete = async || bank.post(&at(&payer.id, "/complete"), &completion).await.unwrap();
+    let revoke = || exchange(&daemon, &[&anchor()], &lists(&[3]));
+    let trust = || exchange(&daemon, &[&anchor()], &lists(&[]));
+    revoke();
+    assert_eq!(failed(&complete().await), 2);
+    trust();
+    done(&complete().await);
+    let request = payer.body(NOW_S);
+    revoke();
+    assert_eq!(failed(&bank.post(PRESENTATIONS, &request).await.unwrap()), 5);
+    trust();
+    let presented = Presented::of(&bank.post(PRESENTATIONS, &request).await.unwrap().json().unwrap());
+    let transaction = claimed(&bank, &presented.code).await;
+    revoke();
+    for (decision, left) in [("approve", 2), ("decline", 1)] {
+        assert_eq!(failed(&respond(&bank, &transaction, &payer.decides(decision, &transaction)).await), left);
+    }
+    trust();
+    done(&respond(&bank, &transaction, &payer.decides("approve", &transaction)).await);
 }

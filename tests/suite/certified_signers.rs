@@ -25,11 +25,11 @@ const RELOADED: &str = "certificates, revocation lists and clients reloaded";
 const NOT_RELOADED: &str = "not reloaded;";
 
 /// The lists of the two authorities, of which the issuing one has revoked these.
-fn lists(revoked: &[u8]) -> [Vec<u8>; 2] {
+pub fn lists(revoked: &[u8]) -> [Vec<u8>; 2] {
     [List::of(&[]).issue(&root()), List::of(revoked).issue(&issuing())]
 }
 
-fn enrolment(ders: &[&[u8]]) -> Value {
+pub fn enrolment(ders: &[&[u8]]) -> Value {
     json!({ "type": "signer", "account": "acct-1", "certificate_chain_pem": certificates_pem(ders) })
 }
 
@@ -54,7 +54,7 @@ fn write_files(daemon: &Daemon, anchors: &str, crls: &str) {
 }
 
 /// Exchanges the files, and has them loaded.
-fn exchange(daemon: &Daemon, anchors: &[&[u8]], lists: &[Vec<u8>]) {
+pub fn exchange(daemon: &Daemon, anchors: &[&[u8]], lists: &[Vec<u8>]) {
     let lists: Vec<_> = lists.iter().map(Vec::as_slice).collect();
     write_files(daemon, &certificates_pem(anchors), &lists_pem(&lists));
     let path = daemon.dir().join("hsm-authd.toml");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use hmac::{Hmac, KeyInit, Mac};
 use hsm_authd::domain::account::AccountRef;
 use hsm_authd::domain::authorization::{Authorization, Means};
 use hsm_authd::domain::credential::{Credential, Kind, Signer, Terminal};
@@ -14,10 +13,11 @@ use hsm_authd::domain::time::{BootId, Deadline, Now, RunId, rfc3339};
 use hsm_authd::hsm::messages::{AuthorizationStep, CheckAuthorization, Fault, Request, Response};
 use sha2::{Digest, Sha256};
 
+use crate::by_hand::{digits, mac};
 use crate::custodian::{account, otp, outcome, request_fault, sealed, state, tenant};
 use crate::custodian_signatures::bytes;
 use crate::intruder::intrude;
-use crate::presenting::{ADDRESS, another, enc};
+use crate::presenting::{ADDRESS, another};
 use crate::signers::Device;
 use crate::store_samples;
 use crate::token::{Custodian, TestToken};
@@ -69,21 +69,18 @@ fn device(number: u8) -> Row {
     credential(DEVICE, "acct-1", Kind::Signer(Signer { algorithm: key.algorithm(), key: Some(key) }))
 }
 
-/// The code as `design` has it, computed from what the authorization says by the test's own hand.
+/// The code as `docs/methods/presented_code.md` has it, of what the authorization says.
 fn code(purpose: &str, authorization: &Authorization) -> String {
     let nonce = data_encoding::HEXLOWER.encode(&authorization.nonce);
-    let message = enc(&[
+    let parts = [
         &format!("hsm-authd/authorization/{purpose}/v1"),
         authorization.tenant.as_str(),
         authorization.account.as_str(),
         &authorization.credential.to_string(),
         &nonce,
         &rfc3339(EXPIRES_UNIX_MS),
-    ]);
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET).unwrap();
-    mac.update(&message);
-    let mac = mac.finalize().into_bytes();
-    format!("{:06}", u64::from_be_bytes(mac[..8].try_into().unwrap()) % 1_000_000)
+    ];
+    digits(&mac(SECRET, &parts), 6)
 }
 
 impl Custodian {

@@ -262,6 +262,25 @@ fn an_accepted_payment_writes_the_next_binding_and_the_attestation() {
     }
 }
 
+/// Two keys take part in a payment, and the cache may hold but one.
+#[test]
+fn a_small_cache_changes_no_password() {
+    for cached_max in [1, 2] {
+        let mut token = TestToken::new();
+        token.boot.secrets_cached_max = cached_max;
+        let mut custodian = token.custodian();
+        for epoch in [3, 4, 5] {
+            let standing = custodian.payment(epoch);
+            // The secret alone is in the cache, as after an activation or a rotation.
+            let _ = custodian.open_epoch(&standing[..4]);
+            let paid = custodian.check_rolling(check(&standing, payment(&right(epoch)))).unwrap();
+            assert!(paid.valid, "{cached_max}");
+            assert_opened(paid.opened, epoch + 1);
+            assert!(!custodian.check_rolling(check(&standing, payment(&right(9)))).unwrap().valid);
+        }
+    }
+}
+
 #[test]
 fn a_temporary_code_leaves_until_it_is_acknowledged() {
     let token = TestToken::new();

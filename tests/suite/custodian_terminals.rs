@@ -2,7 +2,6 @@
 //! attests. The tests compute the codes by their own hand.
 
 use data_encoding::HEXLOWER;
-use hmac::{Hmac, KeyInit, Mac};
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::caller::Tenant;
 use hsm_authd::domain::credential::{Credential, Kind, Terminal};
@@ -15,6 +14,7 @@ use hsm_authd::hsm::messages::{
     Attest, CheckEntry, CheckOtp, Fault, FindGeneration, Request, Response, SealedRows,
 };
 
+use crate::by_hand;
 use crate::custodian::{account, check as otp_check, otp, outcome, request_fault, sealed, tenant};
 use crate::store_samples;
 use crate::token::{Custodian, TestToken};
@@ -31,18 +31,11 @@ fn seed(number: u8) -> Vec<u8> {
     vec![number; 32]
 }
 
-/// By the contract's words.
+/// As `docs/methods/multi_terminal.md` has it.
 fn code(digest: &[u8; 32], number: u8, generation: u32, digits: u32) -> String {
-    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&seed(number)).unwrap();
     let parts =
         ["hsm-authd/terminal/v1", &HEXLOWER.encode(digest), &id(number).to_string(), &generation.to_string()];
-    for part in parts {
-        mac.update(&u32::try_from(part.len()).unwrap().to_be_bytes());
-        mac.update(part.as_bytes());
-    }
-    let mac = mac.finalize().into_bytes();
-    let number = u64::from_be_bytes(mac[..8].try_into().unwrap()) % 10u64.pow(digits);
-    format!("{number:0width$}", width = digits as usize)
+    by_hand::digits(&by_hand::mac(&seed(number), &parts), digits as usize)
 }
 
 fn digits(count: u32) -> Digits {

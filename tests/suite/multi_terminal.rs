@@ -1,5 +1,5 @@
 //! Transactions that codes of several terminals approve (seed E): every rule, entered at once and one by one, and one
-//! and the same answer to whatever is wrong.
+//! answer to whatever is wrong.
 
 use serde_json::{Value, json};
 

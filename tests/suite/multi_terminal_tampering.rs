@@ -1,4 +1,5 @@
-//! Whoever edits the database has no terminal left out, no code sent elsewhere, and no entry turned right.
+//! Whoever edits a row of a terminal has it left out of nothing that looks at the row, no code sent elsewhere, and no entry
+//! turned right. A row that is not found is another matter: `docs/methods/multi_terminal.md` says which.
 
 use data_encoding::HEXLOWER;
 use hsm_authd::domain::id::{CredentialId, TransactionId};

@@ -5,6 +5,7 @@ use hsm_authd::domain::time::rfc3339;
 use serde_json::{Value, json};
 
 use crate::bank::done;
+use crate::by_hand::enc;
 use crate::client::{Connection, Response};
 use crate::daemon::{enrol, text};
 use crate::device_pki::Key;
@@ -13,12 +14,6 @@ use crate::signers::pem_of;
 use crate::transactions::signing_input;
 
 pub const PRESENTATIONS: &str = "/v1/presentations";
-
-/// Each part with its length before it.
-pub fn enc(parts: &[&str]) -> Vec<u8> {
-    let with_length = |part: &&str| [&(part.len() as u32).to_be_bytes()[..], part.as_bytes()].concat();
-    parts.iter().flat_map(with_length).collect()
-}
 
 /// A user with a device.
 #[derive(Clone)]

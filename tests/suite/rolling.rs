@@ -27,7 +27,9 @@ async fn a_terminal_pays_by_what_it_makes_and_the_password_tells_whose_it_is() {
     Terminal::enrol(&bank, "bank-a", "acct-2").await;
     let (id, salt) = enrol_pending(&bank, "acct-1").await;
     assert_eq!(salt.len(), 32);
-    let key = pbkdf2(IDENTITY_CODE, &HEXLOWER.decode(salt.as_bytes()).unwrap(), 600_000);
+    // It takes seconds, and the connection is to be looked after meanwhile.
+    let salt = HEXLOWER.decode(salt.as_bytes()).unwrap();
+    let key = tokio::task::spawn_blocking(move || pbkdf2(IDENTITY_CODE, &salt, 600_000)).await.unwrap();
     let mut terminal = Terminal::bind(&bank, "bank-a", "acct-1", &id, key).await;
     for epoch in 2..5 {
         let transaction = order(&bank).await;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::bank::{done, path};
+use crate::by_hand::mac;
 use crate::client::{Connection, Response};
 use crate::daemon::enrol;
 use crate::ocra_token::mac_of;
@@ -14,15 +15,6 @@ use crate::transactions_client::{bound, create};
 pub const EVIDENCE: &str = "case 7";
 /// A user's identity code; any other is a wrong one.
 pub const IDENTITY_CODE: &str = "493817";
-
-/// Each part with its length before it.
-fn parts(parts: &[&str]) -> Vec<u8> {
-    parts.iter().flat_map(|part| [&(part.len() as u32).to_be_bytes()[..], part.as_bytes()].concat()).collect()
-}
-
-fn mac(key: &[u8], text: &[&str]) -> Vec<u8> {
-    mac_of("SHA256", key, &parts(text))
-}
 
 /// RFC 8018's PBKDF2 with HMAC-SHA-256, for one block.
 pub fn pbkdf2(identity_code: &str, salt: &[u8], rounds: u32) -> Vec<u8> {

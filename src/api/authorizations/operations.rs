@@ -97,14 +97,16 @@ pub(in super::super) fn operations() -> Vec<Operation> {
         .answers(StatusCode::CREATED, reference::<AuthorizationBody<'_>>(), "Begun.", shown()),
         Operation {
             also: &[Verdict::StateConflict, Verdict::Expired],
-            ..operation(HttpMethod::Get, PATH, "getAuthorization").said("Read an authorization", READ)
+            ..operation(HttpMethod::Get, PATH, "getAuthorization")
+                .permitted(Permission::READS_CODES)
+                .said("Read an authorization", READ)
         }
         .answers(StatusCode::OK, reference::<AuthorizationBody<'_>>(), "It.", shown()),
         Operation {
             guesses: true,
             also: &[Verdict::Expired],
             ..Operation::new(HttpMethod::Post, "/v1/credentials/{id}/authorization/uplink", "reportUplink")
-                .permitted(Permission::Deliver)
+                .permitted(&[Permission::Deliver])
                 .said("Report the message from the terminal", UPLINK)
         }
         .asks(
@@ -153,5 +155,5 @@ pub(in super::super) fn operations() -> Vec<Operation> {
 
 /// A route that asks for `transact`.
 fn operation(method: HttpMethod, path: &'static str, id: &'static str) -> Operation {
-    Operation::new(method, path, id).permitted(Permission::Transact)
+    Operation::new(method, path, id).permitted(&[Permission::Transact])
 }

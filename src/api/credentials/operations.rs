@@ -128,7 +128,7 @@ pub(in super::super) fn operations() -> Vec<Operation> {
         Operation {
             guesses: true,
             ..operation(HttpMethod::Post, "/v1/credentials/{id}/verify", "verify", "Verify", VERIFY)
-                .permitted(Permission::Verify)
+                .permitted(&[Permission::Verify])
         }
         .asks(reference::<VerifyForms>(), verifications())
         .answers(
@@ -168,7 +168,7 @@ pub(in super::super) fn operations() -> Vec<Operation> {
         Operation {
             guesses: true,
             ..operation(HttpMethod::Post, "/v1/credentials/{id}/rotation", "rotate", "Rotate", ROTATE)
-                .permitted(Permission::Transact)
+                .permitted(&[Permission::Transact])
         }
         .asks(reference::<RotationBody>(), rotations())
         .answers(
@@ -206,13 +206,13 @@ fn operation(
     summary: &'static str,
     description: &'static str,
 ) -> Operation {
-    Operation::new(method, path, id).permitted(Permission::Enroll).said(summary, description)
+    Operation::new(method, path, id).permitted(&[Permission::Enroll]).said(summary, description)
 }
 
 /// A route that says everything by its path.
 fn change(method: HttpMethod, path: &'static str, id: &'static str, action: Action) -> Operation {
     let asked = Asked::NoFields(reference::<NoFields>());
-    Operation { asked, ..Operation::new(method, path, id).permitted(action.permission()) }
+    Operation { asked, ..Operation::new(method, path, id).permitted(&[action.permission()]) }
 }
 
 impl Operation {

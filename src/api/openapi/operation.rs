@@ -40,8 +40,8 @@ pub struct Operation {
     pub id: &'static str,
     pub summary: &'static str,
     pub description: &'static str,
-    /// `None`: any client may.
-    pub permission: Option<Permission>,
+    /// Any of these; none: any client may.
+    pub permissions: Vec<Permission>,
     pub query: Vec<Parameter>,
     pub asked: Asked,
     pub answer: Answered,
@@ -109,7 +109,7 @@ impl Operation {
             id,
             summary: "",
             description: "",
-            permission: None,
+            permissions: Vec::new(),
             query: Vec::new(),
             asked: Asked::Nothing,
             answer: Answered { status: StatusCode::OK, description: "", form },
@@ -120,8 +120,8 @@ impl Operation {
     }
 
     /// The same for those with this permission.
-    pub fn permitted(self, permission: Permission) -> Self {
-        Self { permission: Some(permission), ..self }
+    pub fn permitted(self, permissions: &[Permission]) -> Self {
+        Self { permissions: permissions.to_vec(), ..self }
     }
 
     /// The same, explained.
@@ -158,21 +158,30 @@ impl Operation {
     }
 
     pub fn build(&self) -> utoipa::openapi::path::Operation {
-        let permission = match self.permission {
-            Some(permission) => serde_json::to_value(permission).unwrap_or_default(),
-            None => "any client".into(),
+        let roles: Vec<String> = self
+            .permissions
+            .iter()
+            .filter_map(|permission| serde_json::to_value(permission).ok()?.as_str().map(str::to_owned))
+            .collect();
+        let (permission, asks) = match roles.is_empty() {
+            true => (
+                "any client".to_owned(),
+                "For any configured client, whatever its permissions and its tenant.".to_owned(),
+            ),
+            false => (roles.join(" or "), format!("Permission: `{}`.", roles.join("` or `"))),
         };
-        let roles = self.permission.and(permission.as_str().map(str::to_owned));
-        let asks = match &roles {
-            Some(role) => format!("Permission: `{role}`."),
-            None => "For any configured client, whatever its permissions and its tenant.".to_owned(),
+        // One of several requirements has to be met.
+        let requirement = |role: Option<String>| SecurityRequirement::new(SECURITY, role);
+        let securities: Vec<_> = match roles.is_empty() {
+            true => vec![requirement(None)],
+            false => roles.into_iter().map(|role| requirement(Some(role))).collect(),
         };
         let mut operation = OperationBuilder::new()
             .operation_id(Some(self.id))
             .summary(Some(self.summary))
             .description(Some(format!("{}\n\n{asks}", self.description)))
             .request_body(self.request_body())
-            .security(SecurityRequirement::new(SECURITY, roles))
+            .securities(Some(securities))
             .extensions(Some(ExtensionsBuilder::new().add("x-permission", permission).build()))
             .response(self.answer.status.as_u16().to_string(), self.answer.response());
         if let Some(partial) = &self.partial {
@@ -209,7 +218,7 @@ impl Operation {
 
     /// Whether an `Idempotency-Key` counts. What any client may changes nothing.
     fn is_remembered(&self) -> bool {
-        self.takes_body() && self.permission.is_some()
+        self.takes_body() && !self.permissions.is_empty()
     }
 
     /// Whether it can end like this.
@@ -219,7 +228,7 @@ impl Operation {
         }
         match problem {
             Problem::Unauthenticated | Problem::Unavailable { .. } => true,
-            Problem::Forbidden => self.permission.is_some(),
+            Problem::Forbidden => !self.permissions.is_empty(),
             Problem::NotFound => self.has_id(),
             Problem::Malformed(_) | Problem::TooLarge | Problem::UnsupportedMediaType => self.takes_body(),
             Problem::IdempotencyMismatch | Problem::StateConflict => self.is_remembered(),

@@ -20,7 +20,7 @@ use super::super::transactions::examples::CODE;
 use super::{PresentBody, PresentedBody};
 
 const PRESENT: &str = "\
-A code for the user of an authorized device to show (S100, S200): 128 random bits in 26 characters, for 60 seconds, for one \
+A code for the user of an authorized device to show (S100, S200): 128 bits in 26 characters, for 60 seconds, for one \
 claim. The device signs `enc(\"hsm-authd/presentation/v1\", tenant, account, credential, issued_at)`; a signature is good \
 once, as `issued_at` has to be later than this credential's last. The code is derived when it is needed and stored nowhere.
 
@@ -125,5 +125,5 @@ pub(in super::super) fn operations() -> Vec<Operation> {
 
 /// A route that asks for `transact`.
 fn operation(method: HttpMethod, path: &'static str, id: &'static str) -> Operation {
-    Operation::new(method, path, id).permitted(Permission::Transact)
+    Operation::new(method, path, id).permitted(&[Permission::Transact])
 }

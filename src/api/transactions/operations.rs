@@ -103,6 +103,7 @@ pub(in super::super) fn operations() -> Vec<Operation> {
         }
         .answers(StatusCode::OK, reference::<ListBody>(), "A page.", pages()),
         operation(HttpMethod::Get, "/v1/transactions/{id}", "getTransaction")
+            .permitted(Permission::READS_CODES)
             .said("Read", "One that has ended is there for as long as is configured, 90 days by default.")
             .answers(StatusCode::OK, reference::<TransactionView>(), "It.", read()),
         Operation {
@@ -169,5 +170,5 @@ pub(in super::super) fn operations() -> Vec<Operation> {
 
 /// A route that asks for `transact`.
 fn operation(method: HttpMethod, path: &'static str, id: &'static str) -> Operation {
-    Operation::new(method, path, id).permitted(Permission::Transact)
+    Operation::new(method, path, id).permitted(&[Permission::Transact])
 }

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 use super::{EntryOrder, TERMINALS, WEIGHTS};
 use crate::domain::enc::enc;
 use crate::domain::id::CredentialId;
-use crate::domain::otp::{Digits, Otp};
+use crate::domain::otp::{Digits, Otp, modulo};
 
 /// What the message of a code begins with.
 const DOMAIN: &[u8] = b"hsm-authd/terminal/v1";
@@ -38,8 +38,7 @@ impl Codes {
     /// The next terminal's code, by the HMAC of its [`message`]: the first 8 bytes, the highest first, in so many
     /// decimal digits. `None` if `mac` is not the output of such an HMAC.
     pub fn push(&mut self, mac: &[u8]) -> Option<()> {
-        let (first, _) = mac.split_first_chunk()?;
-        self.numbers.push(u64::from_be_bytes(*first) % self.digits.modulus());
+        self.numbers.push(modulo(mac, self.digits)?);
         Some(())
     }
 

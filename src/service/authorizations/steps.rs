@@ -8,14 +8,14 @@ use crate::domain::multi_terminal::Address;
 use crate::domain::otp::Otp;
 use crate::domain::row::Row;
 use crate::domain::time::Now;
-use crate::domain::verification::{charged, refunded, succeeded, unlocked};
+use crate::domain::verification::{charged, refunded, succeeded};
 use crate::hsm::messages::{AuthorizationStep, CheckAuthorization};
 
 use super::super::credential_view::CredentialView;
 use super::super::memory::{Memory, Recall};
 use super::super::verification::proofs::{DeviceProof, proof};
 use super::super::verification::{ACCOUNT, Attempt, Ending, Judged, STATE};
-use super::{Answer, Ask, AuthorizationView, RACES_MAX, Refused, Service, UnderWay, race_lost, subject};
+use super::{Answer, Ask, AuthorizationView, RACES_MAX, Refused, Service, UnderWay, race_lost};
 
 /// Where the authorization stands in the message, behind the device's rows.
 const AUTHORIZATION: u8 = 3;
@@ -70,8 +70,8 @@ impl Service {
         let account = self.device(&tenant, id).await?.credential.row.account;
         let _guard = self.locks.lock(&tenant, &account).await?;
         for _ in 0..RACES_MAX {
-            let under_way = self.under_way(&tenant, id).await?;
             let now = self.now();
+            let under_way = self.under_way(&tenant, id, Some(&now)).await?;
             let judged = self.judge_step(&memory, &under_way, &presented, &now).await?;
             if let Some(answer) = self.commit_verdict(&ask, &now, Some(id), None, judged).await? {
                 return Ok(answer);
@@ -90,10 +90,6 @@ impl Service {
         let UnderWay { device, authorization, .. } = under_way;
         let is_by_sms = matches!(authorization.row.means, Means::Sms { .. });
         authorization.row.open(now)?;
-        if is_by_sms {
-            // Codes can be guessed; a signature cannot, so no lock stops it.
-            unlocked(subject(device), false, now)?;
-        }
         let attempt = Attempt { memory, rows: device, transaction: None, now };
         let (step, accepted) = match presented {
             Presented::Uplink { code, from } if is_by_sms => {

@@ -82,7 +82,7 @@ impl Service {
         now: &Now,
     ) -> Result<Option<RollingAnswer>, Refused> {
         let rows = &all.rows;
-        let standing = vec![rows.credential.to_bytes(), rows.state.to_bytes(), rows.account.to_bytes()];
+        let standing = Vec::from(rows.to_bytes());
         let credential = &rows.credential.row;
         let opened = self.hsm.open_epoch(credential.id, standing.clone()).await?;
         let binding = Binding::first(credential.id, credential.tenant.clone(), opened.lookup);

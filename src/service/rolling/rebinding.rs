@@ -45,8 +45,7 @@ impl Service {
             let answer = Answer::Changed(CredentialView::new(&credential, &state));
             let mut written: Vec<Row> = vec![credential.into(), state.into()];
             written.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
-            let mut standing =
-                vec![rows.credential.to_bytes(), rows.state.to_bytes(), rows.account.to_bytes()];
+            let mut standing = Vec::from(rows.to_bytes());
             let mut replaces = vec![0, 1];
             let mut removed = Vec::new();
             if let Some(binding) = &binding {

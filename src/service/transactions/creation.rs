@@ -257,8 +257,8 @@ impl Service {
     /// An attestation that fits no QR code could not be handed on.
     fn fits_a_qr_code(&self, transaction: &Transaction) -> Result<(), Refused> {
         let mut claims = self.claims(transaction, transaction.created_unix_ms);
-        if transaction.account().is_none() {
-            // Whose it will be is not known: the longest there is.
+        if transaction.terms.payer.is_none() {
+            // Whose it will be is not known, or not to be told by how much fits: the longest there is.
             claims.account = "\u{10000}".repeat(128);
         }
         let prefix_bytes = self.policies.attestations.qr_url_prefix.len();

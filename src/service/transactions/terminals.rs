@@ -1,16 +1,30 @@
-//! The terminals of a transaction, and the codes that are sent to them: made anew for each answer that shows them.
+//! Terminals: which of them codes may be sent to, those of a transaction, and their codes, which are made anew for each
+//! answer that shows them.
 
 use crate::domain::caller::{Caller, Tenant};
-use crate::domain::credential::Status;
+use crate::domain::credential::{Kind, Status};
 use crate::domain::multi_terminal::MultiTerminal;
 use crate::domain::otp::Otp;
 use crate::domain::row::SealedBytes;
+use crate::domain::time::Now;
 use crate::domain::transaction::{Method, State, Transaction};
 use crate::store::CredentialRows;
 
 use super::{Refused, Service};
 
+/// Whether it is a terminal, and may be used.
+pub(in crate::service) fn is_active_terminal(rows: &CredentialRows) -> bool {
+    matches!(rows.credential.row.kind, Kind::Terminal(_)) && rows.state.row.status == Status::Active
+}
+
 impl Service {
+    /// Whether a terminal has been there long enough to be sent codes: a thief who enrols one is not to be asked at
+    /// once.
+    pub(in crate::service) fn is_cooled_terminal(&self, rows: &CredentialRows, now: &Now) -> bool {
+        let cooling_ms = u64::from(self.policies.credentials.terminal_cooling_seconds) * 1_000;
+        now.unix_ms >= rows.credential.row.created_unix_ms.saturating_add(cooling_ms)
+    }
+
     /// The credentials that a transaction asks, in its order. `None` once one of them is pruned.
     pub(super) async fn asked_terminals(
         &self,

@@ -4,10 +4,8 @@ use crate::domain::caller::Tenant;
 use crate::domain::credential::{Kind, OcraToken, OcraUse};
 use crate::domain::id::CredentialId;
 use crate::domain::ocra::{Challenge, Suite};
-use crate::domain::row::Sealed;
 use crate::domain::transaction::{CODES_MAX, Device, Method, Progress, Transaction};
-use crate::domain::verification::{self, Subject};
-use crate::store::CredentialRows;
+use crate::domain::verification::usable;
 
 use super::{Basis, ByCredential, MethodName, Refused, Service, is_spelt};
 
@@ -19,11 +17,10 @@ impl Service {
         by: &ByCredential,
     ) -> Result<Basis, Refused> {
         let id = by.credential.ok_or(Refused::Absent)?;
-        let CredentialRows { credential, state, account } =
-            self.store.credential(tenant, id).await?.ok_or(Refused::Absent)?;
-        let bytes = vec![credential.to_bytes(), state.to_bytes(), account.to_bytes()];
-        let (Sealed { row: credential, .. }, Sealed { row: state, .. }) = (credential, state);
-        verification::usable(Subject { credential: &credential, state: &state, account: &account.row })?;
+        let rows = self.store.credential(tenant, id).await?.ok_or(Refused::Absent)?;
+        usable(rows.subject())?;
+        let bytes = rows.to_bytes().into();
+        let (credential, state) = (rows.credential.row, rows.state.row);
         let method = method(wanted, credential.id, &credential.kind)?;
         let payer = credential.account.clone();
         if by.payer.as_ref().is_some_and(|named| *named != payer) {
@@ -108,13 +105,31 @@ mod tests {
 
     use super::*;
     use crate::clock::{SystemClock, WatchedClock};
+    use crate::config::CredentialPolicy;
     use crate::domain::audit::{AuditEntry, Event};
+    use crate::domain::caller::Caller;
     use crate::domain::certificate::Trust;
+    use crate::domain::id::PresentationId;
     use crate::domain::row::{Row, RowSum};
     use crate::hsm::Hsm;
-    use crate::service::Policies;
+    use crate::service::enrolment::{Enrolment, NewKind};
     use crate::service::pruning::tests::{longest, longest_transaction, sealed};
+    use crate::service::{Ask, Policies};
     use crate::store::{Commit, Store};
+
+    fn service(store: Store, terminal_cooling_seconds: u32, has_stepped: bool) -> Service {
+        Service::new(
+            store,
+            Hsm::new(1, tokio::sync::mpsc::unbounded_channel().0),
+            Arc::new(WatchedClock::new(Box::new(SystemClock), has_stepped).unwrap()),
+            Policies {
+                credentials: CredentialPolicy { terminal_cooling_seconds, ..Default::default() },
+                transactions: Default::default(),
+                attestations: Default::default(),
+            },
+            Trust::none(),
+        )
+    }
 
     /// Eight digits come twice once in a hundred million times: no test waits for that.
     #[tokio::test]
@@ -122,17 +137,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("hsm-authd-questions-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let store = Store::open(&folder.join("store.db")).unwrap();
-        let service = Service::new(
-            store.clone(),
-            Hsm::new(1, tokio::sync::mpsc::unbounded_channel().0),
-            Arc::new(WatchedClock::new(Box::new(SystemClock), false).unwrap()),
-            Policies {
-                credentials: Default::default(),
-                transactions: Default::default(),
-                attestations: Default::default(),
-            },
-            Trust::none(),
-        );
+        let service = service(store.clone(), 0, false);
         let (_, _, input, _) = longest(1);
         let asked = |suite: &str, device: bool, nonce: [u8; 32]| {
             let (mut transaction, _) = longest_transaction();
@@ -180,6 +185,58 @@ mod tests {
                 assert!(!service.was_answered(&next).await.unwrap(), "{suite}: another nonce helps");
             }
         }
+        drop(service);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// A payee who was shown a code could else find out how long the payer's account is.
+    #[tokio::test]
+    async fn how_much_text_fits_says_nothing_of_whose_code_it_is() {
+        let folder = std::env::temp_dir().join(format!("hsm-authd-fits-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let service = service(Store::open(&folder.join("store.db")).unwrap(), 0, false);
+        let (longest, _) = longest_transaction();
+        let mut outcomes = std::collections::HashSet::new();
+        for characters in 1..=256 {
+            let fits = ["a".to_owned(), "\u{20000}".repeat(128)].map(|account| {
+                let mut transaction = longest.clone();
+                let (presentation, credential) =
+                    (PresentationId::from_random([1; 16]), CredentialId::from_random([2; 16]));
+                let account = account.try_into().unwrap();
+                transaction.method = Method::PresentedCode { presentation, credential, account };
+                transaction.terms.payer = None;
+                transaction.terms.platform = None;
+                transaction.terms.order = "o".to_owned().try_into().unwrap();
+                transaction.terms.remark = Some("\u{20000}".repeat(characters).try_into().unwrap());
+                service.fits_a_qr_code(&transaction).is_ok()
+            });
+            assert_eq!(fits[0], fits[1], "{characters}");
+            outcomes.insert(fits[0]);
+        }
+        assert_eq!(outcomes.len(), 2, "some fit, and some do not");
+        drop(service);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// With the clock set back a terminal would be old the moment the clock is right again.
+    #[tokio::test]
+    async fn no_terminal_is_enrolled_while_nobody_knows_the_time() {
+        let folder = std::env::temp_dir().join(format!("hsm-authd-cooling-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let service = service(Store::open(&folder.join("store.db")).unwrap(), 3_600, true);
+        let caller = Caller {
+            client: "c".to_owned().try_into().unwrap(),
+            tenant: "t".to_owned().try_into().unwrap(),
+            delivers: false,
+        };
+        let ask = Ask { caller, request_id: String::new(), idempotency: None };
+        let wanted = Enrolment {
+            account: "acct-1".to_owned().try_into().unwrap(),
+            kind: NewKind::Terminal("+1".to_owned().try_into().unwrap()),
+            awaits_authorization: false,
+        };
+        let refused = service.enrol(ask, wanted).await.err();
+        assert_eq!(refused, Some(Refused::clock_untrusted()));
         drop(service);
         std::fs::remove_dir_all(&folder).unwrap();
     }

@@ -5,7 +5,7 @@ use crate::domain::id::TransactionId;
 use crate::domain::presentation::PresentationState;
 use crate::domain::time::Now;
 use crate::domain::transaction::{CODES_MAX, Method, Progress};
-use crate::domain::verification::{Subject, usable};
+use crate::domain::verification::usable;
 
 use super::super::super::presentations::state_of;
 use super::{Basis, Refused, Service};
@@ -28,18 +28,14 @@ impl Service {
             (PresentationState::Expired, _) => Some(Refused::Expired),
             // Pruned: nobody can decide on it any more.
             (PresentationState::Open, None) => Some(Refused::Conflict),
-            (PresentationState::Open, Some(rows)) => usable(Subject {
-                credential: &rows.credential.row,
-                state: &rows.state.row,
-                account: &rows.account.row,
-            })
-            .is_err()
-            .then_some(Refused::Conflict),
+            (PresentationState::Open, Some(rows)) => {
+                usable(rows.subject()).is_err().then_some(Refused::Conflict)
+            }
         };
         let mut bytes = vec![sealed.to_bytes()];
         let mut standing = Vec::new();
         if let Some(rows) = device {
-            bytes.extend([rows.credential.to_bytes(), rows.state.to_bytes(), rows.account.to_bytes()]);
+            bytes.extend(rows.to_bytes());
             standing.extend([rows.credential.row.into(), rows.state.row.into()]);
         }
         if let Some(refused) = refused {

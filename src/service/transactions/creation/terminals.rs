@@ -1,7 +1,7 @@
 //! Transactions that several terminals have to approve.
 
 use crate::domain::caller::Tenant;
-use crate::domain::credential::{Kind, Status};
+use crate::domain::credential::Kind;
 use crate::domain::id::CredentialId;
 use crate::domain::multi_terminal::{EntryRule, FrozenTerminal, MultiTerminal, TERMINALS};
 use crate::domain::row::SealedBytes;
@@ -10,27 +10,13 @@ use crate::domain::transaction::{CODES_MAX, Method, Progress, Transaction};
 use crate::hsm::messages::FindGeneration;
 use crate::store::CredentialRows;
 
+use super::super::terminals::is_active_terminal;
 use super::{Basis, ByTerminals, Refused, Service, is_spelt};
 
 /// How many terminals of an account are looked at, those that are suspended or too new included.
 const ENROLLED_MAX: u16 = 100;
 
 impl Service {
-    /// Whether a terminal enrolled at `created_unix_ms` has been there long enough to be sent codes: a thief who
-    /// enrols one is not to be asked at once.
-    pub(in crate::service) fn terminal_is_cooled(&self, created_unix_ms: u64, now: &Now) -> bool {
-        let cooling_ms = u64::from(self.policies.credentials.terminal_cooling_seconds) * 1_000;
-        now.unix_ms >= created_unix_ms.saturating_add(cooling_ms)
-    }
-
-    /// Whether codes may be sent to this credential: an active terminal that has cooled.
-    pub(in crate::service) fn is_usable_terminal(&self, rows: &CredentialRows, now: &Now) -> bool {
-        let credential = &rows.credential.row;
-        matches!(credential.kind, Kind::Terminal(_))
-            && rows.state.row.status == Status::Active
-            && self.terminal_is_cooled(credential.created_unix_ms, now)
-    }
-
     pub(super) async fn by_terminals(
         &self,
         tenant: &Tenant,
@@ -43,17 +29,12 @@ impl Service {
         if enrolled.len() > usize::from(ENROLLED_MAX) {
             return Err(Refused::Invalid { field: "payer", reason: "has too many terminals" });
         }
-        let (usable, left_out): (Vec<_>, Vec<_>) =
-            enrolled.into_iter().partition(|rows| self.is_usable_terminal(rows, now));
+        let (usable, left_out): (Vec<_>, Vec<_>) = enrolled
+            .into_iter()
+            .partition(|rows| is_active_terminal(rows) && self.is_cooled_terminal(rows, now));
         // Whoever edits a row could have a terminal left out that the user has.
-        self.hsm
-            .check(
-                left_out
-                    .iter()
-                    .flat_map(|rows| [rows.credential.to_bytes(), rows.state.to_bytes()])
-                    .collect(),
-            )
-            .await?;
+        let left_out = left_out.iter().flat_map(|rows| [rows.credential.to_bytes(), rows.state.to_bytes()]);
+        self.hsm.check(left_out.collect()).await?;
         if !TERMINALS.contains(&usable.len()) {
             return Err(Refused::Invalid {
                 field: "payer",

@@ -7,7 +7,7 @@ use crate::domain::otp::Otp;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::transaction::{Progress, State, Step, Transaction};
 use crate::domain::verification::several::{self, Plan};
-use crate::domain::verification::{Subject, usable};
+use crate::domain::verification::usable;
 use crate::hsm::messages::CheckEntry;
 use crate::store::CredentialRows;
 
@@ -48,7 +48,7 @@ impl Service {
         };
         // One of them was pruned, deleted or suspended: the transaction is there, and nothing can approve it.
         let terminals = self.asked_terminals(&transaction.tenant, method).await?.ok_or(Refused::Conflict)?;
-        let subjects: Vec<_> = terminals.iter().map(subject).collect();
+        let subjects: Vec<_> = terminals.iter().map(CredentialRows::subject).collect();
         subjects.iter().try_for_each(|subject| usable(*subject)).map_err(|_| Refused::Conflict)?;
         let CredentialRows { account, credential: first, .. } = terminals.first().ok_or(Refused::Conflict)?;
         let plan = several::begin(&subjects, &account.row, now)?;
@@ -82,7 +82,7 @@ impl Service {
         let (is_right, sealed, jws) = self.hsm.check_entry(first.row.id, check).await?;
         let ending = match (is_right, jws) {
             (true, Some(jws)) if ends_a_round => {
-                right.rows.push(attested(transaction, jws));
+                right.rows.push(Attestation::new(transaction.id, transaction.tenant.clone(), jws).into());
                 right
             }
             (true, None) if !ends_a_round => right,
@@ -200,15 +200,6 @@ fn ending(
 ) -> Result<Ending, Refused> {
     rows.extend(response.memory.record(&answer, response.now)?.map(Row::Idempotency));
     Ok(Ending { event, replaces, rows, removed: Vec::new(), answer })
-}
-
-fn attested(transaction: &Transaction, jws: String) -> Row {
-    let (tenant, transaction) = (transaction.tenant.clone(), transaction.id);
-    Row::Attestation(Attestation { transaction, tenant, version: 1, jws })
-}
-
-fn subject(rows: &CredentialRows) -> Subject<'_> {
-    Subject { credential: &rows.credential.row, state: &rows.state.row, account: &rows.account.row }
 }
 
 #[cfg(test)]
