@@ -224,7 +224,7 @@ pub enum Refused {
     Locked(Locked),
     /// The key was used for another request.
     IdempotencyMismatch,
-    /// The client has sent too many passwords that are nobody's.
+    /// The client has asked for too much of what only has a rate: passwords that are nobody's.
     RateLimited {
         /// When the next one may come, in seconds.
         retry_after_s: u64,

@@ -5,8 +5,10 @@ use std::sync::atomic::AtomicUsize;
 use messages::{BUILD_ID, Hello, Reply, decode, encode, frame_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::messages::SealedRows;
 use super::*;
 use crate::domain::row::RowSum;
+use crate::secret::SecretBytes;
 
 /// What a custodian of the tests does with a call.
 #[derive(Clone, Copy)]

@@ -161,7 +161,7 @@ impl TransactionView {
             credential: transaction.credential().filter(|_| is_told).map(|id| id.to_string()),
             account: transaction.account().filter(|_| is_told).map(AccountRef::to_string),
             entered: match transaction.progress {
-                Progress::Entry(round) => Some(round.entered),
+                Progress::Entry(round) if transaction.state == State::Pending => Some(round.entered),
                 _ => None,
             },
             challenge: ChallengeView::new(transaction, &terms, &signing_input, &digest),

@@ -48,12 +48,12 @@ async fn what_no_rule_is_has_its_field_named() {
     let [a, b, c] = [0, 1, 2].map(|number| payer.terminals[number].as_str());
     let foreign = other_payer.terminals[0].as_str();
     for (field, rule) in [
-        ("order", json!({ "type": "preset_order", "order": [a, b] })),
-        ("order", json!({ "type": "preset_order", "order": [a, b, b] })),
-        ("order", json!({ "type": "preset_order", "order": [a, b, c, foreign] })),
-        ("order", json!({ "type": "preset_order", "order": [a, b, foreign] })),
-        ("order", json!({ "type": "preset_order", "order": [a, b, c, "no-id"] })),
-        ("order", json!({ "type": "ascending", "order": [] })),
+        ("rule.order", json!({ "type": "preset_order", "order": [a, b] })),
+        ("rule.order", json!({ "type": "preset_order", "order": [a, b, b] })),
+        ("rule.order", json!({ "type": "preset_order", "order": [a, b, c, foreign] })),
+        ("rule.order", json!({ "type": "preset_order", "order": [a, b, foreign] })),
+        ("rule.order", json!({ "type": "preset_order", "order": [a, b, c, "no-id"] })),
+        ("rule.order", json!({ "type": "ascending", "order": [] })),
         ("window_seconds", json!({ "type": "ascending", "window_seconds": 0 })),
         ("window_seconds", json!({ "type": "ascending", "window_seconds": 3_601 })),
         ("interval_seconds", json!({ "type": "ascending", "interval_seconds": 0 })),
@@ -336,5 +336,8 @@ async fn a_new_terminal_does_not_count_until_it_has_cooled() {
     // Nor can the bank ask it all the same.
     let all = Payer::enrol(&bank, "acct-1", 0).await.terminals;
     assert_eq!(all.len(), 4);
-    assert_eq!(misfit(&bank, &old.order(&json!({ "type": "preset_order", "order": all }))).await, "order");
+    assert_eq!(
+        misfit(&bank, &old.order(&json!({ "type": "preset_order", "order": all }))).await,
+        "rule.order"
+    );
 }

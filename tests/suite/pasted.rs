@@ -1,4 +1,4 @@
-//! What `docs/api.md` shows works when it is pasted into a shell.
+//! What `docs/api.md` and the pages of the methods show works when it is pasted into a shell.
 
 use std::fs;
 use std::path::Path;
@@ -9,9 +9,8 @@ use serde_json::Value;
 use crate::daemon::Daemon;
 
 /// The lines that are to be pasted, block by block.
-fn blocks() -> Vec<&'static str> {
-    let document = include_str!("../../docs/api.md");
-    document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+fn blocks(page: &'static str) -> Vec<&'static str> {
+    page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
 /// What bash writes to its standard output.
@@ -30,7 +29,9 @@ fn bash(folder: &Path, lines: &str, variables: &[(&str, &str)]) -> String {
 #[tokio::test]
 async fn every_block_of_the_documentation_works() {
     let daemon = Daemon::start_with(&["--custodians", "1"], &[]);
-    let [document, approval] = blocks()[..] else { panic!("a block that this test does not know") };
+    let [document, approval] = blocks(include_str!("../../docs/api.md"))[..] else {
+        panic!("a block that this test does not know")
+    };
     let lines = document.replace("https://127.0.0.1:8443", &daemon.url());
     let document: Value = serde_json::from_str(&bash(&daemon.dir().join("pki"), &lines, &[])).unwrap();
     assert_eq!(document["openapi"], "3.1.0");
@@ -46,4 +47,23 @@ async fn every_block_of_the_documentation_works() {
     assert_eq!(keys["keys"].as_array().unwrap().len(), 1);
     let scanned = bash(&folder, "zbarimg --quiet --raw qr.png", &[]);
     assert_eq!(scanned.trim_end(), approved["attestation"].as_str().unwrap());
+}
+
+#[tokio::test]
+async fn each_method_can_be_tried_as_its_page_says() {
+    let daemon = Daemon::start_with(&["--custodians", "1"], &[]);
+    let folder = daemon.dir();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (page, account) in [
+        (include_str!("../../docs/methods/multi_terminal.md"), "account-1010"),
+        (include_str!("../../docs/methods/rolling_password.md"), "account-1011"),
+        (include_str!("../../docs/methods/presented_code.md"), "account-1012"),
+    ] {
+        let [lines] = blocks(page)[..] else { panic!("{account}: not one block") };
+        let shown = bash(sources, lines, &[("DEV_DIR", folder.to_str().unwrap())]);
+        let answers: Vec<Value> =
+            serde_json::Deserializer::from_str(&shown).into_iter().collect::<Result<_, _>>().unwrap();
+        let approved = serde_json::json!({ "state": "approved", "account": account });
+        assert!(answers.contains(&approved), "{account}: {shown}");
+    }
 }

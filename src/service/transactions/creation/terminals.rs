@@ -97,7 +97,7 @@ fn ordered(
 ) -> Result<Vec<CredentialRows>, Refused> {
     let Some(order) = order else { return Ok(terminals) };
     let misfit = || Refused::Invalid {
-        field: "order",
+        field: "rule.order",
         reason: "must be all of the payer's terminals that are asked, each once",
     };
     let mut found = Vec::with_capacity(terminals.len());
