@@ -14,8 +14,6 @@ use crate::domain::caller::Permission;
 use crate::domain::id::CredentialId;
 use crate::domain::multi_terminal::Address;
 use crate::domain::otp::{Digits, Otp};
-use crate::domain::rolling::Evidence;
-use crate::domain::text::{DISPLAY_TEXT_RULE, TextError};
 use crate::metrics::Verdict;
 use crate::service::Answer;
 use crate::service::authorization_view::{AuthorizationView, MeansName};
@@ -24,6 +22,7 @@ use crate::service::authorizations::{AuthorizationAnswer, AuthorizationCodes, Ne
 use super::Api;
 use super::answer::json_response;
 use super::call::{Call, not_null};
+use super::credentials::rolling::evidence;
 use super::problem::Problem;
 use super::proof::{ProofFields, ProofFormat};
 use super::schema;
@@ -40,9 +39,8 @@ struct BeginBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false, value_type = CredentialId)]
     terminal: Option<String>,
-    /// By password: the bank's own reference of what it has checked.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false, min_length = 1, max_length = 128)]
+    #[schema(schema_with = schema::evidence)]
     evidence: Option<String>,
 }
 
@@ -114,13 +112,7 @@ impl TryFrom<BeginBody> for NewAuthorization {
             }
             (MeansName::Sms, None, _) => Err(invalid("terminal", "must be there")),
             (MeansName::Sms, _, Some(_)) => Err(invalid("evidence", "must not be there: it is by SMS")),
-            (MeansName::Password, None, Some(evidence)) => {
-                let evidence = Evidence::try_from(evidence).map_err(|error| match error {
-                    TextError::Length => invalid("evidence", "must be 1 to 128 characters"),
-                    TextError::Characters => invalid("evidence", DISPLAY_TEXT_RULE),
-                })?;
-                Ok(Self::Password { evidence })
-            }
+            (MeansName::Password, None, Some(text)) => Ok(Self::Password { evidence: evidence(text)? }),
             (MeansName::Password, _, None) => Err(invalid("evidence", "must be there")),
             (MeansName::Password, Some(_), _) => {
                 Err(invalid("terminal", "must not be there: it is by password"))

@@ -11,6 +11,7 @@ use crate::presenting::{
     ADDRESS, PRESENTATIONS, Payer, Presented, Sms, another, at, claimed, enrol_terminal, garbage, jws,
     to_authorize,
 };
+use crate::scrape::Scrape;
 use crate::security_devices::{es256, es256_jws, signed};
 use crate::transactions::NOW;
 use crate::transactions_client::respond;
@@ -239,9 +240,15 @@ async fn guesses_lock_the_device_and_its_account() {
         };
         assert_eq!(failed(&answer), left, "{guess}");
     }
-    // Everything that takes a code is locked; nothing more is charged by trying.
+    // Everything that takes a code is locked; nothing more is charged by trying, and the HSM is not asked.
+    let seals = || {
+        let labels = [("operation", "seal"), ("outcome", "answered")];
+        Scrape::of(&daemon).value("hsm_authd_hsm_operations_total", &labels)
+    };
+    let before = seals();
     assert_eq!(locked(&sms.complete(&gateway, &sms.completion()).await), 900);
     assert_eq!(locked(&sms.uplink(&gateway, &sms.uplink_body()).await), 900);
+    assert_eq!(seals(), before);
     let body = json!({ "method": "sms", "terminal": sms.terminal });
     for id in [&sms.payer.id, &twin.id] {
         assert_eq!(locked(&gateway.post(&at(id, ""), &body).await.unwrap()), 900);

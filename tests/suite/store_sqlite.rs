@@ -75,6 +75,24 @@ async fn a_foreign_file_is_refused_and_left_alone() {
     }
 }
 
+/// A process that was killed gives its locks up one after the other.
+#[tokio::test]
+async fn a_start_waits_for_one_that_is_ending() {
+    let scratch = Scratch::new();
+    for _ in 0..20 {
+        let store = open(&scratch);
+        let (begins, begun) = std::sync::mpsc::channel();
+        let path = file(&scratch);
+        let next = std::thread::spawn(move || {
+            begins.send(()).unwrap();
+            Store::open(&path).map(drop).map_err(|error| error.to_string())
+        });
+        begun.recv().unwrap();
+        drop(store);
+        assert_eq!(next.join().unwrap(), Ok(()));
+    }
+}
+
 #[tokio::test]
 async fn only_one_process_may_have_it() {
     let scratch = Scratch::new();

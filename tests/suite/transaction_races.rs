@@ -215,9 +215,10 @@ async fn watch(
     }
 }
 
-/// A moment within twice the time that an approval takes, so that either comes first.
+/// A moment within three times what an approval takes. The approval begins after the first of them, so that either comes
+/// first however late a busy machine wakes up.
 fn some_time(dice: &mut Dice, approval: Duration) -> Duration {
-    approval * dice.below(200) as u32 / 100
+    approval * dice.below(300) as u32 / 100
 }
 
 /// How long this approver's approval takes.
@@ -253,7 +254,10 @@ async fn approved_or_cancelled_is_one_end() {
             let watching = tokio::spawn(watch(crowd.connection(2).clone(), transaction.clone(), stopped));
             let approving = {
                 let (crowd, asked) = (crowd.clone(), response(&transaction, &right));
-                tokio::spawn(async move { at_once(&crowd, vec![asked; 3]).await })
+                tokio::spawn(async move {
+                    tokio::time::sleep(approval).await;
+                    at_once(&crowd, vec![asked; 3]).await
+                })
             };
             tokio::time::sleep(some_time(&mut dice, approval)).await;
             let mut answers = at_once(&crowd, vec![cancel(&transaction); 2]).await;
@@ -304,7 +308,10 @@ async fn approved_or_expired_is_one_end() {
             let watching = tokio::spawn(watch(crowd.connection(2).clone(), transaction.clone(), stopped));
             let sending = {
                 let (crowd, asked) = (crowd.clone(), response(&transaction, &right));
-                tokio::spawn(async move { at_once(&crowd, vec![asked; 6]).await })
+                tokio::spawn(async move {
+                    tokio::time::sleep(approval).await;
+                    at_once(&crowd, vec![asked; 6]).await
+                })
             };
             tokio::time::sleep(some_time(&mut dice, approval)).await;
             now += 10;

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::domain::account::AccountRef;
 use crate::domain::caller::Permission;
 use crate::domain::id::CredentialId;
-use crate::domain::rolling::{IDENTITY_KEY_BYTES, ROTATION_PROOF_BYTES};
+use crate::domain::rolling::{Evidence, IDENTITY_KEY_BYTES, ROTATION_PROOF_BYTES};
 use crate::domain::text::{DISPLAY_TEXT_RULE, TextError};
 use crate::metrics::Verdict;
 use crate::secret::SecretBytes;
@@ -70,16 +70,20 @@ impl TryFrom<ActivateBody> for Activation {
     type Error = Problem;
 
     fn try_from(body: ActivateBody) -> Result<Self, Problem> {
-        let evidence = body.evidence.try_into().map_err(|error| Problem::Invalid {
-            field: "evidence",
-            reason: match error {
-                TextError::Length => "must have 1 to 128 characters",
-                TextError::Characters => DISPLAY_TEXT_RULE,
-            },
-        })?;
         let identity_key = bytes("identity_key_hex", &body.identity_key_hex, IDENTITY_KEY_BYTES)?;
-        Ok(Self { identity_key, evidence })
+        Ok(Self { identity_key, evidence: evidence(body.evidence)? })
     }
+}
+
+/// What the bank has checked, wherever it says so.
+pub(in super::super) fn evidence(text: String) -> Result<Evidence, Problem> {
+    text.try_into().map_err(|error| Problem::Invalid {
+        field: "evidence",
+        reason: match error {
+            TextError::Length => "must be 1 to 128 characters",
+            TextError::Characters => DISPLAY_TEXT_RULE,
+        },
+    })
 }
 
 /// `POST /v1/credentials/{id}/rotation`
