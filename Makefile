@@ -1,10 +1,14 @@
 # All need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test demo bench fuzz prerequisites
+.PHONY: test test-resident demo bench bench-custody fuzz prerequisites
 
 test: prerequisites
 	cargo fmt --all --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+
+# The integration tests with secrets that are objects in the HSM, where a test does not say otherwise.
+test-resident: prerequisites
+	HSM_AUTHD_TEST_CUSTODY=resident cargo test --locked --test suite
 
 demo: prerequisites
 	cargo build --release --locked --bins --examples
@@ -13,6 +17,10 @@ demo: prerequisites
 # BENCH=--quick for a short run, BENCH=--help for the rest.
 bench: prerequisites
 	cargo bench --locked --bench verification -- $(BENCH)
+
+# Secrets as objects in the HSM against wrapped ones (docs/custody.md); about ten minutes, most of them to make the objects.
+bench-custody: prerequisites
+	cargo bench --locked --bench custody -- $(BENCH)
 
 # libFuzzer needs a C++ compiler as well. What it finds is in fuzz/artifacts/.
 FUZZ_SECONDS = 60

@@ -26,9 +26,11 @@ use crate::tls::Client;
 
 mod answer;
 mod attestations;
+mod audit;
 mod authorizations;
 mod call;
 mod credentials;
+mod import_key;
 mod openapi;
 mod presentations;
 mod problem;
@@ -116,6 +118,11 @@ pub fn router(api: &Arc<Api>) -> Router {
         .route("/v1/transactions/{id}/qr", get(transactions::qr))
         .route("/v1/attestations/verify", post(attestations::verify))
         .route("/v1/jwks", get(attestations::jwks))
+        .route("/v1/import-key", get(import_key::get))
+        .route("/v1/audit", get(audit::list))
+        .route("/v1/audit/checkpoint", get(audit::checkpoint))
+        .route("/v1/audit/proof", get(audit::proof))
+        .route("/v1/audit/keys", get(audit::keys))
         .route("/v1/openapi.json", get(openapi::get))
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
         .fallback(async || Problem::NotFound)

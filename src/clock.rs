@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
@@ -75,6 +76,8 @@ pub struct WatchedClock {
     /// Where the times since boot that are told begin, in milliseconds: 0, or the start of this process.
     boot_base_ms: u64,
     state: Mutex<State>,
+    /// Up to when what was accepted may be forgotten.
+    floor_unix_ms: AtomicU64,
     /// Woken when the wall clock is first seen to have stepped.
     stepped: Notify,
 }
@@ -102,7 +105,15 @@ impl WatchedClock {
             None => (BootId(random_id()?), last.boot_ms),
         };
         let run = RunId(random_id()?);
-        Ok(Self { clock, boot_id, run, boot_base_ms, state: Mutex::new(state), stepped: Notify::new() })
+        Ok(Self {
+            clock,
+            boot_id,
+            run,
+            boot_base_ms,
+            state: Mutex::new(state),
+            floor_unix_ms: AtomicU64::new(0),
+            stepped: Notify::new(),
+        })
     }
 
     /// Both clocks now. A clock that cannot be read is one that cannot be trusted.
@@ -120,12 +131,18 @@ impl WatchedClock {
             boot_id: self.boot_id,
             run: self.run,
             trusted: reading.is_some() && !state.stepped,
+            floor_unix_ms: self.floor_unix_ms.load(Ordering::Relaxed),
         }
     }
 
     /// Whether the wall clock stepped.
     pub fn has_stepped(&self) -> bool {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).stepped
+    }
+
+    /// From here on every [`Now`] says that what was accepted up to this moment may be forgotten.
+    pub fn set_floor(&self, unix_ms: u64) {
+        self.floor_unix_ms.store(unix_ms, Ordering::Relaxed);
     }
 
     /// Resolves when the wall clock is seen to step.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::domain::caller::{ClientName, Permission, Tenant};
+use crate::domain::credential::Keeping;
 
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +34,9 @@ pub struct Config {
     /// What is signed of their approvals.
     #[serde(default)]
     pub attestations: AttestationPolicy,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: AuditPolicy,
     /// Who may ask. At least one.
     #[serde(rename = "client")]
     pub clients: Vec<ClientConfig>,
@@ -119,6 +123,12 @@ pub struct HsmConfig {
     /// How many unwrapped secrets each custodian keeps as session objects, and as many public keys.
     #[serde(default = "default_secrets_cached_max")]
     pub secrets_cached_max: usize,
+    /// Where new secrets are kept; those that are there stay where they are.
+    #[serde(default)]
+    pub custody: Keeping,
+    /// How many secrets may be objects in the HSM.
+    #[serde(default = "default_resident_capacity")]
+    pub resident_capacity: u32,
     /// Set for custodians only, such as `SOFTHSM2_CONF`.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
@@ -132,12 +142,18 @@ fn default_secrets_cached_max() -> usize {
     10_000
 }
 
+fn default_resident_capacity() -> u32 {
+    1_000
+}
+
 /// `[credentials]`
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CredentialPolicy {
     /// Whether an enrolment may ask for the `otpauth` URI, which holds the seed.
     pub allow_export: bool,
+    /// Whether an enrolment may bring its seed in the clear.
+    pub allow_clear_seeds: bool,
     /// How long the tombstone of a deleted credential is kept, in days.
     pub tombstone_days: u32,
     /// How long a new terminal is asked for no code, in seconds.
@@ -146,7 +162,12 @@ pub struct CredentialPolicy {
 
 impl Default for CredentialPolicy {
     fn default() -> Self {
-        Self { allow_export: false, tombstone_days: 90, terminal_cooling_seconds: 86_400 }
+        Self {
+            allow_export: false,
+            allow_clear_seeds: true,
+            tombstone_days: 90,
+            terminal_cooling_seconds: 86_400,
+        }
     }
 }
 
@@ -197,6 +218,25 @@ impl Default for AttestationPolicy {
     }
 }
 
+/// `[audit]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditPolicy {
+    /// When the token is told how far the log has come.
+    pub anchor: AnchorMode,
+}
+
+/// When the anchor in the token follows the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnchorMode {
+    /// Every 10 seconds, or after 10,000 entries. A database that was turned back within that time is not noticed.
+    #[default]
+    Interval,
+    /// Before any answer that rests on a commit.
+    EveryCommit,
+}
+
 /// Whose data a client sees.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -205,6 +245,16 @@ pub enum TenantScope {
     One(Tenant),
     /// Every tenant's audit log (`"*"`).
     All,
+}
+
+impl TenantScope {
+    /// The one tenant; `None`: it is every one's.
+    pub fn only(&self) -> Option<&Tenant> {
+        match self {
+            Self::One(tenant) => Some(tenant),
+            Self::All => None,
+        }
+    }
 }
 
 impl TryFrom<String> for TenantScope {
@@ -296,6 +346,9 @@ impl Config {
         }
         if !(1..=1_000_000).contains(&self.hsm.secrets_cached_max) {
             return Err("hsm.secrets_cached_max must be 1 to 1000000".into());
+        }
+        if !(1..=1_000_000).contains(&self.hsm.resident_capacity) {
+            return Err("hsm.resident_capacity must be 1 to 1000000".into());
         }
         if self.credentials.terminal_cooling_seconds > 2_592_000 {
             return Err("credentials.terminal_cooling_seconds must be 0 to 2592000".into());
@@ -397,7 +450,7 @@ mod tests {
         assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
 
         let mut bare: Table = SAMPLE.parse().unwrap();
-        for section in ["credentials", "signers", "transactions", "attestations"] {
+        for section in ["credentials", "signers", "transactions", "attestations", "audit"] {
             assert!(bare.remove(section).is_some(), "{section}");
         }
         let section = |bare: &mut Table, name: &str, keys: &[&str]| {
@@ -407,7 +460,11 @@ mod tests {
             }
         };
         section(&mut bare, "server", &["limits"]);
-        section(&mut bare, "hsm", &["custodians", "secrets_cached_max", "environment"]);
+        section(
+            &mut bare,
+            "hsm",
+            &["custodians", "secrets_cached_max", "custody", "resident_capacity", "environment"],
+        );
         let mut bare = parse(&bare.to_string()).unwrap();
         assert!((1..=4).contains(&bare.hsm.custodians) && bare.hsm.environment.is_empty());
         bare.hsm.custodians = sample.hsm.custodians;
@@ -436,7 +493,9 @@ mod tests {
             }
         };
         check(&sample, known(add));
-        for section in ["server", "ops", "store", "hsm", "credentials", "transactions", "attestations"] {
+        for section in
+            ["server", "ops", "store", "hsm", "credentials", "transactions", "attestations", "audit"]
+        {
             let known = known(|sample| add(sample[section].as_table_mut().unwrap()));
             check(sample[section].as_table().unwrap(), known);
         }
@@ -502,6 +561,6 @@ mod tests {
             assert!(!refused.contains("0000-not-a-pin") && !refused.contains("90210"), "{refused}");
             count += 1;
         }
-        assert!(count >= 39, "{count}");
+        assert!(count >= 42, "{count}");
     }
 }

@@ -1,19 +1,25 @@
 //! The HSM process: it alone loads the vendor's module and knows the PIN.
 //!
 //! It knows no network and no database. Its standard input is a socketpair over which a front asks
-//! it ([`crate::hsm::messages`]); no question changes anything in it, so that a custodian
+//! it ([`crate::hsm::messages`]); every question may be asked again of another, so that a custodian
 //! that crashes, hangs or is replaced costs nobody anything.
 
+mod anchor;
 mod attest;
+mod check_values;
 mod checks;
 mod codes;
 mod frames;
+mod imports;
+pub mod key_task;
 mod keys;
 mod operations;
 mod pin;
 mod pin_hash;
 mod pkcs11;
 mod presented;
+mod renewal;
+mod residents;
 mod rolling;
 mod secrets;
 mod terminals;
@@ -36,6 +42,7 @@ use keys::{KeyError, Keys};
 use operations::Operations;
 use pin::Pin;
 use pkcs11::{Module, Pkcs11Error, Session, Token};
+use residents::Residents;
 
 /// The token refused the PIN. Final: each further attempt could be the one that locks the token.
 pub const EXIT_PIN_REFUSED: u8 = 10;
@@ -84,7 +91,8 @@ impl StartFailure {
     /// Says it, and gives the exit code.
     fn report(&self) -> ExitCode {
         // There is nobody left to tell if standard error is gone.
-        let _ = writeln!(io::stderr(), "hsm-authd: {}", self.line);
+        // In one piece: other processes write there too.
+        let _ = io::stderr().write_all(format!("hsm-authd: {}\n", self.line).as_bytes());
         ExitCode::from(self.exit)
     }
 }
@@ -141,9 +149,13 @@ fn start(boot: &Boot) -> Result<(Operations, Hello), StartFailure> {
             "no token is labelled {label}: run `hsm-authd init`, or correct hsm.token_label or hsm.environment"
         ))
     })?;
+    check_mechanisms(&module, &token, label)?;
     let session = login(&module, &token, &pin, boot)?;
     let keys = Keys::load(&session).map_err(|error| StartFailure::keys(label, &error))?;
-    let mut operations = Operations::new(session, keys, boot.secrets_cached_max);
+    let residents = Residents::load(&session).map_err(|error| {
+        StartFailure::new(format!("token {label}: its secrets cannot be listed ({error})"))
+    })?;
+    let mut operations = Operations::new(session, keys, residents, boot.secrets_cached_max);
     operations
         .self_test()
         .map_err(|fault| StartFailure::new(format!("token {label} fails the self-test: {fault}")))?;
@@ -173,6 +185,17 @@ fn find_token(module: &Module, label: &str) -> Result<Option<Token>, StartFailur
     }
 }
 
+/// A module that lacks something would fail in the middle of somebody's request.
+fn check_mechanisms(module: &Module, token: &Token, label: &str) -> Result<(), StartFailure> {
+    let missing = module.missing_mechanisms(token).map_err(|error| {
+        StartFailure::new(format!("the mechanisms of token {label} cannot be listed ({error})"))
+    })?;
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(StartFailure::new(format!("token {label} lacks mechanisms: {}", missing.join(", ")))),
+    }
+}
+
 fn login(module: &Module, token: &Token, pin: &Pin, boot: &Boot) -> Result<Session, StartFailure> {
     module
         .login(token, pin)
@@ -189,9 +212,9 @@ fn serve(
     if !write_frame(&mut peer, hello)? {
         return Ok(ExitCode::SUCCESS);
     }
-    while let Some(Call { id, request }) = frames.next()? {
+    while let Some(Call { repeated, id, request }) = frames.next()? {
         let begun = Instant::now();
-        let result = operations.answer(request);
+        let result = operations.answer(request, repeated);
         let busy_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let hsm_failed = match &result {
             Err(Fault::Hsm(failure)) => {

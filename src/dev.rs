@@ -54,6 +54,12 @@ pub struct Options {
     /// How many custodian processes; by default one a core, at most 4.
     #[arg(long)]
     custodians: Option<u16>,
+    /// Where the secrets of new credentials are kept: wrapped or resident (docs/custody.md).
+    #[arg(long, default_value = "wrapped", overrides_with = "custody")]
+    custody: String,
+    /// How many secrets may be objects in the HSM; by default what the configuration's default is.
+    #[arg(long)]
+    resident_capacity: Option<u32>,
     /// Accept the wall clock as it is now, after it stepped or was behind the log.
     #[arg(long)]
     accept_clock: bool,
@@ -117,6 +123,7 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
             "module": module(options)?,
             "token_label": TOKEN_LABEL,
             "pin_file": dir.join("pin"),
+            "custody": options.custody,
             "environment": { "SOFTHSM2_CONF": dir.join("softhsm2.conf") },
         },
         "credentials": { "allow_export": true, "terminal_cooling_seconds": 0 },
@@ -124,10 +131,9 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
         "transactions": { "unknown_passwords_per_minute": 0 },
         "client": clients,
     });
-    if let (Some(custodians), Some(hsm)) =
-        (options.custodians, config.get_mut("hsm").and_then(Value::as_object_mut))
-    {
-        hsm.insert("custodians".into(), custodians.into());
+    if let Some(hsm) = config.get_mut("hsm").and_then(Value::as_object_mut) {
+        hsm.extend(options.custodians.map(|count| ("custodians".into(), count.into())));
+        hsm.extend(options.resident_capacity.map(|count| ("resident_capacity".into(), count.into())));
     }
     let toml = toml::to_string(&config).map_err(|e| Some(e.to_string()))?;
     let text = format!("# Written by `hsm-authd dev` at each start.\n{toml}");

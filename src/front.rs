@@ -10,13 +10,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 
 use crate::api::{self, Api};
 use crate::clock::{Clock, FileClock, STEP_MS_MAX, SystemClock, WatchedClock};
 use crate::config::Config;
 use crate::control::{self, Start, ToFront, ToSupervisor};
+use crate::control_socket;
 use crate::domain::audit::{AuditEntry, Event};
-use crate::domain::row::RowSum;
+use crate::domain::row::TableSums;
 use crate::hsm::{CustodianEvent, Hsm};
 use crate::metrics::ConnectionMetrics;
 use crate::ops::Ops;
@@ -25,12 +27,16 @@ use crate::service::{Policies, Service};
 use crate::store::{Commit, Store};
 use crate::trust;
 
-/// How often rows past their time are looked for.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// How often rows past their time are looked for, by the wall clock, in milliseconds.
+const PRUNE_EVERY_MS: u64 = 60_000;
+/// How long to wait for custodians that do not tell their keys.
+const KEYS_PAUSE: Duration = Duration::from_millis(100);
 /// How often the wall clock is held against the time since boot.
 const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Draining: how long requests may take that outlived their connection.
 const IDLE_MAX: Duration = Duration::from_secs(1);
+/// The pause before objects in the HSM are held against the rows again, if that could not be done.
+const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long callers are answered once the store has failed.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
@@ -110,13 +116,16 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let identities = Identities::load(&config).map_err(|e| e.to_string())?;
     let trust = trust::load(&config.signers).map_err(|e| e.to_string())?;
     let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
-    let clock = Arc::new(open_clock(&start, &store).await?);
+    let (clock, accepted) = open_clock(&start, &store).await?;
+    let clock = Arc::new(clock);
     let (events, custodian_events) = mpsc::unbounded_channel();
-    let hsm = Hsm::new(config.hsm.custodians, events);
+    let keeping = (config.hsm.custody, config.hsm.resident_capacity);
+    let hsm = Hsm::new(config.hsm.custodians, keeping, events);
     let policies = Policies {
         credentials: config.credentials,
         transactions: config.transactions,
         attestations: config.attestations,
+        audit: config.audit,
     };
     let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), policies, trust));
     let api = Api::new(service.clone(), &config.server.limits);
@@ -128,6 +137,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     });
 
     let (drain, draining) = watch::channel(false);
+    let (checked, is_checked) = watch::channel(false);
     let mut control = tokio::spawn(listen(
         channel,
         custodian_events,
@@ -135,16 +145,40 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         server.clone(),
         service.clone(),
         start.config,
-        drain.clone(),
+        (drain.clone(), is_checked.clone()),
     ));
-    tokio::spawn(watch_clock(clock.clone(), store.clone()));
-    tokio::spawn(prune(service));
-    let ops = Ops::new(hsm, store.clone(), clock, api.clone(), server.clone());
+    let ops =
+        Ops::new(hsm, store.clone(), clock.clone(), api.clone(), server.clone(), service.clone(), is_checked);
     tokio::spawn(async move {
         if let Err(error) = ops.serve(TcpListener::from(ops_socket)).await {
             tracing::error!(%error, "the operator's listener ended");
         }
     });
+
+    let mut drained = draining.clone();
+    // Custodians are adopted meanwhile, and signals are heard.
+    tokio::select! {
+        begun = begin(&service, &store, &clock, accepted) => begun?,
+        // Nothing was answered, and nothing has to be written down.
+        _ = drained.wait_for(|drain| *drain) => return Ok(()),
+        () = store.failed() => return Err(STORE_FAILED.to_owned()),
+        ended = &mut control => return Err(control_ended(ended)),
+    }
+    checked.send_replace(true);
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(watch_clock(clock.clone(), store.clone()));
+    upkeep.spawn(prune(service.clone(), clock));
+    upkeep.spawn(keep_log(service.clone()));
+    upkeep.spawn(watch_rows(service.clone()));
+    upkeep.spawn(learn_keys(service.clone()));
+    match control_socket::bind(&config.store.path) {
+        Ok(operators) => drop(upkeep.spawn(control_socket::serve(operators, service.clone()))),
+        // Such as for a path that is too long for a socket. Nobody's request needs it.
+        Err(error) => {
+            let path = control_socket::path(&config.store.path);
+            tracing::error!(path = %path.display(), %error, "`hsm-authd keys` cannot reach this service");
+        }
+    }
 
     let mut drained = draining.clone();
     let serving = async {
@@ -159,19 +193,48 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     };
     tokio::pin!(serving);
     tokio::select! {
-        served = &mut serving => served.map_err(|e| e.to_string()),
+        served = &mut serving => {
+            served.map_err(|e| e.to_string())?;
+            // Who still commits would do so behind the last entry.
+            upkeep.shutdown().await;
+            service.end().await;
+            Ok(())
+        }
         () = store.failed() => {
             // From here on the store refuses every commit: whoever waits is told 503, not cut off.
             let _ = drain.send(true);
             let _ = tokio::time::timeout(LAST_ANSWERS_MAX, serving).await;
-            Err("the store does not know whether it wrote the last commit; a start reads what is durable".to_owned())
+            Err(STORE_FAILED.to_owned())
         }
-        ended = &mut control => match ended {
-            Ok(Ok(())) => Err("the supervisor is gone".to_owned()),
-            Ok(Err(reason)) => Err(reason),
-            Err(error) => Err(error.to_string()),
-        },
+        ended = &mut control => Err(control_ended(ended)),
     }
+}
+
+const STORE_FAILED: &str =
+    "the store does not know whether it wrote the last commit; a start reads what is durable";
+
+fn control_ended(ended: Result<Result<(), String>, JoinError>) -> String {
+    match ended {
+        Ok(Ok(())) => "the supervisor is gone".to_owned(),
+        Ok(Err(reason)) => reason,
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Finds out whether the database may be used, and writes down that it is.
+async fn begin(
+    service: &Service,
+    store: &Store,
+    clock: &WatchedClock,
+    clock_accepted: bool,
+) -> Result<(), String> {
+    service.begin().await?;
+    sweep(service).await;
+    if clock_accepted {
+        record(store, clock.now().unix_ms, Event::ClockAccepted).await?;
+        tracing::warn!("the operator accepted the wall clock");
+    }
+    Ok(())
 }
 
 /// Listens to the supervisor, and tells it what becomes of its custodians.
@@ -182,7 +245,7 @@ async fn listen(
     server: Arc<Server>,
     service: Arc<Service>,
     config: std::path::PathBuf,
-    drain: watch::Sender<bool>,
+    (drain, mut is_checked): (watch::Sender<bool>, watch::Receiver<bool>),
 ) -> Result<(), String> {
     let mut ready = false;
     loop {
@@ -208,12 +271,14 @@ async fn listen(
                 }
                 Some((ToFront::Start(_), _)) => return Err("the supervisor started the front twice".to_owned()),
             },
+            // It takes custodians to check the database: one has come up by then.
+            Ok(_) = is_checked.wait_for(|is_checked| *is_checked), if !ready => {
+                ready = true;
+                channel.send(&ToSupervisor::Ready);
+            }
             Some(event) = events.recv() => match event {
                 CustodianEvent::Up { slot, generation } => {
                     channel.send(&ToSupervisor::CustodianUp { slot, generation });
-                    if !std::mem::replace(&mut ready, true) {
-                        channel.send(&ToSupervisor::Ready);
-                    }
                 }
                 CustodianEvent::Lost { slot, generation } => {
                     channel.send(&ToSupervisor::CustodianLost { slot, generation });
@@ -244,8 +309,9 @@ fn reload(server: &Server, service: &Service, path: &Path) {
     }
 }
 
-/// The clock, and whether what the log remembers allows to believe it.
-async fn open_clock(start: &Start, store: &Store) -> Result<WatchedClock, String> {
+/// The clock, and whether what the log remembers allows to believe it; and whether it is believed because an operator
+/// accepted it.
+async fn open_clock(start: &Start, store: &Store) -> Result<(WatchedClock, bool), String> {
     let clock: Box<dyn Clock> = match &start.clock_file {
         Some(path) => Box::new(FileClock(path.clone())),
         None => Box::new(SystemClock),
@@ -255,15 +321,10 @@ async fn open_clock(start: &Start, store: &Store) -> Result<WatchedClock, String
     let clock = WatchedClock::new(clock, stepped && !start.accept_clock)?;
     let now = clock.now();
     let before_the_log = last.is_some_and(|last| now.unix_ms.saturating_add(STEP_MS_MAX) < last);
-    if start.accept_clock {
-        if stepped || before_the_log {
-            record(store, now.unix_ms, Event::ClockAccepted).await?;
-            tracing::warn!("the operator accepted the wall clock");
-        }
-    } else if before_the_log {
+    if before_the_log && !start.accept_clock {
         clock.distrust();
     }
-    Ok(clock)
+    Ok((clock, start.accept_clock && (stepped || before_the_log)))
 }
 
 /// Writes a step of the wall clock to the log, so that a restart does not forget it.
@@ -295,16 +356,46 @@ async fn record(store: &Store, unix_ms: u64, event: Event) -> Result<(), String>
         standing: Vec::new(),
         rows: Vec::new(),
         removed: Vec::new(),
-        sum_change: RowSum::default(),
-        audit: AuditEntry { unix_ms, event, actor: None, credential: None, transaction: None },
+        sum_change: TableSums::default(),
+        audit: AuditEntry::of_appliance(unix_ms, event),
     };
     store.commit(commit).await.map(drop).map_err(|e| e.to_string())
 }
 
-async fn prune(service: Arc<Service>) {
-    let mut pause = tokio::time::interval(PRUNE_EVERY);
+async fn keep_log(service: Arc<Service>) {
+    service.keep_log().await;
+}
+
+async fn watch_rows(service: Arc<Service>) {
+    service.watch_rows().await;
+}
+
+/// Before the first request; it waits for a custodian.
+async fn sweep(service: &Service) {
+    while let Err(refused) = service.sweep().await {
+        tracing::warn!(?refused, "the secrets in the HSM cannot be held against the rows yet");
+        tokio::time::sleep(SWEEP_AGAIN_AFTER).await;
+    }
+}
+
+/// Which keys are the newest at the start: what is newer later was rotated.
+async fn learn_keys(service: Arc<Service>) {
+    while let Err(refused) = service.load_keys().await {
+        tracing::debug!(?refused, "the keys are not known yet");
+        tokio::time::sleep(KEYS_PAUSE).await;
+    }
+}
+
+async fn prune(service: Arc<Service>, clock: Arc<WatchedClock>) {
+    let mut pause = tokio::time::interval(CLOCK_WATCH_EVERY);
+    let mut last_unix_ms = None;
     loop {
         pause.tick().await;
+        let unix_ms = clock.now().unix_ms;
+        if last_unix_ms.is_some_and(|last| unix_ms.abs_diff(last) < PRUNE_EVERY_MS) {
+            continue;
+        }
+        last_unix_ms = Some(unix_ms);
         match service.prune().await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "pruned"),

@@ -6,8 +6,8 @@
 //! one is repeated once, alone; those behind it, and one that no custodian ever read, are innocent and
 //! go to another custodian freely.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -16,16 +16,21 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::domain::credential::{Keeping, ObjectId};
 use crate::domain::id::CredentialId;
+use crate::domain::row::RowKey;
 use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd};
 use connection::{Job, Lost};
 use messages::{Call, Fault, Request, Response};
+use residents::Room;
 
 mod calls;
 mod connection;
 pub mod messages;
+mod residents;
 
 pub use calls::{NewSecret, RollingChecked};
+pub use residents::{Claim, Swept};
 
 /// How long a caller waits for an answer, a custodian's replacement included.
 const CALL_MAX: Duration = Duration::from_secs(5);
@@ -33,6 +38,9 @@ const CALL_MAX: Duration = Duration::from_secs(5);
 pub const QUEUE_MAX: usize = 256;
 /// How often each custodian is asked whether it can still use the HSM.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How many rows that were found changed wait to be written down.
+const REPORTS_MAX: usize = 64;
 
 /// What the front tells the supervisor of its custodians.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +73,15 @@ pub enum HsmError {
     /// A stored row is not what was sealed: the position among the standing rows.
     #[error("standing row {0} has been tampered with")]
     Tampered(u8),
+    /// A row names an object that the HSM does not have, or not whole. An operator has to look.
+    #[error("the HSM has no usable object {0}, labelled hsm-authd/secret, and a credential's row names it")]
+    Missing(ObjectId),
+    /// As many secrets are objects in the HSM as there may be.
+    #[error("{objects_max} secrets are in the HSM: raise hsm.resident_capacity, or delete credentials")]
+    NoRoom {
+        /// How many there may be.
+        objects_max: u64,
+    },
 }
 
 /// What a request is routed by.
@@ -74,6 +91,11 @@ enum Route {
     Credential(CredentialId),
     /// Any of them.
     Any,
+    /// The one that makes and destroys objects: always the same, as long as it lives. A process in which SoftHSM changes
+    /// the token misses what another one changes at that moment, and may not see it until somebody changes it again.
+    Writer,
+    /// That of a slot; any other while it is away.
+    Slot(u16),
 }
 
 /// The handle; cheap to clone.
@@ -88,8 +110,11 @@ struct Inner {
     came_up: Notify,
     next_call: AtomicU64,
     next_slot: AtomicU64,
+    writer: AtomicU64,
     events: mpsc::UnboundedSender<CustodianEvent>,
+    tampered: (mpsc::Sender<RowKey>, Mutex<Option<mpsc::Receiver<RowKey>>>),
     metrics: HsmMetrics,
+    room: Room,
 }
 
 /// One that is up.
@@ -106,17 +131,27 @@ impl Custodian {
 }
 
 impl Hsm {
-    /// A handle to as many custodians, none of them there yet; what happens to them goes to `events`.
-    pub fn new(custodians: u16, events: mpsc::UnboundedSender<CustodianEvent>) -> Self {
+    /// A handle to as many custodians, none of them there yet; what happens to them goes to `events`. New secrets are
+    /// kept as `keeping` says, at most `objects_max` of all in the HSM.
+    pub fn new(
+        custodians: u16,
+        (keeping, objects_max): (Keeping, u32),
+        events: mpsc::UnboundedSender<CustodianEvent>,
+    ) -> Self {
+        let metrics = HsmMetrics::new(custodians);
         let slots = (0..custodians).map(|_| ArcSwapOption::empty()).collect();
+        let (report, reported) = mpsc::channel(REPORTS_MAX);
         Self {
             inner: Arc::new(Inner {
                 slots,
                 came_up: Notify::new(),
                 next_call: AtomicU64::new(0),
                 next_slot: AtomicU64::new(0),
+                writer: AtomicU64::new(0),
                 events,
-                metrics: HsmMetrics::new(custodians),
+                tampered: (report, Mutex::new(Some(reported))),
+                room: Room::new(keeping, objects_max, metrics.residents.clone()),
+                metrics,
             }),
         }
     }
@@ -161,7 +196,7 @@ impl Hsm {
         pause.tick().await;
         loop {
             pause.tick().await;
-            let call = Call { id: self.next_id(), request: Request::Health };
+            let call = Call { repeated: false, id: self.next_id(), request: Request::Health };
             let Ok((job, answer)) = Job::new(&call) else { return };
             let begun = Instant::now();
             // A full queue is proof enough that somebody else is asking.
@@ -175,6 +210,11 @@ impl Hsm {
         }
     }
 
+    /// How many custodians there are to be.
+    pub fn custodians(&self) -> usize {
+        self.inner.slots.len()
+    }
+
     /// Whether any custodian is there.
     pub fn is_up(&self) -> bool {
         self.up() > 0
@@ -183,6 +223,11 @@ impl Hsm {
     /// How many custodians are there.
     pub fn up(&self) -> usize {
         self.inner.slots.iter().filter(|slot| slot.load().is_some()).count()
+    }
+
+    /// Every slot.
+    fn slots(&self) -> impl Iterator<Item = u16> + use<> {
+        0..u16::try_from(self.inner.slots.len()).unwrap_or(u16::MAX)
     }
 
     /// What it counts.
@@ -202,16 +247,42 @@ impl Hsm {
         self.inner.next_call.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn pick(&self, route: Route) -> Option<Arc<Custodian>> {
+    /// One that is up: where there is a choice, not `but`.
+    fn pick(&self, route: Route, but: Option<&Arc<Custodian>>) -> Option<Arc<Custodian>> {
         let first = match route {
             Route::Credential(id) => {
                 id.to_bytes().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte))
             }
             Route::Any => self.inner.next_slot.fetch_add(1, Ordering::Relaxed),
+            Route::Writer => self.inner.writer.load(Ordering::Relaxed),
+            Route::Slot(slot) => u64::from(slot),
         };
         let count = self.inner.slots.len();
         let start = (first % count.max(1) as u64) as usize;
-        self.inner.slots.iter().cycle().skip(start).take(count).find_map(|slot| slot.load_full())
+        let up = || {
+            let turns = self.inner.slots.iter().enumerate().cycle().skip(start).take(count);
+            turns.filter_map(|(slot, place)| place.load_full().map(|custodian| (slot, custodian)))
+        };
+        let is_other = |custodian: &Arc<Custodian>| but.is_none_or(|but| !Arc::ptr_eq(but, custodian));
+        let (slot, custodian) = up().find(|(_, custodian)| is_other(custodian)).or_else(|| up().next())?;
+        if let Route::Writer = route {
+            self.inner.writer.store(slot as u64, Ordering::Relaxed);
+        }
+        Some(custodian)
+    }
+
+    /// The rows that custodians find changed, as they find them: for whoever asks first.
+    pub fn tampered_rows(&self) -> Option<mpsc::Receiver<RowKey>> {
+        self.inner.tampered.1.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn report(&self, job: &Job, place: u8) {
+        let call = job.call();
+        let row = call.as_ref().and_then(|call| call.request.standing().get(usize::from(place)));
+        if let Some(row) = row.and_then(|row| row.bytes.decode()) {
+            // What finds no room is found again when somebody asks for it again.
+            let _ = self.inner.tampered.0.try_send(row.key());
+        }
     }
 
     async fn call(&self, route: Route, request: Request) -> Result<Response, HsmError> {
@@ -222,6 +293,12 @@ impl Hsm {
             Err(HsmError::Busy) => OperationEnd::Busy,
             Err(HsmError::Unavailable(_)) => OperationEnd::Unavailable,
             Err(HsmError::Tampered(_)) => OperationEnd::Tampered,
+            Err(error @ HsmError::Missing(_)) => {
+                tracing::error!(%error, "a secret is not in the HSM");
+                OperationEnd::Missing
+            }
+            // Asked of nobody.
+            Err(HsmError::NoRoom { .. }) => OperationEnd::Unavailable,
         };
         self.count(operation, end, begun);
         result
@@ -230,13 +307,14 @@ impl Hsm {
     async fn ask(&self, route: Route, request: Request) -> Result<Response, HsmError> {
         let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
         let deadline = Instant::now() + CALL_MAX;
-        let call = Call { id: self.next_id(), request };
+        let call = Call { repeated: false, id: self.next_id(), request };
         let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
         drop(call);
         let mut repeated = false;
+        let mut missed_by: Option<Arc<Custodian>> = None;
         loop {
             let came_up = self.inner.came_up.notified();
-            let Some(custodian) = self.pick(route) else {
+            let Some(custodian) = self.pick(route, missed_by.as_ref()) else {
                 if timeout_at(deadline, came_up).await.is_err() {
                     return Err(unavailable("no custodian is up"));
                 }
@@ -257,7 +335,19 @@ impl Hsm {
             let ended = |_| Err(Lost { suspect: false, reason: "its custodian ended".to_owned() });
             let lost = match reply.unwrap_or_else(ended) {
                 Ok(Ok(response)) => return Ok(response),
-                Ok(Err(Fault::Seal(row))) => return Err(HsmError::Tampered(row)),
+                Ok(Err(Fault::Seal(row))) => {
+                    self.report(&again.0, row);
+                    return Err(HsmError::Tampered(row));
+                }
+                // Only if two say so, where there are two: one of them may not see what the other made.
+                Ok(Err(Fault::Missing(id))) => match &missed_by {
+                    Some(_) => return Err(HsmError::Missing(id)),
+                    None => {
+                        missed_by = Some(custodian);
+                        (job, answer) = again;
+                        continue;
+                    }
+                },
                 Ok(Err(fault @ Fault::Request(_))) => return Err(unavailable(&fault.to_string())),
                 Ok(Err(fault @ Fault::Hsm(_))) => Lost { suspect: true, reason: fault.to_string() },
                 Err(lost) => lost,
@@ -278,6 +368,10 @@ fn operation(request: &Request) -> Operation {
         Request::Health => Operation::Health,
         Request::Generate { .. } => Operation::Generate,
         Request::Import { .. } => Operation::Import,
+        Request::ImportWrapped { .. } => Operation::ImportWrapped,
+        Request::ImportKey => Operation::ImportKey,
+        Request::Residents { .. } => Operation::Residents,
+        Request::DestroyResidents { .. } => Operation::DestroyResidents,
         Request::EncryptPinHash { .. } => Operation::EncryptPinHash,
         Request::CheckOtp(_) => Operation::CheckOtp,
         Request::CheckSignature(_) => Operation::CheckSignature,
@@ -295,6 +389,12 @@ fn operation(request: &Request) -> Operation {
         Request::PresentationCode { .. } => Operation::PresentationCode,
         Request::AuthorizationCodes(_) => Operation::AuthorizationCodes,
         Request::CheckAuthorization(_) => Operation::CheckAuthorization,
+        Request::SignCheckpoint(_) => Operation::SignCheckpoint,
+        Request::ReadAnchor => Operation::ReadAnchor,
+        Request::WriteAnchor { .. } => Operation::WriteAnchor,
+        Request::AuditKeys => Operation::AuditKeys,
+        Request::LoadKeys => Operation::LoadKeys,
+        Request::Renew(_) => Operation::Renew,
     }
 }
 

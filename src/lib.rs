@@ -9,28 +9,35 @@
 //! # The map
 //!
 //! ```text
-//! domain  <-  clock, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops  <-  front
+//! domain  <-  clock, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
 //! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean
-//! init, check, dev: commands over the above
+//! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian
 //! ```
 //!
 //! A module may use what stands left of it, never what stands right of it. `domain` is pure: no
 //! async, no SQL, no PKCS#11, no HTTP, no system clock. `tests/suite/layers.rs` holds the code to that.
 
 pub mod api;
+pub mod audit;
+pub mod backup;
 pub mod check;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod control_socket;
 pub mod custodian;
 pub mod dev;
 pub mod domain;
 pub mod front;
 pub mod hsm;
 pub mod init;
+pub mod keys;
 pub mod metrics;
+pub mod offline;
 pub mod ops;
+pub mod recover;
+pub mod restore;
 pub mod secret;
 pub mod server;
 pub mod service;

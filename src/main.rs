@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hsm_authd::{check, custodian, dev, front, init, supervisor};
+use hsm_authd::{audit, backup, check, custodian, dev, front, init, keys, recover, restore, supervisor};
 
 /// An HSM-backed authentication appliance: one-time passwords verified inside a PKCS#11 HSM.
 #[derive(Parser)]
@@ -44,6 +44,44 @@ enum Command {
         #[arg(long)]
         so_pin_file: Option<PathBuf>,
     },
+    /// Check or write out the audit log of a database, without a service and without an HSM.
+    Audit {
+        #[command(subcommand)]
+        command: audit::Command,
+    },
+    /// Look at the system keys, and change them.
+    Keys {
+        #[command(subcommand)]
+        command: keys::Command,
+    },
+    /// Copy the database into one file while the service runs, with a manifest beside it.
+    Backup {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The file to make. It must not exist.
+        #[arg(long)]
+        to: PathBuf,
+    },
+    /// Check a copy of the database, and put it in the place of the database. The service must be stopped.
+    Restore {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The copy; its manifest is beside it.
+        #[arg(long)]
+        from: PathBuf,
+    },
+    /// Make a database usable that was turned back: suspend every credential until its bank has looked at it. The
+    /// service must be stopped.
+    Recover {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Do it; else it is only said what would be done.
+        #[arg(long)]
+        accept_rollback: bool,
+    },
     /// The process that serves the network.
     #[command(hide = true)]
     Front {
@@ -53,6 +91,12 @@ enum Command {
     /// A process that holds the HSM.
     #[command(hide = true)]
     Custodian {
+        #[arg(long)]
+        supervisor: i32,
+    },
+    /// The process that asks the HSM for `keys`.
+    #[command(hide = true)]
+    KeyTask {
         #[arg(long)]
         supervisor: i32,
     },
@@ -71,6 +115,12 @@ fn main() -> ExitCode {
         Command::Serve { config, accept_clock } => supervisor::serve(&config, accept_clock),
         Command::Check { config } => check::run(&config),
         Command::Init { config, so_pin_file } => init::run(&config, so_pin_file),
+        Command::Audit { command } => audit::run(command),
+        Command::Keys { command } => keys::run(command),
+        Command::KeyTask { supervisor } => return custodian::key_task::run_key_task(supervisor),
+        Command::Backup { config, to } => backup::run(&config, &to),
+        Command::Restore { config, from } => restore::run(&config, &from),
+        Command::Recover { config, accept_rollback } => recover::run(&config, accept_rollback),
         Command::Front { supervisor } => front::run(supervisor).map_err(Some),
         Command::Custodian { supervisor } => return custodian::run(supervisor),
         Command::TokenSetup { supervisor } => return custodian::token::run_setup(supervisor),
@@ -78,7 +128,8 @@ fn main() -> ExitCode {
     let Err(reason) = ending else { return ExitCode::SUCCESS };
     if let Some(reason) = reason {
         // There is nobody left to tell if standard error is gone.
-        let _ = writeln!(std::io::stderr(), "hsm-authd: {reason}");
+        // In one piece: other processes write there too.
+        let _ = std::io::stderr().write_all(format!("hsm-authd: {reason}\n").as_bytes());
     }
     ExitCode::FAILURE
 }

@@ -20,8 +20,8 @@ use crate::domain::audit::Event;
 mod labels;
 
 pub use labels::{
-    Certificate, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd, Route, StoreError,
-    Verdict,
+    Certificate, Checkpointing, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd, Route,
+    StoreError, Verdict,
 };
 
 /// Times by a label, in seconds.
@@ -110,6 +110,8 @@ pub struct HsmMetrics {
     pub starts: Family<Custodian, Counter>,
     /// How many were lost.
     pub losses: Family<Loss, Counter>,
+    /// Secrets that are objects in the HSM.
+    pub residents: Gauge,
 }
 
 impl HsmMetrics {
@@ -124,6 +126,7 @@ impl HsmMetrics {
             busy: from_the_start(Family::default(), custodians()),
             starts: counters(custodians()),
             losses: counters(Loss::all()),
+            residents: Gauge::default(),
         }
     }
 
@@ -147,6 +150,11 @@ impl HsmMetrics {
         );
         registry.register("hsm_authd_custodian_starts", "Custodians that came up", self.starts.clone());
         registry.register("hsm_authd_custodian_losses", "Custodians that were given up", self.losses.clone());
+        registry.register(
+            "hsm_authd_resident_secrets",
+            "Secrets that are objects in the HSM",
+            self.residents.clone(),
+        );
     }
 }
 
@@ -161,6 +169,8 @@ pub struct StoreMetrics {
     pub group_size: Histogram,
     /// How long a group's transaction took.
     pub group_seconds: Histogram,
+    /// How much of that went into the log: hashing entries and inserting them, without their share of the fsync.
+    pub group_log_seconds: Histogram,
     /// What failed.
     pub errors: Family<StoreError, Counter>,
 }
@@ -172,6 +182,7 @@ impl Default for StoreMetrics {
             events: counters(Event::ALL.iter().copied()),
             group_size: Histogram::new(GROUP_SIZES),
             group_seconds: seconds(),
+            group_log_seconds: seconds(),
             errors: counters(StoreError::all()),
         }
     }
@@ -192,7 +203,50 @@ impl StoreMetrics {
             "Time until a group of commits was durable or had failed",
             self.group_seconds.clone(),
         );
+        registry.register(
+            "hsm_authd_commit_group_log_seconds",
+            "Time within a group that went into its entries of the log",
+            self.group_log_seconds.clone(),
+        );
         registry.register("hsm_authd_store_errors", "What the store could not do", self.errors.clone());
+    }
+}
+
+/// What is counted of the log's checkpoints, and of rows that somebody changed.
+#[derive(Clone, Debug)]
+pub struct LogMetrics {
+    /// What became of checkpoints.
+    pub checkpoints: Family<Checkpointing, Counter>,
+    /// How many entries the anchor covers.
+    pub anchored: Gauge,
+    /// How many entries there are; looked at when it is asked for.
+    pub entries: Gauge,
+    /// Rows that were found to be others than what was sealed, each once.
+    pub tampered_rows: Counter,
+}
+
+impl Default for LogMetrics {
+    fn default() -> Self {
+        Self {
+            checkpoints: counters(Checkpointing::all()),
+            anchored: Gauge::default(),
+            entries: Gauge::default(),
+            tampered_rows: Counter::default(),
+        }
+    }
+}
+
+impl LogMetrics {
+    /// Shows them.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("hsm_authd_checkpoints", "Checkpoints of the log", self.checkpoints.clone());
+        registry.register("hsm_authd_log_anchored", "Entries that the anchor covers", self.anchored.clone());
+        registry.register("hsm_authd_log_entries", "Entries of the log", self.entries.clone());
+        registry.register(
+            "hsm_authd_tampered_rows",
+            "Rows that are not what was sealed",
+            self.tampered_rows.clone(),
+        );
     }
 }
 
@@ -236,6 +290,14 @@ pub struct StateMetrics {
     pub requests_in_flight: Gauge,
     /// 1 as long as the wall clock is trusted.
     pub clock_trusted: Gauge,
+    /// 1 as long as rows are brought under the newest keys.
+    pub rewrap_running: Gauge,
+    /// 1 if the last rewrap was given up.
+    pub rewrap_failed: Gauge,
+    /// How many rows there were when the rewrap began to go through them.
+    pub rewrap_rows: Gauge,
+    /// How many of them it has looked at.
+    pub rewrap_rows_done: Gauge,
     /// Seconds until a certificate expires; NaN if that cannot be read from it.
     pub certificates: Family<Certificate, Gauge<f64, AtomicU64>>,
     /// When the front started, seconds since 1970.
@@ -250,6 +312,10 @@ impl Default for StateMetrics {
             store_queue_depth: Gauge::default(),
             requests_in_flight: Gauge::default(),
             clock_trusted: Gauge::default(),
+            rewrap_running: Gauge::default(),
+            rewrap_failed: Gauge::default(),
+            rewrap_rows: Gauge::default(),
+            rewrap_rows_done: Gauge::default(),
             certificates: from_the_start(Family::default(), Certificate::all()),
             started: Gauge::default(),
         }
@@ -270,6 +336,14 @@ impl StateMetrics {
             ("hsm_authd_store_queue_depth", "Commits that wait for the writer", &self.store_queue_depth),
             ("hsm_authd_requests_in_flight", "Requests that are being worked on", &self.requests_in_flight),
             ("hsm_authd_clock_trusted", "Whether the wall clock is trusted", &self.clock_trusted),
+            (
+                "hsm_authd_rewrap_running",
+                "Whether rows are being brought under the newest keys",
+                &self.rewrap_running,
+            ),
+            ("hsm_authd_rewrap_failed", "Whether the last rewrap was given up", &self.rewrap_failed),
+            ("hsm_authd_rewrap_rows", "Rows that the rewrap goes through", &self.rewrap_rows),
+            ("hsm_authd_rewrap_rows_done", "Rows that the rewrap has looked at", &self.rewrap_rows_done),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());

@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::api::Api;
@@ -23,6 +23,8 @@ use crate::clock::WatchedClock;
 use crate::hsm::Hsm;
 use crate::metrics::{Certificate, StateMetrics};
 use crate::server::{ACCEPT_PAUSE, Server};
+use crate::service::Service;
+use crate::service::rewrapping::RewrapState;
 use crate::store::Store;
 
 /// Connections at once.
@@ -40,6 +42,9 @@ pub struct Ops {
     clock: Arc<WatchedClock>,
     api: Arc<Api>,
     server: Arc<Server>,
+    service: Arc<Service>,
+    /// Whether the database was found to be what the service left.
+    is_checked: watch::Receiver<bool>,
     state: StateMetrics,
     registry: Registry,
 }
@@ -52,6 +57,8 @@ impl Ops {
         clock: Arc<WatchedClock>,
         api: Arc<Api>,
         server: Arc<Server>,
+        service: Arc<Service>,
+        is_checked: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let state = StateMetrics::default();
         state.started.set(clock.now().unix_ms as f64 / 1e3);
@@ -60,8 +67,9 @@ impl Ops {
         hsm.metrics().register(&mut registry);
         store.metrics().register(&mut registry);
         server.metrics.register(&mut registry);
+        service.log_metrics().register(&mut registry);
         state.register(&mut registry);
-        Arc::new(Self { hsm, store, clock, api, server, state, registry })
+        Arc::new(Self { hsm, store, clock, api, server, service, is_checked, state, registry })
     }
 
     /// Serves `GET /livez`, `/readyz` and `/metrics`, for ever.
@@ -102,6 +110,9 @@ impl Ops {
 
     /// Whether requests can be decided, or why not.
     fn is_ready(&self) -> Result<(), &'static str> {
+        if !*self.is_checked.borrow() {
+            return Err("checking the database");
+        }
         if !self.hsm.is_up() {
             return Err("no custodian can use the HSM");
         }
@@ -128,8 +139,18 @@ impl Ops {
         self.state.ready.set(flag(self.is_ready().is_ok()));
         self.state.clock_trusted.set(flag(now.trusted));
         self.state.custodians_up.set(count(self.hsm.up()));
+        self.service
+            .log_metrics()
+            .entries
+            .set(i64::try_from(self.store.head().borrow().size).unwrap_or(i64::MAX));
         self.state.store_queue_depth.set(count(self.store.waiting()));
         self.state.requests_in_flight.set(count(self.api.in_flight()));
+        let rewrap = self.service.rewrap_progress();
+        let rows = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX);
+        self.state.rewrap_running.set(flag(rewrap.state == RewrapState::Running));
+        self.state.rewrap_failed.set(flag(matches!(rewrap.state, RewrapState::Failed(_))));
+        self.state.rewrap_rows.set(rows(rewrap.total));
+        self.state.rewrap_rows_done.set(rows(rewrap.done));
         let identities = self.server.identities.load();
         let left_s = |ends_unix_s: u64| ends_unix_s as f64 - now.unix_ms as f64 / 1e3;
         for (certificate, ends_unix_s) in [

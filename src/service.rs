@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::WatchedClock;
-use crate::config::{AttestationPolicy, CredentialPolicy, TransactionPolicy};
+use crate::config::{AttestationPolicy, AuditPolicy, CredentialPolicy, TransactionPolicy};
 use crate::domain::audit::{Actor, AuditEntry, Event};
 use crate::domain::caller::Caller;
 use crate::domain::certificate::{CertificateChain, ChainFault, Trust};
@@ -21,23 +21,31 @@ use crate::domain::time::Now;
 use crate::domain::transaction::{State, Transaction};
 use crate::domain::verification::Refusal;
 use crate::hsm::messages::SealedRows;
-use crate::hsm::{Hsm, HsmError};
+use crate::hsm::{Claim, Hsm, HsmError};
 use crate::secret::SecretBytes;
 use crate::store::{Commit, CommitError, Committed, ReadError, Store};
 
+pub mod audit;
+pub mod audit_view;
 pub mod authorization_view;
 pub mod authorizations;
 pub mod computing;
 pub mod credential_view;
 pub mod enrolment;
+pub mod integrity;
 mod locks;
+mod log;
 pub mod management;
 mod memory;
 pub mod presentation_view;
 pub mod presentations;
 pub mod pruning;
 mod rates;
+pub mod recovery;
+mod residents;
+pub mod rewrapping;
 pub mod rolling;
+mod tampering;
 pub mod transaction_view;
 pub mod transactions;
 pub mod verification;
@@ -46,8 +54,10 @@ use authorization_view::AuthorizationView;
 use computing::Computing;
 use credential_view::CredentialView;
 use locks::AccountLocks;
+use log::LogKeeper;
 use memory::InFlight;
 use rates::Rates;
+use rewrapping::Rewrapping;
 use rolling::HandedOut;
 use transaction_view::TransactionView;
 
@@ -62,10 +72,12 @@ pub struct Service {
     policies: Policies,
     trust: ArcSwap<Trust>,
     chains: Computing,
+    log: LogKeeper,
     locks: AccountLocks,
     in_flight: InFlight,
     /// Of passwords that are nobody's.
     unknown_passwords: Rates,
+    rewrapping: Rewrapping,
 }
 
 /// What the configuration says of the use cases.
@@ -77,6 +89,8 @@ pub struct Policies {
     pub transactions: TransactionPolicy,
     /// Their attestations.
     pub attestations: AttestationPolicy,
+    /// The log.
+    pub audit: AuditPolicy,
 }
 
 /// A request as the use cases see it: who, and how it is remembered.
@@ -207,6 +221,8 @@ impl Answer {
 pub enum Refused {
     /// Not there, for this caller.
     Absent,
+    /// The client does not have the permission that the state asks for.
+    Forbidden,
     /// The state does not allow it.
     Conflict,
     /// The transaction is in this final state.
@@ -254,7 +270,7 @@ impl From<HsmError> for Refused {
         let retry_after_s = match error {
             HsmError::Busy => 1,
             HsmError::Unavailable(_) => 2,
-            HsmError::Tampered(_) => 60,
+            HsmError::Tampered(_) | HsmError::Missing(_) | HsmError::NoRoom { .. } => 60,
         };
         Self::Unavailable { cause: error.to_string(), retry_after_s }
     }
@@ -281,6 +297,7 @@ impl Service {
     /// The use cases over these parts.
     pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, policies: Policies, trust: Trust) -> Self {
         let unknown_passwords = Rates::new(policies.transactions.unknown_passwords_per_minute);
+        let log = LogKeeper::new(store.clone(), hsm.clone(), clock.clone(), policies.audit.anchor);
         Self {
             store,
             hsm,
@@ -288,9 +305,11 @@ impl Service {
             policies,
             trust: ArcSwap::from_pointee(trust),
             chains: Computing::new(),
+            log,
             locks: AccountLocks::new(),
             in_flight: InFlight::default(),
             unknown_passwords,
+            rewrapping: Rewrapping::default(),
         }
     }
 
@@ -327,10 +346,34 @@ impl Service {
         }
     }
 
+    /// The same for rows that name new secrets: their objects are destroyed again only where none of these rows can be
+    /// there.
+    async fn commit_naming(
+        &self,
+        commit: Commit,
+        claims: &mut [Claim],
+    ) -> Result<Option<Committed>, Refused> {
+        claims.iter_mut().for_each(Claim::may_be_named);
+        let result = self.store.commit(commit).await;
+        if matches!(result, Err(CommitError::Conflict | CommitError::Busy)) {
+            claims.iter_mut().for_each(Claim::is_unnamed);
+        }
+        self.outcome(result).await
+    }
+
     /// `None`: lost a race, start over.
     async fn commit(&self, commit: Commit) -> Result<Option<Committed>, Refused> {
-        match self.store.commit(commit).await {
-            Ok(committed) => Ok(Some(committed)),
+        let result = self.store.commit(commit).await;
+        self.outcome(result).await
+    }
+
+    /// `None`: lost a race, start over.
+    async fn outcome(&self, result: Result<Committed, CommitError>) -> Result<Option<Committed>, Refused> {
+        match result {
+            Ok(committed) => {
+                self.log.covers(committed.log_size()).await?;
+                Ok(Some(committed))
+            }
             Err(CommitError::Conflict) => Ok(None),
             Err(error @ (CommitError::Busy | CommitError::Unavailable)) => Err(Refused::unavailable(error)),
         }
@@ -352,6 +395,7 @@ fn audit(ask: &Ask, now: &Now, event: Event, credential: CredentialId) -> AuditE
         actor: Some(actor(ask)),
         credential: Some(credential),
         transaction: None,
+        detail: None,
     }
 }
 
@@ -363,6 +407,7 @@ fn audit_transaction(ask: Option<&Ask>, now: &Now, event: Event, transaction: &T
         actor: ask.map(actor),
         credential: transaction.credential(),
         transaction: Some(transaction.id),
+        detail: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The store's contract: what every backend promises, and nothing of how.
 //!
-//! * **One commit.** A [`Commit`] is written whole or not at all: all rows, the change of the sum
-//!   over all rows, and the audit entry.
+//! * **One commit.** A [`Commit`] is written whole or not at all: all rows, the change of the sums
+//!   over all rows, and the log's entry with its place in the tree.
 //! * **Compare-and-set.** Before anything is written, the version of EVERY row that the commit
 //!   writes, removes or merely stood on is compared. One mismatch: [`CommitError::Conflict`],
 //!   nothing written. The caller then forgets what it computed, reads again and decides anew.
@@ -27,21 +27,31 @@ use crate::domain::attestation::Attestation;
 use crate::domain::audit::AuditEntry;
 use crate::domain::credential::{Credential, CredentialState};
 use crate::domain::rolling::Binding;
-use crate::domain::row::{Row, RowKey, RowSum, Sealed, SealedBytes};
+use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, TableSums};
 use crate::domain::transaction::Transaction;
 use crate::domain::verification::Subject;
 use crate::metrics::StoreError;
 
+mod backup;
 mod checkpoint;
 mod columns;
 mod files;
+mod ledger;
+mod log;
+pub mod offline;
 mod reader;
 mod reads;
 mod rows;
+mod scan;
 mod schema;
 mod sqlite;
+pub mod usage;
 mod writer;
 
+pub use backup::{Contents, contents, copy, install};
+pub use reads::log::{ConsistencyProof, Inclusion, InclusionProof, LoggedLeaf};
+pub use scan::{Found, Place};
+pub use schema::SCHEMA;
 pub use sqlite::Store;
 
 /// How many commits may wait for the writer.
@@ -57,16 +67,25 @@ pub struct Commit {
     pub rows: Vec<Sealed<Row>>,
     /// Rows to remove, with the version each must still have.
     pub removed: Vec<(RowKey, u64)>,
-    /// Added to the sum over all rows, modulo 2^256.
-    pub sum_change: RowSum,
-    /// What the log keeps of it. The log's Merkle tree will grow from here.
+    /// Added to the sums over all rows, modulo 2^256.
+    pub sum_change: TableSums,
+    /// What the log keeps of it; which rows it changed the store adds.
     pub audit: AuditEntry,
 }
 
 /// Proof that a commit is durable. Only a store makes one.
 #[derive(Debug)]
 #[must_use = "an answer is built from it"]
-pub struct Committed(());
+pub struct Committed {
+    log_size: u64,
+}
+
+impl Committed {
+    /// How many entries the log has with that of this commit.
+    pub fn log_size(&self) -> u64 {
+        self.log_size
+    }
+}
 
 /// Why a commit did not happen, or may not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -33,8 +33,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A custodian that lived this long died of something new: its successor waits for the shortest pause.
 const SETTLED: Duration = Duration::from_secs(30);
-/// Draining is over after this time (the front itself stops waiting after 10 s, and closes).
-const DRAIN_MAX: Duration = Duration::from_secs(12);
+/// Draining is over after this time (the front itself stops waiting after 10 s, writes its last entry, and closes).
+const DRAIN_MAX: Duration = Duration::from_secs(15);
 
 /// What the supervisor is given.
 pub struct Plan {
@@ -402,7 +402,10 @@ impl Slot {
 }
 
 /// A custodian that knows what it needs to know, and the front's end of its socket.
-fn start_custodian(hsm: &HsmConfig) -> Result<(Child, UnixStream), String> {
+///
+/// # Errors
+/// One line for the operator.
+pub fn start_custodian(hsm: &HsmConfig) -> Result<(Child, UnixStream), String> {
     let (mut ours, theirs) = UnixStream::pair().map_err(|e| format!("no socketpair: {e}"))?;
     let frame = messages::encode(&init::boot(hsm)).map_err(|e| e.to_string())?;
     let child = spawn("custodian", theirs.into(), |command| {

@@ -16,6 +16,9 @@ use hsm_authd::domain::row::{Row, Sealed};
 use hsm_authd::store::{Commit, Store};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use rusqlite::{Connection, OpenFlags};
 
 use crate::{Outcome, samples, words};
 
@@ -33,6 +36,10 @@ pub struct Commits {
     pub cpu_us: f64,
     /// Written to the database's files, a commit.
     pub bytes: f64,
+    /// Of the writer's time for a commit, that which hashes and inserts its entry of the log.
+    pub log_us: f64,
+    /// The writer's time for a commit, its share of the fsync included.
+    pub writer_us: f64,
     /// A plain append of what all callers' commits together are, and fdatasync: so many a second.
     pub syncs_per_second: f64,
 }
@@ -157,6 +164,7 @@ pub fn commits(folder: &Path, callers: usize, time: Duration) -> Outcome<Commits
         hands[number % callers].push(rows);
     }
 
+    let (log_before, writer_before) = (seconds(&store, "group_log")?, seconds(&store, "group")?);
     let (since, cpu, written) = (Instant::now(), own_cpu()?, bytes_written()?);
     let count = runtime.block_on(async {
         let callers: Vec<_> = hands
@@ -183,8 +191,28 @@ pub fn commits(folder: &Path, callers: usize, time: Duration) -> Outcome<Commits
         per_second: count / elapsed,
         cpu_us: cpu.as_secs_f64() * 1e6 / count,
         bytes,
+        log_us: (seconds(&store, "group_log")? - log_before) * 1e6 / count,
+        writer_us: (seconds(&store, "group")? - writer_before) * 1e6 / count,
         syncs_per_second: syncs(&folder.join("append"), (bytes * callers as f64) as usize, time)?,
     })
+}
+
+/// What a store has counted of the writer's time.
+fn seconds(store: &Store, of: &str) -> Outcome<f64> {
+    let (mut registry, mut text) = (Registry::default(), String::new());
+    store.metrics().register(&mut registry);
+    encode(&mut text, &registry).map_err(words)?;
+    let name = format!("hsm_authd_commit_{of}_seconds_sum ");
+    let sum = text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok());
+    sum.ok_or_else(|| format!("no {name}"))
+}
+
+/// What an entry of the log takes in a database, with its share of the indices and of kept hashes, in bytes.
+pub fn entry_bytes(database: &Path) -> Outcome<f64> {
+    let connection =
+        Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(words)?;
+    let sql = "SELECT (SELECT sum(pgsize) FROM dbstat WHERE name LIKE 'audit%') * 1.0 / count(*) FROM audit";
+    connection.query_row(sql, [], |row| row.get(0)).map_err(words)
 }
 
 async fn caller(store: &Store, mut credentials: Vec<Vec<Sealed<Row>>>, end: Instant) -> Outcome<u64> {

@@ -41,8 +41,8 @@ impl<S: Sync> FromRequestParts<S> for Peer {
     }
 }
 
-/// A request of a known client. [`Call::allowed`] is the only way on; [`Call::any_client`] says that there is
-/// nothing to go on to.
+/// A request of a known client. [`Call::allowed`] is the only way on, and [`Call::auditing`] to the log;
+/// [`Call::any_client`] says that there is nothing to go on to.
 pub(super) struct Call {
     parts: Parts,
     body: Body,
@@ -57,6 +57,13 @@ pub(super) struct AllowedCall {
     /// Who asks, and for which tenant.
     pub caller: Caller,
     request_id: RequestId,
+}
+
+/// A request whose client may read the log. It has no body.
+pub(super) struct AuditCall {
+    parts: Parts,
+    /// Whose entries it sees.
+    pub scope: TenantScope,
 }
 
 impl<S: Sync> FromRequest<S> for Call {
@@ -82,12 +89,23 @@ impl Call {
         if !permissions.iter().any(|permission| self.client.permissions.contains(permission)) {
             return Err(Problem::Forbidden);
         }
+        let has = |permission| self.client.permissions.contains(&permission);
         let caller = Caller {
             client: self.client.name.clone(),
             tenant: tenant.clone(),
-            delivers: self.client.permissions.contains(&Permission::Deliver),
+            delivers: has(Permission::Deliver),
+            enrolls: has(Permission::Enroll),
+            administers: has(Permission::Admin),
         };
         Ok(AllowedCall { parts: self.parts, body: self.body, caller, request_id: self.request_id })
+    }
+
+    /// The choke point of the log: no client without `audit`, and one of a tenant sees that tenant's entries alone.
+    pub fn auditing(self) -> Result<AuditCall, Problem> {
+        match self.client.permissions.contains(&Permission::Audit) {
+            true => Ok(AuditCall { parts: self.parts, scope: self.client.scope.clone() }),
+            false => Err(Problem::Forbidden),
+        }
     }
 
     /// For what is no tenant's: every configured client may, whatever its permissions and its tenant.
@@ -129,11 +147,7 @@ impl AllowedCall {
 
     /// The query, strictly.
     pub fn query<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let Query(query) = Query::try_from_uri(&self.parts.uri).map_err(|_| Problem::Invalid {
-            field: "",
-            reason: "an unknown, repeated or malformed query parameter",
-        })?;
-        Ok(query)
+        query(&self.parts)
     }
 
     /// The body as JSON, and the request as its use case sees it.
@@ -166,6 +180,21 @@ impl AllowedCall {
             key.map(|key| Idempotency { key, request: identity(&self.caller, &self.parts, &body) });
         Ok((Ask { caller: self.caller, request_id: self.request_id.0, idempotency }, body))
     }
+}
+
+impl AuditCall {
+    /// The query, strictly.
+    pub fn query<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        query(&self.parts)
+    }
+}
+
+fn query<T: DeserializeOwned>(parts: &Parts) -> Result<T, Problem> {
+    let Query(query) = Query::try_from_uri(&parts.uri).map_err(|_| Problem::Invalid {
+        field: "",
+        reason: "an unknown, repeated or malformed query parameter",
+    })?;
+    Ok(query)
 }
 
 /// A field of `null` is a mistake: leaving it out says that there is none.
@@ -211,7 +240,7 @@ async fn body_of(parts: &Parts, body: Body, api: &Api) -> Result<Bytes, Problem>
 }
 
 /// The fields that a caller may be told to mend by name.
-pub(super) const FIELDS: [&str; 63] = [
+pub(super) const FIELDS: [&str; 64] = [
     "type",
     "account",
     "algorithm",
@@ -222,6 +251,7 @@ pub(super) const FIELDS: [&str; 63] = [
     "skew_steps",
     "seed_hex",
     "seed_base32",
+    "seed_wrapped_base64",
     "export",
     "otp",
     "otps",

@@ -30,6 +30,7 @@ pub(super) mod examples;
 pub(super) mod operations;
 pub(super) mod rolling;
 pub(super) mod schemas;
+mod seeds;
 
 use enrolment::EnrolBody;
 use evidence::{Evidence, ResyncBody, VerifyBody};
@@ -81,7 +82,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, call: Call) -> Result<An
 }
 
 async fn change(api: Arc<Api>, call: Call, action: Action) -> Result<Answer, Problem> {
-    let mut call = call.allowed(action.permission())?;
+    let mut call = call.allowed_by_any(action.permissions())?;
     let id = call.credential_id().await;
     let ask = call.no_json(&api).await?;
     Ok(api.service.change(ask, id, action).await?)

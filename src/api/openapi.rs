@@ -15,9 +15,11 @@ use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, OpenApiB
 use crate::metrics::Verdict;
 
 use super::answer::json_bytes;
+use super::audit;
 use super::authorizations;
 use super::call::Call;
 use super::credentials;
+use super::import_key;
 use super::presentations;
 use super::problem::Problem;
 use super::schema::text;
@@ -65,6 +67,8 @@ fn document() -> OpenApi {
         authorizations::operations::operations(),
         presentations::operations::operations(),
         transactions::operations::operations(),
+        import_key::operations(),
+        audit::operations::operations(),
         vec![own_operation()],
     ]
     .concat();
@@ -92,6 +96,8 @@ fn components(operations: &[Operation]) -> Components {
     components.schemas.extend(authorizations::operations::schemas());
     components.schemas.extend(presentations::operations::schemas());
     components.schemas.extend(transactions::schemas::schemas());
+    components.schemas.extend(import_key::schemas());
+    components.schemas.extend(audit::operations::schemas());
     for problem in Problem::examples() {
         components.schemas.insert(problem.schema_name(), problem.schema().into());
     }

@@ -258,6 +258,7 @@ impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Absent => Self::NotFound,
+            Refused::Forbidden => Self::Forbidden,
             Refused::Conflict => Self::StateConflict,
             Refused::Ended(state) => Self::ended(state),
             Refused::Expired => Self::Expired,

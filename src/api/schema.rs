@@ -99,7 +99,8 @@ described! {
         .property("transaction", reference::<TermsText>()).required("transaction")
         .property("parent", reference::<ParentLink>());
     Status => choice("Whether it may be used: only an active one verifies anything. A rolling credential is pending \
-        until it is activated; a signer of which an authorization is required is unauthorized until it has it.",
+        until it is activated; a signer of which an authorization is required is unauthorized until it has it. Suspended are \
+        also all that are found in a database that was turned back.",
         &[Status::Active, Status::Suspended, Status::Pending, Status::Unauthorized]);
     EntryOrder => choice("How codes have to be entered: `preset_order`, in the order of the terminals; `ascending` and \
         `descending`, by their size; `target`, their weighted sum instead of themselves.",
@@ -327,7 +328,10 @@ fn boolean(description: &str) -> ObjectBuilder {
 
 /// A seed that is imported.
 pub(super) fn seed_hex() -> ObjectBuilder {
-    text("The seed, 16 to 64 bytes in hexadecimal. Not with `seed_base32`; with neither the HSM generates one.")
+    text(
+        "The seed, 16 to 64 bytes in hexadecimal. At most one of the three: `seed_hex`, `seed_base32`, \
+         `seed_wrapped_base64`; with none the HSM generates one. Not where the configuration allows no seed in the clear.",
+    )
         .min_length(Some(32))
         .max_length(Some(128))
         .pattern(Some("^([0-9A-Fa-f]{2})+$"))
@@ -339,6 +343,17 @@ pub(super) fn seed_base32() -> ObjectBuilder {
         .min_length(Some(26))
         .max_length(Some(104))
         .pattern(Some("^[A-Za-z2-7]+={0,6}$"))
+}
+
+/// A seed that only the HSM can open.
+pub(super) fn seed_wrapped_base64() -> ObjectBuilder {
+    text(
+        "The seed with zero bytes behind it, 64 bytes together, encrypted to the key of `/v1/import-key` (RSA-OAEP, \
+         SHA-1, no label): 384 bytes in base64. The same bytes are taken once in a tenant. Not with `export`.",
+    )
+    .min_length(Some(512))
+    .max_length(Some(512))
+    .pattern(Some("^[A-Za-z0-9+/]{512}$"))
 }
 
 /// Codes of several terminals.

@@ -2,30 +2,15 @@
 
 use sha2::{Digest, Sha256};
 
-use super::keys::{KeyError, KeyName};
-use super::pkcs11::{Half, Object, Pkcs11Error, Session, VerifyingKey};
+use super::keys::SigningKey;
+use super::pkcs11::Session;
 use crate::domain::attestation::{Attestation, compose, signing_input};
 use crate::domain::credential::{Credential, Kind};
 use crate::domain::jws;
 use crate::domain::ocra::Challenge;
 use crate::domain::row::{Row, RowBytes, SealedBytes};
-use crate::domain::signer::PublicKey;
-use crate::domain::signer::signature::{Signature, SignatureFormat};
 use crate::domain::transaction::{Device, Method, State, Transaction};
 use crate::hsm::messages::{Attest, CLAIMS_BYTES_MAX, CheckSignature, Fault};
-
-/// What is signed at each start to see whether two halves are of one pair. No JWS's signing input begins so.
-const TRIAL: &[u8] = b"\0hsm-authd/attest/trial/v1";
-
-/// One version, whose halves are of one pair.
-pub struct AttestKey {
-    private: Object,
-    public: PublicKey,
-    /// The public half's thumbprint (RFC 7638).
-    kid: String,
-    /// A session object of it: what is published is what verifies.
-    verifying: VerifyingKey,
-}
 
 /// What came of it: the row that keeps it, and the compact JWS.
 pub struct Attested {
@@ -33,57 +18,14 @@ pub struct Attested {
     pub jws: String,
 }
 
-impl AttestKey {
-    /// Reads the public half, and has the one verify what the other signs.
-    ///
-    /// # Errors
-    /// The halves are not of one pair, the public one has no point on P-256, or the HSM failed.
-    pub fn open(session: &Session, name: KeyName, private: Object, public: Object) -> Result<Self, KeyError> {
-        let public =
-            session.public_half(public).map_err(|error| KeyError::WrongHalf(Half::Public, name, error))?;
-        let verifying = session.create_public_key(&public)?;
-        let digest = Sha256::digest(TRIAL).into();
-        let signature = session.sign_digest(private, &digest)?;
-        let is_right = match Signature::parse(SignatureFormat::P1363, &signature, &public) {
-            Some(signature) => session.verify_digest(verifying, &digest, &signature)?,
-            None => false,
-        };
-        match is_right {
-            true => Ok(Self { private, kid: public.thumbprint(), public, verifying }),
-            false => Err(KeyError::OtherPair(name)),
-        }
-    }
-
-    /// The public half.
-    pub fn public(&self) -> &PublicKey {
-        &self.public
-    }
-
-    /// Its thumbprint.
-    pub fn kid(&self) -> &str {
-        &self.kid
-    }
-
-    /// Whether it made this signature.
-    ///
-    /// # Errors
-    /// The HSM failed.
-    pub fn verify(
-        &self,
-        session: &Session,
-        digest: &[u8; 32],
-        signature: &Signature,
-    ) -> Result<bool, Pkcs11Error> {
-        session.verify_digest(self.verifying, digest, signature)
-    }
-
+impl SigningKey {
     /// Signs the claims of what was accepted; they must have been [`validated`].
     ///
     /// # Errors
     /// The HSM failed.
     pub fn attest(&self, session: &Session, attest: &Attest) -> Result<Attested, Fault> {
-        let input = signing_input(&self.kid, &attest.claims);
-        let signature = session.sign_digest(self.private, &Sha256::digest(&input).into())?;
+        let input = signing_input(self.kid(), &attest.claims);
+        let signature = self.sign(session, &Sha256::digest(&input).into())?;
         let jws = compose(&input, &signature);
         let row = Attestation::new(attest.transaction, attest.tenant.clone(), jws.clone());
         Ok(Attested { row: Row::from(row).encode(), jws })

@@ -6,7 +6,7 @@ use super::operations::{Operations, replaced};
 use super::pin_hash;
 use super::pkcs11::Object;
 use super::secrets::of_key;
-use crate::domain::credential::{Credential, Kind, WrappedSecret};
+use crate::domain::credential::{Credential, Kind, StoredSecret};
 use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Digits, Otp};
 use crate::domain::row::{Row, SealedBytes};
@@ -38,7 +38,7 @@ impl Operations {
         let challenge = check.challenge.as_ref();
         let attest = validated(check.attest.as_ref(), &credential, challenge, &check.standing)?;
 
-        let key = self.secrets.open(&self.session, &self.keys, secret, token.algorithm())?;
+        let key = self.open(secret, token.algorithm())?;
         let matched = self.first_match(key, &token, &codes, &check.candidates)?;
         let (outcome, rows, attest) = match matched {
             None => (&check.missed, [].as_slice(), None),
@@ -57,7 +57,7 @@ impl Operations {
         &self,
         credential: &'a Credential,
         challenge: Option<&'a Challenge>,
-    ) -> Result<(Token<'a>, WrappedSecret), Fault> {
+    ) -> Result<(Token<'a>, StoredSecret), Fault> {
         let no_secret = || Fault::Request("the credential has no secret".into());
         match (&credential.kind, challenge) {
             (Kind::Otp(token), None) => Ok((Token::Otp(token), token.secret.clone().ok_or_else(no_secret)?)),

@@ -1,7 +1,9 @@
 //! The system keys of a custodian, and the keys that are derived from `row`.
 
+mod pairs;
 mod survey;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -9,14 +11,15 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::attest::AttestKey;
 use super::pkcs11::{Object, Pkcs11Error, Session, Shape};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
-use survey::{Found, KEK};
+use crate::domain::system_key::NewestKeys;
+use survey::KEK;
 
-pub use survey::{Form, KeyError, KeyName, Kind, survey, unfinished};
+pub use pairs::{ImportKey, PublishedKey, SigningKey};
+pub use survey::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
 
 /// The versions of one thing: at least one.
 struct Versions<T> {
@@ -33,12 +36,20 @@ impl<T> Versions<T> {
         if version == self.newest.0 { Some(&self.newest.1) } else { self.older.get(&version) }
     }
 
-    fn newest_first(&self) -> impl Iterator<Item = &T> {
-        std::iter::once(&self.newest.1).chain(self.older.values().rev())
+    /// Adds versions that are not there yet; the highest of all is the newest from then on.
+    fn extend(&mut self, more: BTreeMap<u16, T>) {
+        for (version, value) in more {
+            if version > self.newest.0 {
+                let (before, value) = std::mem::replace(&mut self.newest, (version, value));
+                self.older.insert(before, value);
+            } else {
+                self.older.insert(version, value);
+            }
+        }
     }
 
-    fn oldest(&self) -> &T {
-        self.older.values().next().unwrap_or(&self.newest.1)
+    fn newest_first(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.newest.1).chain(self.older.values().rev())
     }
 }
 
@@ -92,8 +103,61 @@ pub struct Keys {
     kek: Versions<Object>,
     row: Versions<RowKeys>,
     data: Versions<Object>,
-    attest: Versions<AttestKey>,
+    attest: Versions<SigningKey>,
+    audit: Versions<SigningKey>,
+    import: Versions<ImportKey>,
+    retired: BTreeMap<KeyName, PublishedKey>,
     pulse: Pulse,
+    /// Whether a version was asked for that is not here.
+    missed: Cell<bool>,
+}
+
+/// Keys that were opened: found, checked, tried, and what is derived from them derived.
+#[derive(Default)]
+struct Opened {
+    kek: BTreeMap<u16, Object>,
+    /// With the key itself, in the token.
+    row: BTreeMap<u16, (Object, RowKeys)>,
+    data: BTreeMap<u16, Object>,
+    attest: BTreeMap<u16, SigningKey>,
+    audit: BTreeMap<u16, SigningKey>,
+    import: BTreeMap<u16, ImportKey>,
+    retired: BTreeMap<KeyName, PublishedKey>,
+}
+
+impl Opened {
+    fn open(&mut self, session: &Session, name: KeyName, key: Found) -> Result<(), KeyError> {
+        let KeyName { kind, version } = name;
+        match (kind, key) {
+            (Kind::Kek, Found::Secret(object)) => {
+                self.kek.insert(version, session_copy(session, name, object)?);
+            }
+            (Kind::Row, Found::Secret(object)) => {
+                self.row.insert(version, (object, RowKeys::derive(session, object)?));
+            }
+            (_, Found::Secret(object)) => {
+                self.data.insert(version, object);
+            }
+            (Kind::Import, Found::Pair { private, public }) => {
+                self.import.insert(version, ImportKey::open(session, name, private, public)?);
+            }
+            (kind, Found::Pair { private, public }) => {
+                let signing = if kind == Kind::Audit { &mut self.audit } else { &mut self.attest };
+                signing.insert(version, SigningKey::open(session, name, private, public)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A session object spares the module the token's files and locks at each unwrapping.
+fn session_copy(session: &Session, name: KeyName, kek: Object) -> Result<Object, KeyError> {
+    let copy = session.copy_to_session(kek)?;
+    let checked = session.check(copy, &Shape { token: false, ..KEK });
+    if checked.is_err() {
+        session.destroy(copy)?;
+    }
+    checked.map(|()| copy).map_err(|error| KeyError::Wrong(name, error))
 }
 
 /// Something the HSM must always answer alike.
@@ -116,44 +180,88 @@ impl Keys {
     /// # Errors
     /// A key is missing, there twice, or not what it must be.
     pub fn load(session: &Session) -> Result<Self, KeyError> {
-        let mut found: BTreeMap<Kind, BTreeMap<u16, Object>> = BTreeMap::new();
-        let mut attest = BTreeMap::new();
-        for (name, key) in survey(session)? {
-            match key {
-                Found::Secret(object) => {
-                    found.entry(name.kind).or_default().insert(name.version, object);
-                }
-                Found::Pair { private, public } => {
-                    attest.insert(name.version, AttestKey::open(session, name, private, public)?);
-                }
-            }
+        let Survey { keys, retired, .. } = survey(session)?;
+        let mut opened = Opened::default();
+        for (name, key) in keys {
+            opened.open(session, name, key)?;
         }
-        let mut take = |kind| found.remove(&kind).ok_or(KeyError::Missing(kind));
-        let (tokens_kek, tokens_row) = (take(Kind::Kek)?, take(Kind::Row)?);
-        let tokens_data = take(Kind::Data)?;
-
-        let mut kek = BTreeMap::new();
-        for (version, object) in tokens_kek {
-            // A session object spares the module the token's files and locks at each unwrapping.
-            let copy = session.copy_to_session(object)?;
-            let name = KeyName { kind: Kind::Kek, version };
-            session
-                .check(copy, &Shape { token: false, ..KEK })
-                .map_err(|error| KeyError::Wrong(name, error))?;
-            kek.insert(version, copy);
+        for (name, public) in retired {
+            opened.retired.insert(name, PublishedKey::open(session, name, public)?);
         }
-        let pulse_key = tokens_row.values().next_back().copied().ok_or(KeyError::Missing(Kind::Row))?;
-        let mut row = BTreeMap::new();
-        for (version, object) in tokens_row {
-            row.insert(version, RowKeys::derive(session, object)?);
-        }
+        let pulse_key = opened.row.values().next_back().map(|(object, _)| *object);
+        let pulse_key = pulse_key.ok_or(KeyError::Missing(Kind::Row))?;
+        let row = opened.row.into_iter().map(|(version, (_, keys))| (version, keys)).collect();
         Ok(Self {
-            kek: Versions::new(kek).ok_or(KeyError::Missing(Kind::Kek))?,
+            kek: Versions::new(opened.kek).ok_or(KeyError::Missing(Kind::Kek))?,
             row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
-            data: Versions::new(tokens_data).ok_or(KeyError::Missing(Kind::Data))?,
-            attest: Versions::new(attest).ok_or(KeyError::Missing(Kind::Attest))?,
+            data: Versions::new(opened.data).ok_or(KeyError::Missing(Kind::Data))?,
+            attest: Versions::new(opened.attest).ok_or(KeyError::Missing(Kind::Attest))?,
+            audit: Versions::new(opened.audit).ok_or(KeyError::Missing(Kind::Audit))?,
+            import: Versions::new(opened.import).ok_or(KeyError::Missing(Kind::Import))?,
+            retired: opened.retired,
             pulse: Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? },
+            missed: Cell::new(false),
         })
+    }
+
+    /// Looks for versions that came to the token since, and uses the newest from here on; how many there were.
+    ///
+    /// # Errors
+    /// The first new key that is not what it must be; those before it are used.
+    pub fn load_more(&mut self, session: &Session) -> Result<usize, KeyError> {
+        let Survey { keys, .. } = survey(session)?;
+        let mut opened = Opened::default();
+        let new = keys.into_iter().filter(|(name, _)| !self.has(*name));
+        let (mut count, mut result) = (0, Ok(()));
+        for (name, key) in new {
+            result = opened.open(session, name, key);
+            if result.is_err() {
+                break;
+            }
+            count += 1;
+        }
+        self.kek.extend(opened.kek);
+        self.row.extend(opened.row.into_iter().map(|(version, (_, keys))| (version, keys)).collect());
+        self.data.extend(opened.data);
+        self.attest.extend(opened.attest);
+        self.audit.extend(opened.audit);
+        self.import.extend(opened.import);
+        result.map(|()| count)
+    }
+
+    fn has(&self, KeyName { kind, version }: KeyName) -> bool {
+        match kind {
+            Kind::Kek => self.kek.get(version).is_some(),
+            Kind::Row => self.row.get(version).is_some(),
+            Kind::Data => self.data.get(version).is_some(),
+            Kind::Attest => self.attest.get(version).is_some(),
+            Kind::Audit => self.audit.get(version).is_some(),
+            Kind::Import => self.import.get(version).is_some(),
+        }
+    }
+
+    /// The newest version of each kind.
+    pub fn newest(&self) -> NewestKeys {
+        NewestKeys::new([
+            (Kind::Kek, self.kek.newest.0),
+            (Kind::Row, self.row.newest.0),
+            (Kind::Data, self.data.newest.0),
+            (Kind::Attest, self.attest.newest.0),
+            (Kind::Audit, self.audit.newest.0),
+            (Kind::Import, self.import.newest.0),
+        ])
+    }
+
+    /// Whether a version was asked for since the last time that is not here.
+    pub fn take_missed(&self) -> bool {
+        self.missed.take()
+    }
+
+    fn noted<'a, T>(&self, found: Option<&'a T>) -> Option<&'a T> {
+        if found.is_none() {
+            self.missed.set(true);
+        }
+        found
     }
 
     /// The `kek` for new blobs, with its version.
@@ -163,7 +271,7 @@ impl Keys {
 
     /// The `kek` of that version.
     pub fn kek(&self, version: u16) -> Option<Object> {
-        self.kek.get(version).copied()
+        self.noted(self.kek.get(version)).copied()
     }
 
     /// The `data` for what is encrypted now, with its version.
@@ -173,17 +281,46 @@ impl Keys {
 
     /// The `data` of that version.
     pub fn data(&self, version: u16) -> Option<Object> {
-        self.data.get(version).copied()
+        self.noted(self.data.get(version)).copied()
     }
 
     /// The `attest` for what is signed now.
-    pub fn newest_attest(&self) -> &AttestKey {
+    pub fn newest_attest(&self) -> &SigningKey {
         &self.attest.newest.1
     }
 
-    /// Every version of `attest`, the newest first.
-    pub fn attest(&self) -> impl Iterator<Item = &AttestKey> {
-        self.attest.newest_first()
+    /// What attestations verify with: every version of `attest`, the newest first, and those that were retired.
+    pub fn attest(&self) -> impl Iterator<Item = &PublishedKey> {
+        self.published(&self.attest, Kind::Attest)
+    }
+
+    /// The `audit` for what is signed now.
+    pub fn newest_audit(&self) -> &SigningKey {
+        &self.audit.newest.1
+    }
+
+    /// What checkpoints verify with: every version of `audit`, the newest first, and those that were retired.
+    pub fn audit(&self) -> impl Iterator<Item = &PublishedKey> {
+        self.published(&self.audit, Kind::Audit)
+    }
+
+    fn published<'a>(
+        &'a self,
+        versions: &'a Versions<SigningKey>,
+        kind: Kind,
+    ) -> impl Iterator<Item = &'a PublishedKey> {
+        let retired = self.retired.iter().rev().filter(move |(name, _)| name.kind == kind);
+        versions.newest_first().map(SigningKey::published).chain(retired.map(|(_, key)| key))
+    }
+
+    /// The `import` that seeds are wrapped for now.
+    pub fn newest_import(&self) -> &ImportKey {
+        &self.import.newest.1
+    }
+
+    /// Every version of `import`, the newest first: what was wrapped for an older one still arrives.
+    pub fn import(&self) -> impl Iterator<Item = &ImportKey> {
+        self.import.newest_first()
     }
 
     /// A seal for a row that is to be stored, under the newest version of `row`.
@@ -194,30 +331,25 @@ impl Keys {
 
     /// Whether a stored row's seal is right; constant-time in the seal.
     pub fn verify(&self, row: &SealedBytes) -> bool {
-        self.row
-            .get(row.seal.key_version)
+        self.noted(self.row.get(row.seal.key_version))
             .is_some_and(|keys| keys.seal.mac(row.bytes.as_bytes()).ct_eq(&row.seal.mac).into())
     }
 
     /// What a row adds to the sum, by the version of its seal; `None`: there is no such version.
     pub fn summand(&self, row: &RowBytes, key_version: u16) -> Option<RowSum> {
-        Some(RowSum(self.row.get(key_version)?.sum.mac(row.as_bytes())))
+        Some(RowSum(self.noted(self.row.get(key_version))?.sum.mac(row.as_bytes())))
     }
 
-    /// The fingerprint of a request.
-    ///
-    /// Under the OLDEST version of `row`, so that a rotation, which adds a version, changes none:
-    /// a client's retry still finds its answer. Removing that version later does change them, and
-    /// for up to 24 hours a retry is then refused as a mismatch, never executed a second time.
-    pub fn fingerprint(&self, request: &[u8]) -> Fingerprint {
-        Fingerprint(self.row.oldest().fingerprint.mac(request))
+    /// The fingerprint of a request under each version of `row`, the newest first: what is remembered now is
+    /// remembered under that, and what was remembered before is found by one of the others. Once its version is
+    /// retired, a retry is refused for up to 24 hours as a mismatch, never executed a second time.
+    pub fn fingerprints(&self, request: &[u8]) -> Vec<Fingerprint> {
+        self.row.newest_first().map(|keys| Fingerprint(keys.fingerprint.mac(request))).collect()
     }
 
-    /// What a presentation's code is made of.
-    ///
-    /// Under the oldest version of `row`, for the same reason: the code is derived again to be shown again.
-    pub fn presentation(&self, message: &[u8]) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.row.oldest().presentation.mac(message))
+    /// What a presentation's code is made of under each version of `row`, the newest first.
+    pub fn presentations(&self, message: &[u8]) -> impl Iterator<Item = Zeroizing<[u8; 32]>> {
+        self.row.newest_first().map(|keys| Zeroizing::new(keys.presentation.mac(message)))
     }
 
     /// Has the HSM compute what it computed at the start; `false`: its answer is another now. With
@@ -245,12 +377,14 @@ mod tests {
     fn the_highest_version_is_the_newest_and_all_are_found() {
         let versions = Versions::new(BTreeMap::from([(2, 'b'), (10, 'c'), (1, 'a')])).unwrap();
         assert_eq!(versions.newest, (10, 'c'));
-        assert_eq!(*versions.oldest(), 'a');
         assert_eq!([1, 2, 10].map(|version| *versions.get(version).unwrap()), ['a', 'b', 'c']);
         assert!(versions.get(3).is_none());
         assert_eq!(versions.newest_first().collect::<String>(), "cba");
         assert!(Versions::<char>::new(BTreeMap::new()).is_none());
-        assert_eq!(*Versions::new(BTreeMap::from([(4, 'd')])).unwrap().oldest(), 'd');
+        let mut grown = versions;
+        grown.extend(BTreeMap::from([(3, 'd'), (11, 'e')]));
+        assert_eq!(grown.newest, (11, 'e'));
+        assert_eq!(grown.newest_first().collect::<String>(), "ecdba");
     }
 
     #[test]

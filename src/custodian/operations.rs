@@ -3,18 +3,24 @@
 //! An expected code exists here alone, is zeroized, and never leaves: only which candidate matched.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::keys::Keys;
+use super::anchor::Anchor;
+use super::keys::{ImportKey, Keys};
 use super::pkcs11::{Object, Pkcs11Error, Session};
+use super::residents::Residents;
 use super::secrets::{PublicKeys, Secrets, departing, padded_bytes};
 use super::{codes, pin_hash};
-use crate::domain::credential::WrappedSecret;
+use crate::domain::credential::StoredSecret;
 use crate::domain::otp::{Algorithm, Digits, Otp, SEED_BYTES};
-use crate::domain::row::{RowBytes, RowSum, SealedBytes};
-use crate::hsm::messages::{Fault, Request, Response, SealRows, SealedRows};
+use crate::domain::row::{RowBytes, RowSum, SealedBytes, Table, TableSums};
+use crate::hsm::messages::{Custody, Fault, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
+
+/// How often the token is looked through at most for versions that rows name.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The most rows of one message: a [`Fault::Seal`] names them by one byte.
 const ROWS_MAX: usize = 256;
@@ -36,16 +42,23 @@ pub struct Operations {
     pub(super) keys: Keys,
     pub(super) secrets: Secrets,
     pub(super) public_keys: PublicKeys,
+    anchor: Anchor,
+    pub(super) residents: Residents,
+    /// When the token was last looked through for an unknown version.
+    looked_through: Option<Instant>,
 }
 
 impl Operations {
     /// Takes the session over; keeps at most `secrets_cached_max` unwrapped secrets, and as many public keys.
-    pub fn new(session: Session, keys: Keys, secrets_cached_max: usize) -> Self {
+    pub fn new(session: Session, keys: Keys, residents: Residents, secrets_cached_max: usize) -> Self {
         Self {
             session,
             keys,
+            residents,
             secrets: Secrets::new(secrets_cached_max),
             public_keys: PublicKeys::new(secrets_cached_max),
+            anchor: Anchor::default(),
+            looked_through: None,
         }
     }
 
@@ -56,8 +69,8 @@ impl Operations {
     pub fn self_test(&mut self) -> Result<(), Fault> {
         for (algorithm, factor, code) in KNOWN_CODES {
             let seed = (*b"1234567890").into_iter().cycle().take(algorithm.output_bytes()).collect();
-            let wrapped = self.import(algorithm, &SecretBytes::new(seed))?;
-            let key = self.secrets.open(&self.session, &self.keys, wrapped, algorithm)?;
+            let stored = self.import(algorithm, &SecretBytes::new(seed), Custody::Wrapped)?;
+            let key = self.open(stored, algorithm)?;
             let digits = u8::try_from(code.len()).ok().and_then(|count| Digits::try_from(count).ok());
             let right = Otp::parse(code.to_owned()).zip(digits).map(|(known, digits)| {
                 let expected = codes::expected(&self.session, key, algorithm, digits, &factor.to_be_bytes());
@@ -70,32 +83,103 @@ impl Operations {
                 )));
             }
         }
-        Ok(())
+        self.keys.import().try_for_each(|key| self.self_test_import(key))
     }
 
-    /// Answers one request.
+    /// The same of what comes wrapped.
+    fn self_test_import(&self, key: &ImportKey) -> Result<(), Fault> {
+        const MESSAGE: &[u8] = b"hsm-authd/import/self-test/v1";
+        let wrapped = self.check_import(key)?;
+        let mut secrets = Secrets::new(1);
+        let (kek_version, blob) = wrapped.parts();
+        let blob = (kek_version, blob.to_vec());
+        let opened = secrets.open(&self.session, &self.keys, blob, Algorithm::Sha256)?;
+        let mac = self.session.hmac(Algorithm::Sha256, opened, MESSAGE);
+        self.session.destroy(opened)?;
+        match *mac? == ImportKey::trial_mac(MESSAGE) {
+            true => Ok(()),
+            false => Err(Fault::Hsm(format!("key {}: another seed than the known one came out", key.name()))),
+        }
+    }
+
+    /// Answers one request; `repeated`: a custodian may have worked on it before. One that names a version of a key which is not known here may be of a key that is new: the
+    /// token is looked through for it, and the request tried once more.
     ///
     /// # Errors
     /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
-    pub fn answer(&mut self, request: Request) -> Result<Response, Fault> {
+    pub fn answer(&mut self, request: Request, repeated: bool) -> Result<Response, Fault> {
+        self.keys.take_missed();
+        let result = self.answer_with_known_keys(&request, repeated);
+        match result.is_err() && self.keys.take_missed() && self.look_for_keys() {
+            true => self.answer_with_known_keys(&request, repeated),
+            false => result,
+        }
+    }
+
+    /// Whether there are keys that were not known. Rows can be made to name any version by whoever edits the database:
+    /// they cost a look each second, and not more.
+    fn look_for_keys(&mut self) -> bool {
+        let now = Instant::now();
+        if self.looked_through.is_some_and(|last| now.duration_since(last) < LOOK_EVERY) {
+            return false;
+        }
+        self.looked_through = Some(now);
+        match self.keys.load_more(&self.session) {
+            Ok(count) => count > 0,
+            Err(error) => {
+                tracing::warn!(%error, "custodian: new keys cannot be used");
+                false
+            }
+        }
+    }
+
+    fn load_keys(&mut self) -> Result<Response, Fault> {
+        // What is not as it must be is no reason to give up those that are.
+        self.keys.load_more(&self.session).map_err(|error| Fault::Request(error.to_string()))?;
+        Ok(Response::KeysLoaded(self.keys.newest()))
+    }
+
+    fn answer_with_known_keys(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
+        self.residents.begin(repeated);
+        let result = self.obey(request);
+        match result {
+            // An object that somebody destroyed since it was found is not the HSM's failure.
+            Err(Fault::Hsm(_)) => match self.residents.lost(&self.session, &self.keys) {
+                Some(id) => Err(Fault::Missing(id)),
+                None => result,
+            },
+            _ => result,
+        }
+    }
+
+    fn obey(&mut self, request: &Request) -> Result<Response, Fault> {
         match request {
             Request::Health => self.health(),
-            Request::Generate { algorithm, export } => self.generate(algorithm, export),
-            Request::Import { algorithm, seed } => {
-                let wrapped = self.import(algorithm, &seed)?;
-                Ok(Response::Secret { wrapped, exported: None })
+            Request::Generate { algorithm, export, custody } => self.generate(*algorithm, *export, *custody),
+            Request::Import { algorithm, seed, custody } => {
+                let stored = self.import(*algorithm, seed, *custody)?;
+                Ok(Response::Secret { stored, exported: None })
             }
+            Request::Residents { after } => Ok(self.residents.page(*after)),
+            Request::DestroyResidents { ids, nameless } => {
+                let objects = self.residents.destroy((&self.session, &self.keys), ids, *nameless)?;
+                Ok(Response::Destroyed { objects })
+            }
+            Request::ImportWrapped { algorithm, seed, custody } => {
+                self.import_wrapped(seed, *algorithm, *custody)
+            }
+            Request::ImportKey => Ok(self.import_key()),
             Request::EncryptPinHash { id, hash, pin } => {
-                Ok(Response::PinHash(pin_hash::encrypt(&self.session, &self.keys, id, hash, &pin)?))
+                Ok(Response::PinHash(pin_hash::encrypt(&self.session, &self.keys, *id, *hash, pin)?))
             }
-            Request::CheckOtp(check) => self.check_otp(&check),
-            Request::CheckSignature(check) => self.check_signature(&check),
-            Request::Seal(rows) => self.seal(&rows),
+            Request::CheckOtp(check) => self.check_otp(check),
+            Request::CheckSignature(check) => self.check_signature(check),
+            Request::Seal(rows) => self.seal(rows),
             // Exposed to be hashed under a key.
             Request::Fingerprint(request) => {
-                Ok(Response::Fingerprint(self.keys.fingerprint(request.expose())))
+                Ok(Response::Fingerprints(self.keys.fingerprints(request.expose())))
             }
-            Request::Sum(rows) => self.sum(&rows),
+            Request::Sum(rows) => self.sum(rows),
             Request::Random => {
                 let mut bytes = [0; 32];
                 self.session.random(&mut bytes)?;
@@ -106,17 +190,32 @@ impl Operations {
             }
             Request::VerifyAttestation { kid, digest, signature } => {
                 let key = self.keys.attest().find(|key| key.kid() == kid);
-                let verified = key.map(|key| key.verify(&self.session, &digest, &signature)).transpose()?;
+                let verified = key.map(|key| key.verify(&self.session, digest, signature)).transpose()?;
                 Ok(Response::AttestationVerified(verified == Some(true)))
             }
-            Request::FindGeneration(find) => self.find_generation(&find),
-            Request::TerminalCodes(standing) => self.terminal_codes(&standing),
-            Request::CheckEntry(check) => self.check_entry(&check),
-            Request::CheckRolling(check) => self.check_rolling(&check),
-            Request::OpenEpoch { standing } => self.open_epoch(&standing),
-            Request::PresentationCode { id, nonce } => self.presentation_code(id, &nonce),
-            Request::AuthorizationCodes(standing) => self.authorization_codes(&standing),
-            Request::CheckAuthorization(check) => self.check_authorization(&check),
+            Request::FindGeneration(find) => self.find_generation(find),
+            Request::TerminalCodes(standing) => self.terminal_codes(standing),
+            Request::CheckEntry(check) => self.check_entry(check),
+            Request::CheckRolling(check) => self.check_rolling(check),
+            Request::OpenEpoch { standing } => self.open_epoch(standing),
+            Request::PresentationCode { id, nonce, code_hash } => {
+                self.presentation_code(*id, nonce, code_hash.as_ref())
+            }
+            Request::AuthorizationCodes(standing) => self.authorization_codes(standing),
+            Request::CheckAuthorization(check) => self.check_authorization(check),
+            Request::LoadKeys => self.load_keys(),
+            Request::Renew(standing) => self.renew(standing),
+            Request::SignCheckpoint(checkpoint) => {
+                Ok(Response::Checkpoint(self.keys.newest_audit().checkpoint(&self.session, checkpoint)?))
+            }
+            Request::ReadAnchor => Ok(Response::Anchor(self.anchor.read(&self.session, &self.keys)?)),
+            Request::WriteAnchor { note, replace } => {
+                self.anchor.write(&self.session, &self.keys, note.clone(), *replace)?;
+                Ok(Response::AnchorWritten)
+            }
+            Request::AuditKeys => {
+                Ok(Response::AuditKeys(self.keys.audit().map(|key| key.public().clone()).collect()))
+            }
         }
     }
 
@@ -127,23 +226,44 @@ impl Operations {
         }
     }
 
-    fn generate(&self, algorithm: Algorithm, export: bool) -> Result<Response, Fault> {
+    pub(super) fn generate(
+        &mut self,
+        algorithm: Algorithm,
+        export: bool,
+        custody: Custody,
+    ) -> Result<Response, Fault> {
         if export {
             let mut seed = vec![0; algorithm.output_bytes()];
             let filled = self.session.random(&mut seed);
             let seed = SecretBytes::new(seed);
             filled?;
-            let wrapped = self.import(algorithm, &seed)?;
-            return Ok(Response::Secret { wrapped, exported: Some(seed) });
+            let stored = self.import(algorithm, &seed, custody)?;
+            return Ok(Response::Secret { stored, exported: Some(seed) });
         }
         // Random up to the padded length (SHA-1: 24 bytes for 20): what the HSM makes cannot be
         // padded outside, and nobody ever sees how long it is.
         let length_bytes = padded_bytes(0, algorithm);
-        let key = self.session.generate(&departing(length_bytes), None)?;
-        Ok(Response::Secret { wrapped: self.wrap_and_destroy(key, length_bytes)?, exported: None })
+        let session = &self.session;
+        let stored = match custody {
+            Custody::Wrapped => {
+                let key = session.generate(&departing(length_bytes))?;
+                self.keep(key, length_bytes, algorithm, custody)?
+            }
+            Custody::Resident(id) => {
+                StoredSecret::Resident(self.residents.keep((session, &self.keys), id, algorithm, |id| {
+                    session.generate_resident(id, algorithm, length_bytes)
+                })?)
+            }
+        };
+        Ok(Response::Secret { stored, exported: None })
     }
 
-    fn import(&self, algorithm: Algorithm, seed: &SecretBytes) -> Result<WrappedSecret, Fault> {
+    pub(super) fn import(
+        &mut self,
+        algorithm: Algorithm,
+        seed: &SecretBytes,
+        custody: Custody,
+    ) -> Result<StoredSecret, Fault> {
         if !SEED_BYTES.contains(&seed.len()) {
             return Err(Fault::Request("a seed must have 16 to 64 bytes".into()));
         }
@@ -153,16 +273,76 @@ impl Operations {
         for (place, byte) in padded.iter_mut().zip(seed.expose()) {
             *place = *byte;
         }
-        let key = self.session.create(&departing(length_bytes), &padded)?;
-        self.wrap_and_destroy(key, length_bytes)
+        let session = &self.session;
+        match custody {
+            Custody::Wrapped => {
+                let key = session.create(&departing(length_bytes), &padded)?;
+                self.keep(key, length_bytes, algorithm, custody)
+            }
+            Custody::Resident(id) => {
+                let made = self.residents.keep((session, &self.keys), id, algorithm, |id| {
+                    session.create_resident(id, algorithm, &padded)
+                });
+                made.map(StoredSecret::Resident)
+            }
+        }
+    }
+
+    /// Keeps an extractable session object of a padded length, which ends here whatever comes of it.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(super) fn keep(
+        &mut self,
+        key: Object,
+        length_bytes: usize,
+        algorithm: Algorithm,
+        custody: Custody,
+    ) -> Result<StoredSecret, Fault> {
+        let wrapped = self.wrap_and_destroy(key, length_bytes)?;
+        self.settle(wrapped, algorithm, custody)
+    }
+
+    /// A secret that was wrapped just now, as it is to be kept.
+    pub(super) fn settle(
+        &mut self,
+        wrapped: StoredSecret,
+        algorithm: Algorithm,
+        custody: Custody,
+    ) -> Result<StoredSecret, Fault> {
+        match custody {
+            Custody::Wrapped => Ok(wrapped),
+            Custody::Resident(id) => {
+                let ((_, kek), (_, blob)) = (self.keys.newest_kek(), wrapped.parts());
+                let session = &self.session;
+                let made = self.residents.keep((session, &self.keys), id, algorithm, |id| {
+                    session.unwrap_resident(kek, blob, id, algorithm)
+                });
+                made.map(StoredSecret::Resident)
+            }
+        }
+    }
+
+    /// The object that a stored secret is, or is unwrapped into.
+    ///
+    /// # Errors
+    /// [`Fault::Missing`] if it is to be an object in the HSM, and is not; what
+    /// [`Secrets::open`] says.
+    pub(super) fn open(&mut self, secret: StoredSecret, algorithm: Algorithm) -> Result<Object, Fault> {
+        match secret {
+            StoredSecret::Wrapped { kek_version, blob } => {
+                self.secrets.open(&self.session, &self.keys, (kek_version, blob), algorithm)
+            }
+            StoredSecret::Resident(id) => self.residents.open(&self.session, &self.keys, id, algorithm),
+        }
     }
 
     /// The key is destroyed also if it cannot be wrapped: it is extractable.
-    fn wrap_and_destroy(&self, key: Object, length_bytes: usize) -> Result<WrappedSecret, Fault> {
+    pub(super) fn wrap_and_destroy(&self, key: Object, length_bytes: usize) -> Result<StoredSecret, Fault> {
         let (kek_version, kek) = self.keys.newest_kek();
         let blob = self.session.wrap(kek, key, length_bytes);
         self.session.destroy(key)?;
-        Ok(WrappedSecret { kek_version, blob: blob? })
+        Ok(StoredSecret::Wrapped { kek_version, blob: blob? })
     }
 
     fn seal(&self, rows: &SealRows) -> Result<Response, Fault> {
@@ -178,14 +358,16 @@ impl Operations {
         replaces: &[u8],
         rows: impl Iterator<Item = &'a RowBytes>,
     ) -> Result<SealedRows, Fault> {
-        let mut sum_change = RowSum::default();
+        let mut sum_change = TableSums::default();
         for row in replaced(standing, replaces)? {
-            sum_change = sum_change.minus(self.summand(&row.bytes, row.seal.key_version)?);
+            let (table, summand) = self.summand(&row.bytes, row.seal.key_version)?;
+            sum_change.subtract(table, summand);
         }
         let mut seals = Vec::new();
         for row in rows {
             let seal = self.keys.seal(row);
-            sum_change = sum_change.plus(self.summand(row, seal.key_version)?);
+            let (table, summand) = self.summand(row, seal.key_version)?;
+            sum_change.add(table, summand);
             seals.push(seal);
         }
         Ok(SealedRows { seals, sum_change })
@@ -193,17 +375,21 @@ impl Operations {
 
     fn sum(&self, rows: &[SealedBytes]) -> Result<Response, Fault> {
         self.verify_seals(rows)?;
-        let mut sum = RowSum::default();
+        let mut sums = TableSums::default();
         for row in rows {
-            sum = sum.plus(self.summand(&row.bytes, row.seal.key_version)?);
+            let (table, summand) = self.summand(&row.bytes, row.seal.key_version)?;
+            sums.add(table, summand);
         }
-        Ok(Response::Sum(sum))
+        Ok(Response::Sum(sums))
     }
 
-    fn summand(&self, row: &RowBytes, key_version: u16) -> Result<RowSum, Fault> {
-        self.keys
+    fn summand(&self, row: &RowBytes, key_version: u16) -> Result<(Table, RowSum), Fault> {
+        let table = row.table().ok_or_else(|| Fault::Request("a row of no table".to_owned()))?;
+        let summand = self
+            .keys
             .summand(row, key_version)
-            .ok_or_else(|| Fault::Request(format!("there is no key hsm-authd/row/v{key_version}")))
+            .ok_or_else(|| Fault::Request(format!("there is no key hsm-authd/row/v{key_version}")))?;
+        Ok((table, summand))
     }
 
     /// All of them, before anything is made of any.
@@ -250,28 +436,33 @@ mod tests {
     fn nothing_is_left_behind(session: Session) {
         make_keys(&session, "unit", &mut std::io::sink()).unwrap();
         let keys = Keys::load(&session).unwrap();
-        let mut operations = Operations::new(session, keys, 2);
+        let residents = Residents::load(&session).unwrap();
+        let mut operations = Operations::new(session, keys, residents, 2);
         let objects = |operations: &Operations| operations.session.session_objects();
         let resting = objects(&operations);
-        assert_eq!(resting, 2, "the kek's copy, and the attest key's public half");
+        assert_eq!(resting, 3, "the kek's copy, and the public halves of what signs");
         let (_, kek) = operations.keys.newest_kek();
-        let Operations { session, keys, .. } = &operations;
-        assert!(session.value(kek).is_none());
-        assert!(session.wrap(kek, kek, 32).is_err());
-
         // Whatever is imported or generated leaves nothing behind, even if it cannot be wrapped.
-        let seed = |byte| SecretBytes::new(vec![byte; 20]);
-        operations.import(Algorithm::Sha1, &seed(1)).unwrap();
-        operations.generate(Algorithm::Sha1, false).unwrap();
-        operations.generate(Algorithm::Sha1, true).unwrap();
-        let unwrappable = session.create(&departing(24), &[1; 24]).unwrap();
+        let mut import = |seed: Vec<u8>| {
+            let stored = operations.import(Algorithm::Sha1, &SecretBytes::new(seed), Custody::Wrapped);
+            let (kek_version, blob) = stored.as_ref().unwrap().parts();
+            (kek_version, blob.to_vec())
+        };
+        let blobs = [1, 2, 3].map(|byte| import(vec![byte; 20]));
+        let long = import(vec![4; 64]);
+        operations.generate(Algorithm::Sha1, false, Custody::Wrapped).unwrap();
+        operations.generate(Algorithm::Sha1, true, Custody::Wrapped).unwrap();
+        let unwrappable = operations.session.create(&departing(24), &[1; 24]).unwrap();
         assert!(operations.wrap_and_destroy(unwrappable, 32).is_err());
         assert_eq!(objects(&operations), resting);
 
         // What is unwrapped cannot be read or wrapped, nor used for another hash.
-        let wrapped = |byte| operations.import(Algorithm::Sha1, &seed(byte)).unwrap();
+        let Operations { session, keys, .. } = &operations;
+        assert!(session.value(kek).is_none());
+        assert!(session.wrap(kek, kek, 32).is_err());
         let mut secrets = Secrets::new(2);
-        let mut open = |wrapped| secrets.open(session, keys, wrapped, Algorithm::Sha1).unwrap();
+        let mut open = |blob| secrets.open(session, keys, blob, Algorithm::Sha1).unwrap();
+        let wrapped = |number: usize| blobs[number - 1].clone();
         let first = open(wrapped(1));
         assert!(session.value(first).is_none());
         assert!(
@@ -288,7 +479,6 @@ mod tests {
         assert!(session.hmac(Algorithm::Sha1, first, b"").is_err());
 
         // Of a length that any hash would take.
-        let long = operations.import(Algorithm::Sha1, &SecretBytes::new(vec![4; 64])).unwrap();
         let long = open(long);
         assert!(session.hmac(Algorithm::Sha1, long, b"").is_ok());
         assert!(session.hmac(Algorithm::Sha512, long, b"").is_err());
@@ -303,8 +493,8 @@ mod tests {
         assert_eq!(objects(&operations), objects_before);
 
         operations.self_test().unwrap();
-        assert!(matches!(operations.answer(Request::Health), Ok(Response::Healthy)));
+        assert!(matches!(operations.answer(Request::Health, false), Ok(Response::Healthy)));
         operations.keys.expect_another_pulse();
-        assert!(matches!(operations.answer(Request::Health), Err(Fault::Hsm(_))));
+        assert!(matches!(operations.answer(Request::Health, false), Err(Fault::Hsm(_))));
     }
 }

@@ -4,8 +4,9 @@
 
 use zeroize::Zeroizing;
 
-use super::keys::Keys;
+use super::keys::{Keys, Kind};
 use super::pkcs11::{GCM_NONCE_BYTES, Session};
+use super::secrets::no_key;
 use crate::domain::credential::EncryptedPinHash;
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
@@ -30,10 +31,23 @@ pub fn encrypt(
 ) -> Result<EncryptedPinHash, Fault> {
     // Exposed to be hashed by the HSM.
     let pin_hash = session.digest(hash, pin.expose())?;
+    encrypt_hash(session, keys, id, &pin_hash)
+}
+
+/// The same of a hash that was decrypted.
+///
+/// # Errors
+/// [`Fault::Hsm`].
+pub fn encrypt_hash(
+    session: &Session,
+    keys: &Keys,
+    id: CredentialId,
+    pin_hash: &[u8],
+) -> Result<EncryptedPinHash, Fault> {
     let (data_version, key) = keys.newest_data();
     let mut nonce = [0; GCM_NONCE_BYTES];
     session.random(&mut nonce)?;
-    let sealed = session.encrypt(key, nonce, &associated_data(id), &pin_hash)?;
+    let sealed = session.encrypt(key, nonce, &associated_data(id), pin_hash)?;
     Ok(EncryptedPinHash { data_version, blob: [nonce.as_slice(), &sealed].concat() })
 }
 
@@ -53,9 +67,6 @@ pub fn decrypt(
         .split_first_chunk::<GCM_NONCE_BYTES>()
         .ok_or_else(|| Fault::Request("an encrypted PIN hash of an impossible length".into()))?;
     let version = encrypted.data_version;
-    // Not a fault of the message: the key may have been added since this custodian started.
-    let key = keys
-        .data(version)
-        .ok_or_else(|| Fault::Hsm(format!("the token has no key hsm-authd/data/v{version}")))?;
+    let key = keys.data(version).ok_or_else(|| no_key(Kind::Data, version))?;
     Ok(session.decrypt(key, *nonce, &associated_data(id), sealed)?)
 }

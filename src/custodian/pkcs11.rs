@@ -4,8 +4,13 @@
 //! the module made of it, because a module may ignore parts of a template without a word.
 
 mod cipher;
+mod data;
+mod description;
 mod key_pair;
+mod mechanisms;
+mod oaep;
 mod public_key;
+mod resident;
 mod session;
 mod shape;
 
@@ -21,7 +26,8 @@ use cryptoki::types::AuthPin;
 use super::pin::Pin;
 
 pub use cipher::GCM_NONCE_BYTES;
-pub use key_pair::Half;
+pub use key_pair::{Half, PairForm};
+pub use mechanisms::Purpose;
 pub use public_key::VerifyingKey;
 pub use session::{Object, Session, WRAP_OVERHEAD_BYTES};
 pub use shape::{Material, Shape, Use};
@@ -75,6 +81,16 @@ impl Pkcs11Error {
             // Made otherwise than asked for, and destroyed.
             None => matches!(self.0, Cause::Attribute(_)),
         }
+    }
+
+    /// Whether the token has no room for another object. Nothing else is wrong with it, then.
+    pub fn is_full(&self) -> bool {
+        matches!(self.code(), Some(RvError::DeviceMemory))
+    }
+
+    /// Whether there is no such object, or no more: somebody else may have destroyed it since it was found.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.code(), Some(RvError::ObjectHandleInvalid))
     }
 
     fn code(&self) -> Option<RvError> {

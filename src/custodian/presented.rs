@@ -1,6 +1,7 @@
 //! Presented codes: the code itself, and the authorization of devices that may ask for one.
 
 use subtle::{Choice, ConstantTimeEq};
+use zeroize::Zeroizing;
 
 use super::attest::signed_digest;
 use super::checks::credential_of;
@@ -11,21 +12,32 @@ use crate::domain::credential::{Credential, Kind, Terminal};
 use crate::domain::enc::enc;
 use crate::domain::id::PresentationId;
 use crate::domain::otp::{Algorithm, Otp};
-use crate::domain::presentation::CODE_BYTES;
+use crate::domain::presentation::{CODE_BYTES, PresentationCode};
 use crate::domain::row::{Row, SealedBytes};
 use crate::domain::signer::signature::Signature;
 use crate::hsm::messages::{AuthorizationStep, CheckAuthorization, Fault, Response};
 use crate::secret::SecretBytes;
 
 impl Operations {
-    /// The code of a presentation.
+    /// The code of a presentation: of a new one under the newest version of `row`, of one that was made the one that
+    /// has its hash, whichever version that comes from.
     ///
     /// # Errors
-    /// None.
-    pub(super) fn presentation_code(&self, id: PresentationId, nonce: &[u8; 32]) -> Result<Response, Fault> {
-        let mac = self.keys.presentation(&enc(&[id.to_string().as_bytes(), nonce]));
-        let code = mac.first_chunk::<CODE_BYTES>().map(|code| code.to_vec()).unwrap_or_default();
-        Ok(Response::PresentationCode(SecretBytes::new(code)))
+    /// [`Fault::Request`]: no version makes that one.
+    pub(super) fn presentation_code(
+        &self,
+        id: PresentationId,
+        nonce: &[u8; 32],
+        code_hash: Option<&[u8; 32]>,
+    ) -> Result<Response, Fault> {
+        let message = enc(&[id.to_string().as_bytes(), nonce]);
+        let mut codes = self.keys.presentations(&message).filter_map(|mac| {
+            let bits = Zeroizing::new(*mac.first_chunk::<CODE_BYTES>()?);
+            Some((PresentationCode::new(&bits).hash(), bits))
+        });
+        let code = codes.find(|(hash, _)| code_hash.is_none_or(|wanted| wanted == hash));
+        let (_, bits) = code.ok_or_else(|| refused("a code that was made by a `row` key that is gone"))?;
+        Ok(Response::PresentationCode(SecretBytes::new(bits.to_vec())))
     }
 
     /// Both codes of an authorization by SMS.
@@ -96,7 +108,7 @@ impl Operations {
         way: Way,
     ) -> Result<Otp, Fault> {
         let secret = terminal.secret.clone().ok_or_else(|| refused("the terminal has no secret"))?;
-        let key = self.secrets.open(&self.session, &self.keys, secret, Algorithm::Sha256)?;
+        let key = self.open(secret, Algorithm::Sha256)?;
         let mac = self.session.hmac(Algorithm::Sha256, key, &authorization.code_message(way))?;
         Authorization::code(&mac).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))
     }

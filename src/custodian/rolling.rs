@@ -11,7 +11,7 @@ use super::checks::credential_of;
 use super::keys::MacKey;
 use super::operations::{Operations, replaced};
 use super::pkcs11::{Object, Session};
-use crate::domain::credential::{Credential, CredentialState, Kind, Status, WrappedSecret};
+use crate::domain::credential::{Credential, CredentialState, Kind, Status, StoredSecret};
 use crate::domain::enc::enc;
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
@@ -129,8 +129,8 @@ impl Operations {
         }
     }
 
-    fn hmac_key(&mut self, wrapped: WrappedSecret) -> Result<Object, Fault> {
-        self.secrets.open(&self.session, &self.keys, wrapped, Algorithm::Sha256)
+    fn hmac_key(&mut self, secret: StoredSecret) -> Result<Object, Fault> {
+        self.open(secret, Algorithm::Sha256)
     }
 }
 

@@ -4,9 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::rc::Rc;
 
-use super::keys::Keys;
+use super::keys::{KeyName, Keys, Kind};
 use super::pkcs11::{Material, Object, Pkcs11Error, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
-use crate::domain::credential::WrappedSecret;
 use crate::domain::otp::{Algorithm, SEED_BYTES};
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Fault;
@@ -29,7 +28,7 @@ pub fn departing(length_bytes: usize) -> Shape {
 }
 
 /// A session object of an unwrapped seed: it computes HMACs and never leaves.
-const ARRIVED: Shape = Shape {
+pub const ARRIVED: Shape = Shape {
     material: Material::Generic,
     length_bytes: None,
     token: false,
@@ -65,10 +64,9 @@ impl Secrets {
         &mut self,
         session: &Session,
         keys: &Keys,
-        wrapped: WrappedSecret,
+        (kek_version, blob): (u16, Vec<u8>),
         algorithm: Algorithm,
     ) -> Result<Object, Fault> {
-        let WrappedSecret { kek_version, blob } = wrapped;
         let key = Key { kek_version, blob, algorithm };
         if let Some(object) = self.cached.get(&key) {
             return Ok(*object);
@@ -78,10 +76,7 @@ impl Secrets {
         if !length_bytes.is_multiple_of(8) || !plausible.contains(&length_bytes) {
             return Err(Fault::Request("a wrapped secret of an impossible length".into()));
         }
-        // Not a fault of the message: the key may have been added since this custodian started.
-        let kek = keys
-            .kek(kek_version)
-            .ok_or_else(|| Fault::Hsm(format!("the token has no key hsm-authd/kek/v{kek_version}")))?;
+        let kek = keys.kek(kek_version).ok_or_else(|| no_key(Kind::Kek, kek_version))?;
         let object = session.unwrap_hmac_key(kek, &key.blob, &ARRIVED, algorithm)?;
         checked(session, object, &ARRIVED)?;
         if let Some(evicted) = self.cached.insert(key, object) {
@@ -116,6 +111,12 @@ impl PublicKeys {
         }
         Ok(object)
     }
+}
+
+/// The token has no such version: it is another token, or the key was retired too early. A fresh custodian would not
+/// find it either.
+pub fn no_key(kind: Kind, version: u16) -> Fault {
+    Fault::Request(format!("the token has no key {}", KeyName { kind, version }))
 }
 
 /// A key that the module does not take is nothing to end a custodian over: whoever enrolled it could end them all.

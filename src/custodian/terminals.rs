@@ -3,7 +3,7 @@
 
 use super::attest::validated;
 use super::operations::{Operations, replaced};
-use crate::domain::credential::{Credential, Kind, Terminal, WrappedSecret};
+use crate::domain::credential::{Credential, Kind, StoredSecret, Terminal};
 use crate::domain::multi_terminal::{Codes, MultiTerminal, Round, TERMINALS, message};
 use crate::domain::otp::{Algorithm, Digits};
 use crate::domain::row::{Row, SealedBytes};
@@ -109,7 +109,7 @@ impl Operations {
         for terminal in terminals {
             let secret = secret(terminal)?.clone();
             // Used before the next one is opened: a small cache may hold no more than one.
-            let key = self.secrets.open(&self.session, &self.keys, secret, Algorithm::Sha256)?;
+            let key = self.open(secret, Algorithm::Sha256)?;
             let mac = self.session.hmac(Algorithm::Sha256, key, &message(digest, terminal.id, generation))?;
             codes.push(&mac).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))?;
         }
@@ -155,7 +155,7 @@ fn terminals(standing: &[SealedBytes]) -> Vec<Credential> {
     standing.iter().filter_map(credential).collect()
 }
 
-fn secret(terminal: &Credential) -> Result<&WrappedSecret, Fault> {
+fn secret(terminal: &Credential) -> Result<&StoredSecret, Fault> {
     match &terminal.kind {
         Kind::Terminal(Terminal { secret: Some(secret), .. }) => Ok(secret),
         _ => Err(Fault::Request("a credential that is no terminal, or was deleted".into())),

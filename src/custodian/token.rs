@@ -6,13 +6,15 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{Form, KeyName, Kind, survey, unfinished};
+use super::anchor;
+use super::keys::{Form, KeyError, KeyName, Kind, survey, unfinished};
 use super::pin::Pin;
-use super::pkcs11::{Module, Pkcs11Error, Session, Token};
-use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in};
+use super::pkcs11::{Module, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
+use super::{Frames, StartFailure, check_mechanisms, find_token, load_module, login, read_pin, shut_in};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -67,6 +69,7 @@ pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFai
             .map_err(|error| StartFailure::login(label, "SO", path, &error))?;
         say(out, format_args!("token {label}: user PIN set"))?;
     }
+    check_mechanisms(&module, &token, label)?;
     let session = login(&module, &token, &pin, &setup.boot)?;
     make_keys(&session, label, out)
 }
@@ -98,7 +101,7 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
     let surveyed = || survey(session).map_err(|error| StartFailure::keys(label, &error));
     let there = surveyed()?;
     for kind in Kind::ALL {
-        let mut versions = there.keys().filter(|name| name.kind == kind).peekable();
+        let mut versions = there.keys.keys().filter(|name| name.kind == kind).peekable();
         if versions.peek().is_none() {
             let name = KeyName { kind, version: 1 };
             make_key(session, name)
@@ -113,9 +116,13 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
     surveyed().map(|_| ())
 }
 
-/// Removes what a crash left of pairs that were being made: half of one, or a whole one. A half without a mark is
+/// Removes what a crash left of keys that were being made: half of a pair, or a whole one. A half without a mark is
 /// nobody's to remove: it may be what is left of a pair that signed.
-fn discard_unfinished(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+pub(super) fn discard_unfinished(
+    session: &Session,
+    label: &str,
+    out: &mut impl Write,
+) -> Result<(), StartFailure> {
     let found = unfinished(session).map_err(|error| StartFailure::keys(label, &error))?;
     for (name, [marks, made]) in found {
         // A mark of our own first, then the old ones: if they are another run's that is finishing just now, it
@@ -134,32 +141,61 @@ fn discard_unfinished(session: &Session, label: &str, out: &mut impl Write) -> R
 }
 
 /// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
-fn make_key(session: &Session, name: KeyName) -> Result<(), Pkcs11Error> {
+pub(super) fn make_key(session: &Session, name: KeyName) -> Result<(), KeyError> {
     match name.kind.form() {
-        Form::Secret(shape) => {
-            let object = session.generate(&shape, Some(&name.to_string()))?;
-            session.check(object, &shape).inspect_err(|_| {
-                // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
-                let _ = session.destroy(object);
-            })
+        // A mark says what may be removed, and the first version of a secret never may.
+        Form::Secret(shape, purpose) if name.version == 1 => Ok(make_secret(session, name, &shape, purpose)?),
+        Form::Secret(shape, purpose) => {
+            marked(session, name, || Ok(make_secret(session, name, &shape, purpose)?))
         }
-        Form::Pair => make_pair(session, name),
+        Form::Pair(form) => marked(session, name, || make_pair(session, name, form)),
     }
 }
 
-/// The same for a pair, which a crash can halve: a mark says until the end that it has signed nothing.
-fn make_pair(session: &Session, name: KeyName) -> Result<(), Pkcs11Error> {
+/// A crash can halve what is made: a mark says until the end that it was never used.
+fn marked(
+    session: &Session,
+    name: KeyName,
+    make: impl FnOnce() -> Result<(), KeyError>,
+) -> Result<(), KeyError> {
     // A module without such objects leaves more to an operator after a crash, and is otherwise none the worse.
     let mark = session.mark(&name.mark()).ok();
-    let halves = session.generate_pair(&name.to_string())?;
-    let checked = halves.into_iter().try_for_each(|(half, object)| session.check_half(object, half));
-    if checked.is_err() {
+    let made = make();
+    mark.map(|mark| session.destroy(mark)).transpose()?;
+    made
+}
+
+/// The key with which the token's first anchor is made, under the same mark: so there is one as soon as there is an
+/// `audit` key that was used, and a token that has lost its anchor is given no new one.
+const FIRST_AUDIT: KeyName = KeyName { kind: Kind::Audit, version: 1 };
+
+fn make_secret(session: &Session, name: KeyName, shape: &Shape, purpose: Purpose) -> Result<(), Pkcs11Error> {
+    let object = session.generate_labelled(shape, &name.to_string(), purpose)?;
+    let checked = session.check(object, shape).and_then(|()| session.check_purpose(object, purpose));
+    checked.inspect_err(|_| {
+        // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
+        let _ = session.destroy(object);
+    })
+}
+
+fn make_pair(session: &Session, name: KeyName, form: PairForm) -> Result<(), KeyError> {
+    let halves = session.generate_pair(&name.to_string(), form)?;
+    let made = || {
+        halves.into_iter().try_for_each(|(half, object)| session.check_half(object, half, form))?;
+        match (name, halves) {
+            (FIRST_AUDIT, [(_, private), (_, public)]) => {
+                let public = session.public_half(public, form)?;
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                anchor::make_first(session, private, &public, now.as_secs()).map_err(KeyError::Anchor)
+            }
+            _ => Ok(()),
+        }
+    };
+    made().inspect_err(|_| {
         for (_, object) in halves {
             let _ = session.destroy(object);
         }
-    }
-    mark.map(|mark| session.destroy(mark)).transpose()?;
-    checked
+    })
 }
 
 fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartFailure> {

@@ -1,7 +1,19 @@
 //! What the audit log keeps of each change: who, which, what became of it. Never a secret.
 
+use std::fmt;
+
 use super::caller::{ClientName, Tenant};
+use super::enc::enc;
 use super::id::{CredentialId, TransactionId};
+use super::log::TreeHash;
+use super::row::{RowKey, Table};
+
+mod verdict;
+
+pub use verdict::Verdict;
+
+/// What every leaf begins with.
+const LEAF: &str = "hsm-authd/audit/v1";
 
 /// Makes the enum of its variants, each with its name in the log: an event without one cannot be.
 macro_rules! events {
@@ -107,6 +119,24 @@ events! {
     Rebound "rolling.rebound",
     /// A password came for a transaction that is nobody's; nothing is charged.
     PasswordUnknown "rolling.password_unknown",
+    /// The service started on what it had ended on.
+    Started "service.started",
+    /// The service started after an end that it had not written down: what was committed last may be lost.
+    StartedUnclean "service.started_unclean",
+    /// The service ended.
+    Stopped "service.stopped",
+    /// An operator accepted a database that was turned back.
+    Recovered "store.recovered",
+    /// A credential was suspended because the database was turned back.
+    CredentialRecovered "store.credential_recovered",
+    /// A row was not what had been sealed.
+    RowTampered "store.row_tampered",
+    /// A newer version of a system key is used from here on.
+    KeyRotated "keys.rotated",
+    /// Rows were brought under the newest keys.
+    Rewrapped "keys.rewrapped",
+    /// An old version of a system key was destroyed.
+    KeyRetired "keys.retired",
 }
 
 impl Event {
@@ -129,6 +159,114 @@ pub struct AuditEntry {
     pub credential: Option<CredentialId>,
     /// Which transaction.
     pub transaction: Option<TransactionId>,
+    /// More of it, for who reads the log: at most 256 characters. Never a secret, a code or an account.
+    pub detail: Option<String>,
+}
+
+impl AuditEntry {
+    /// Of what the appliance itself did.
+    pub fn of_appliance(unix_ms: u64, event: Event) -> Self {
+        Self { unix_ms, event, actor: None, credential: None, transaction: None, detail: None }
+    }
+}
+
+/// A row that a commit wrote or removed, as the log names it. Displays as `table:key:version`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowMark {
+    /// Its table.
+    pub table: Table,
+    /// [`RowKey::digest`].
+    pub key: [u8; 8],
+    /// Its version from then on; 0: it was removed.
+    pub version: u64,
+}
+
+impl RowMark {
+    /// Of a row that was written.
+    pub fn written(key: &RowKey, version: u64) -> Self {
+        Self { table: key.table(), key: key.digest(), version }
+    }
+
+    /// Of a row that was removed.
+    pub fn removed(key: &RowKey) -> Self {
+        Self::written(key, 0)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let (table, key, version) = (parts.next()?, parts.next()?, parts.next()?);
+        let mark = Self {
+            table: Table::parse(table)?,
+            key: u64::from_str_radix(key, 16).ok()?.to_be_bytes(),
+            version: version.parse().ok()?,
+        };
+        (mark.to_string() == text).then_some(mark)
+    }
+}
+
+impl fmt::Display for RowMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:016x}:{}", self.table.name(), u64::from_be_bytes(self.key), self.version)
+    }
+}
+
+/// All rows of a commit. Displays as their marks with commas between them; without any row, as nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowMarks(pub Vec<RowMark>);
+
+impl RowMarks {
+    /// `None` for any text that it does not display as.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "" => Some(Self::default()),
+            _ => text.split(',').map(RowMark::parse).collect::<Option<_>>().map(Self),
+        }
+    }
+}
+
+impl fmt::Display for RowMarks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, mark) in self.0.iter().enumerate() {
+            if place > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{mark}")?;
+        }
+        Ok(())
+    }
+}
+
+/// An entry in its place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// Its number, from 1: it is leaf `seq` - 1.
+    pub seq: u64,
+    /// What happened.
+    pub entry: AuditEntry,
+    /// Which rows it changed.
+    pub rows: RowMarks,
+}
+
+impl Logged {
+    /// The hash of its leaf: of the encoding of all it says, as text, so that whoever reads it can compute it.
+    pub fn leaf(&self) -> TreeHash {
+        let AuditEntry { unix_ms, event, actor, credential, transaction, detail } = &self.entry;
+        let actor = actor.as_ref();
+        let parts = [
+            LEAF.to_owned(),
+            self.seq.to_string(),
+            unix_ms.to_string(),
+            event.name().to_owned(),
+            actor.map_or_else(String::new, |actor| actor.tenant.as_str().to_owned()),
+            actor.map_or_else(String::new, |actor| actor.client.as_str().to_owned()),
+            actor.map_or_else(String::new, |actor| actor.request_id.clone()),
+            credential.map_or_else(String::new, |id| id.to_string()),
+            transaction.map_or_else(String::new, |id| id.to_string()),
+            detail.clone().unwrap_or_default(),
+            self.rows.to_string(),
+        ];
+        TreeHash::of_leaf(&enc(&parts.each_ref().map(|part| part.as_bytes())))
+    }
 }
 
 /// Who asked, and in which request.
@@ -140,4 +278,114 @@ pub struct Actor {
     pub client: ClientName,
     /// The request's id, as in its answer and in the request log.
     pub request_id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use data_encoding::HEXLOWER;
+    use proptest::prelude::*;
+    use sha2::{Digest, Sha256};
+
+    fn logged() -> Logged {
+        let text = |text: &str| text.to_owned();
+        let credential = CredentialId::from_random([7; 16]);
+        Logged {
+            seq: 12,
+            entry: AuditEntry {
+                unix_ms: 1_800_000_000_000,
+                event: Event::Verified,
+                actor: Some(Actor {
+                    tenant: text("bank-a").try_into().unwrap(),
+                    client: text("backend").try_into().unwrap(),
+                    request_id: text("req_1"),
+                }),
+                credential: Some(credential),
+                transaction: Some(TransactionId::from_random([8; 16])),
+                detail: Some(text("more")),
+            },
+            rows: RowMarks(vec![
+                RowMark::written(&RowKey::State(credential), 9),
+                RowMark::removed(&RowKey::Binding(credential)),
+            ]),
+        }
+    }
+
+    #[test]
+    fn a_leaf_is_the_hash_of_what_it_says() {
+        let logged = logged();
+        let rows = logged.rows.to_string();
+        let key = HEXLOWER.encode(&RowKey::State(CredentialId::from_random([7; 16])).digest());
+        assert_eq!(rows, format!("credential_state:{key}:9,binding:{key}:0"));
+        let [credential, transaction] =
+            [logged.entry.credential.unwrap().to_string(), logged.entry.transaction.unwrap().to_string()];
+        let mut hash = Sha256::new().chain_update([0]);
+        for part in [
+            "hsm-authd/audit/v1",
+            "12",
+            "1800000000000",
+            "otp.verified",
+            "bank-a",
+            "backend",
+            "req_1",
+            &credential,
+            &transaction,
+            "more",
+            &rows,
+        ] {
+            hash.update((part.len() as u32).to_be_bytes());
+            hash.update(part);
+        }
+        assert_eq!(logged.leaf(), TreeHash(hash.finalize().into()));
+    }
+
+    #[test]
+    fn a_leaf_binds_every_part() {
+        let leaf = logged().leaf();
+        let changes: [fn(&mut Logged); 9] = [
+            |logged| logged.seq += 1,
+            |logged| logged.entry.unix_ms += 1,
+            |logged| logged.entry.event = Event::Refused,
+            |logged| logged.entry.actor = None,
+            |logged| logged.entry.credential = None,
+            |logged| logged.entry.transaction = None,
+            |logged| logged.entry.detail = None,
+            |logged| logged.rows.0.clear(),
+            |logged| logged.rows.0[0].version += 1,
+        ];
+        for change in changes {
+            let mut other = logged();
+            change(&mut other);
+            assert_ne!(other.leaf(), leaf);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn marks_have_one_spelling(table in 0..Table::ALL.len(), key: [u8; 8], version: u64, text in ".{0,60}") {
+            let marks = RowMarks(vec![RowMark { table: Table::ALL[table], key, version }; 2]);
+            prop_assert_eq!(RowMarks::parse(&marks.to_string()), Some(marks));
+            if let Some(marks) = RowMarks::parse(&text) {
+                prop_assert_eq!(marks.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_mark_is_refused() {
+        assert_eq!(RowMarks::parse(""), Some(RowMarks::default()));
+        for text in [
+            ",",
+            "account:0011223344556677:1,",
+            "account:11223344556677:1",
+            "account:0011223344556677:01",
+            "account:+011223344556677:1",
+            "other:0011223344556677:1",
+            "account:0011223344556677:1:1",
+            "account:0011223344556677",
+            "account:001122334455667A:1",
+        ] {
+            assert_eq!(RowMarks::parse(text), None, "{text}");
+        }
+    }
 }

@@ -78,6 +78,8 @@ pub enum Permission {
 impl Permission {
     /// What reads that codes can be in ask for: who sends them out has no business to enter them.
     pub const READS_CODES: &[Self] = &[Self::Transact, Self::Deliver];
+    /// Resuming: what its bank suspended, or what a recovery did. Which of them it takes, the credential says.
+    pub const RESUMES: &[Self] = &[Self::Enroll, Self::Admin];
 }
 
 /// An authenticated client that has the permission, acting for one tenant.
@@ -89,6 +91,10 @@ pub struct Caller {
     pub tenant: Tenant,
     /// Whether it has [`Permission::Deliver`] besides: then it sees codes.
     pub delivers: bool,
+    /// Whether it has [`Permission::Enroll`].
+    pub enrolls: bool,
+    /// Whether it has [`Permission::Admin`]: then it may resume what a recovery suspended.
+    pub administers: bool,
 }
 
 #[cfg(test)]

@@ -14,15 +14,9 @@ use super::rolling::Rolling;
 use super::signer::{PublicKey, SignatureAlgorithm};
 use super::webauthn::RelyingParty;
 
-/// An AES key-wrap blob (RFC 3394) of the zero-padded seed, under one version of the HSM's `kek`.
-/// Worth nothing without the HSM. It does not say whose it is: the row's seal does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WrappedSecret {
-    /// Version of the `kek` that wraps it.
-    pub kek_version: u16,
-    /// The blob: padded length + 8 bytes.
-    pub blob: Vec<u8>,
-}
+mod secret;
+
+pub use secret::{BadSecret, Keeping, ObjectId, StoredSecret};
 
 /// The hash of an OCRA token's PIN, encrypted under one version of the HSM's `data` key, and bound
 /// to its credential. Opened in custodians only.
@@ -74,6 +68,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Its secrets, wherever they are kept: a rolling credential has two of them, a signer and a tombstone none.
+    pub fn secrets(&self) -> impl Iterator<Item = &StoredSecret> {
+        let [first, second] = match self {
+            Self::Otp(token) => [token.secret.as_ref(), None],
+            Self::Ocra(token) => [token.secret.as_ref(), None],
+            Self::Terminal(terminal) => [terminal.secret.as_ref(), None],
+            Self::Rolling(rolling) => [rolling.secret.as_ref(), rolling.identity_key.as_ref()],
+            Self::Signer(_) | Self::CertifiedSigner(_) | Self::Authenticator(_) => [None, None],
+        };
+        first.into_iter().chain(second)
+    }
+
     /// Key and algorithm, of whatever signs.
     pub fn signer(&self) -> Option<&Signer> {
         match self {
@@ -95,7 +101,7 @@ pub struct OtpToken {
     /// Counter or time.
     pub moving_factor: MovingFactor,
     /// Its seed; `None` in a tombstone.
-    pub secret: Option<WrappedSecret>,
+    pub secret: Option<StoredSecret>,
 }
 
 /// A token of RFC 6287.
@@ -110,7 +116,7 @@ pub struct OcraToken {
     /// What its codes are good for.
     pub usage: OcraUse,
     /// Its seed; `None` in a tombstone.
-    pub secret: Option<WrappedSecret>,
+    pub secret: Option<StoredSecret>,
     /// Suites with P: the hash of the PIN; `None` without P, and in a tombstone.
     pub pin_hash: Option<EncryptedPinHash>,
 }
@@ -160,7 +166,7 @@ pub struct Terminal {
     /// Where codes are sent to.
     pub address: Address,
     /// What its codes are derived from: 32 bytes; `None` in a tombstone.
-    pub secret: Option<WrappedSecret>,
+    pub secret: Option<StoredSecret>,
 }
 
 /// Whether a credential may be used. Stored in sealed rows: variants go to the end.
@@ -177,6 +183,10 @@ pub enum Status {
     Pending,
     /// A device that has not been authorized for its account yet.
     Unauthorized,
+    /// Suspended because the database was turned back; what it used up is out of reach, so it may be resumed.
+    Recovered,
+    /// Suspended because the database was turned back; nobody knows what it used up, so it is never resumed.
+    Stranded,
 }
 
 /// The hot row: a new version with each verdict.
@@ -208,8 +218,24 @@ pub struct CredentialState {
 
 impl Status {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Active, Self::Suspended, Self::Deleted, Self::Pending, Self::Unauthorized];
+    pub const ALL: [Self; 7] = [
+        Self::Active,
+        Self::Suspended,
+        Self::Deleted,
+        Self::Pending,
+        Self::Unauthorized,
+        Self::Recovered,
+        Self::Stranded,
+    ];
+
+    /// What its bank is shown: whatever it is suspended for is `suspended`.
+    #[must_use]
+    pub fn shown(self) -> Self {
+        match self {
+            Self::Recovered | Self::Stranded => Self::Suspended,
+            status => status,
+        }
+    }
 }
 
 impl Credential {
@@ -286,6 +312,19 @@ impl CredentialState {
     pub fn unlocked(&self, account_epoch: u32) -> Self {
         Self { attempts: Attempts::default(), account_share: 0, account_epoch, ..self.next() }
     }
+}
+
+/// A seed that came wrapped: what it came as is not taken again in its tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedSeed {
+    /// The tenant it was brought by.
+    pub tenant: Tenant,
+    /// SHA-256 of the blob.
+    pub fingerprint: [u8; 32],
+    /// Always 1: it is made with its credential and removed with the tombstone, never changed.
+    pub version: u64,
+    /// The credential that has it.
+    pub credential: CredentialId,
 }
 
 /// An input of an OCRA token without a counter that was accepted: its code is not accepted again.

@@ -97,7 +97,14 @@ mod tests {
     use crate::domain::time::{BootId, RunId};
 
     fn at(ms: u64) -> Now {
-        Now { unix_ms: ms, boot_ms: ms, boot_id: BootId([0; 16]), run: RunId([0; 16]), trusted: true }
+        Now {
+            unix_ms: ms,
+            boot_ms: ms,
+            boot_id: BootId([0; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+            floor_unix_ms: 0,
+        }
     }
 
     /// Charges `count` failures one after the other, waiting out each lock.

@@ -3,14 +3,13 @@
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use time::{Date, Month, OffsetDateTime, Time};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::account::AccountRef;
 use super::caller::Tenant;
 use super::enc::enc;
 use super::id::{CredentialId, PresentationId, TransactionId};
-use super::time::{Deadline, Now, rfc3339};
+use super::time::{Deadline, Now, parse_rfc3339, rfc3339};
 
 /// How long a presentation can be claimed, in seconds.
 pub const LIFETIME_S: u32 = 60;
@@ -99,15 +98,7 @@ pub struct IssuedAt {
 impl IssuedAt {
     /// `None` unless it is `YYYY-MM-DDTHH:MM:SSZ`, of a moment that there is, from 1970 on.
     pub fn parse(text: &str) -> Option<Self> {
-        let number = |place: std::ops::Range<usize>| text.get(place)?.parse::<u16>().ok();
-        let small = |place| u8::try_from(number(place)?).ok();
-        let month = Month::try_from(small(5..7)?).ok()?;
-        let date = Date::from_calendar_date(number(0..4)?.into(), month, small(8..10)?).ok()?;
-        let time = Time::from_hms(small(11..13)?, small(14..16)?, small(17..19)?).ok()?;
-        let unix_s = u64::try_from(OffsetDateTime::new_utc(date, time).unix_timestamp()).ok()?;
-        // Signs, spaces and what stands between the numbers: there is one spelling.
-        let issued_at = Self { unix_s };
-        (issued_at.text() == text).then_some(issued_at)
+        parse_rfc3339(text).map(|unix_s| Self { unix_s })
     }
 
     /// In the one form that is signed.

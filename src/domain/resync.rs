@@ -3,9 +3,9 @@
 use super::credential::{CredentialState, Kind, OcraToken, OtpToken};
 use super::otp::{COUNTER_END, MovingFactor, time_step};
 use super::time::Now;
-use super::verification::ocra::steps;
+use super::verification::ocra;
 use super::verification::{
-    Candidate, Factor, Plan, Refusal, Subject, Verdict, accepted, admit, around, plan,
+    Candidate, Factor, Plan, Refusal, Subject, Verdict, accepted, admit, around, first_step, plan,
 };
 
 /// How far ahead of the expected counter a token is searched for.
@@ -27,7 +27,7 @@ pub fn begin(subject: Subject<'_>, now: &Now) -> Result<Option<Plan>, Refusal> {
     let pair = subject.state.last_accepted.and_then(|last| last.checked_sub(1));
     let candidates = match &subject.credential.kind {
         Kind::Otp(token) => otp(subject, token, now, pair),
-        Kind::Ocra(token) if token.suite.has_counter() => ocra(subject, token, now, pair),
+        Kind::Ocra(token) if token.suite.has_counter() => ocra_counters(subject, token, now, pair),
         _ => return Ok(None),
     };
     Ok(Some(plan(subject, now, candidates)))
@@ -43,7 +43,7 @@ fn otp(subject: Subject<'_>, token: &OtpToken, now: &Now, pair: Option<u64>) -> 
         MovingFactor::Totp { period_s, .. } => {
             let present = time_step(now.unix_ms, period_s.into());
             around(present, TOTP_WINDOW)
-                .filter(|step| *step >= subject.state.next_factor)
+                .filter(|step| *step >= subject.state.next_factor.max(first_step(subject, token, now)))
                 .map(|step| {
                     // The second code is the one on the token's display now.
                     let drift = i128::from(step) + 1 - i128::from(present);
@@ -56,15 +56,21 @@ fn otp(subject: Subject<'_>, token: &OtpToken, now: &Now, pair: Option<u64>) -> 
 }
 
 /// Both codes answer the same question.
-fn ocra(subject: Subject<'_>, token: &OcraToken, now: &Now, pair: Option<u64>) -> Vec<Candidate> {
-    let steps = steps(token, now);
+fn ocra_counters(subject: Subject<'_>, token: &OcraToken, now: &Now, pair: Option<u64>) -> Vec<Candidate> {
+    let steps = ocra::steps(token, now);
+    let first = ocra::first_step(token, now);
+    let is_fresh = move |factor: &Factor| factor.time_step.is_none_or(|step| step >= first);
     let factors =
         |number| steps.iter().map(move |step| (number, Factor { counter: Some(number), time_step: *step }));
     let repeated = pair.into_iter().flat_map(factors);
     let fresh = counters(subject).flat_map(factors);
     repeated
         .map(|(_, factor)| Candidate { factor, verdict: Verdict::Repeated })
-        .chain(fresh.map(|(number, factor)| candidate(subject, factor, number, 0)))
+        .chain(
+            fresh
+                .filter(move |(_, factor)| is_fresh(factor))
+                .map(|(number, factor)| candidate(subject, factor, number, 0)),
+        )
         .collect()
 }
 
@@ -92,6 +98,21 @@ mod tests {
         assert_eq!(last.factor.single(), Some(1_006));
         let Verdict::Accepted { state, .. } = &last.verdict else { panic!("not accepted") };
         assert_eq!((state.next_factor, state.last_accepted, state.drift_steps), (1_008, Some(1_007), 0));
+    }
+
+    #[test]
+    fn steps_whose_acceptance_may_be_forgotten_are_no_first_code() {
+        let lost = Now { floor_unix_ms: 6_000_000, ..at(6_060) };
+        let rows = Rows::new(MovingFactor::Totp { period_s: 60, skew_steps: 1 }, 0);
+        let plan = begin(rows.subject(), &lost).unwrap().unwrap();
+        assert_eq!(plan.candidates.iter().filter_map(|c| c.factor.single()).min(), Some(102));
+        let suite = crate::domain::ocra::Suite::parse("OCRA-1:HOTP-SHA1-6:C-QN08-T1M").unwrap();
+        let usage = crate::domain::credential::OcraUse::Verify;
+        let token = OcraToken { suite, look_ahead: 1, skew_steps: 1, usage, secret: None, pin_hash: None };
+        let rows = Rows::of(Kind::Ocra(token), 0);
+        let plan = begin(rows.subject(), &lost).unwrap().unwrap();
+        assert_eq!(plan.candidates.len(), 1_000);
+        assert!(plan.candidates.iter().all(|candidate| candidate.factor.time_step == Some(102)));
     }
 
     #[test]

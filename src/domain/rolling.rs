@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::caller::Tenant;
-use super::credential::WrappedSecret;
+use super::credential::StoredSecret;
 use super::enc::enc;
 use super::id::CredentialId;
 use super::text::DisplayText;
@@ -75,23 +75,23 @@ impl RollingPassword {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rolling {
     /// What temporary codes are derived from, 32 bytes; `None` in a tombstone.
-    pub secret: Option<WrappedSecret>,
+    pub secret: Option<StoredSecret>,
     /// What the terminal derives the identity key with; another one with each binding.
     pub salt: [u8; SALT_BYTES],
     /// PBKDF2 of the identity code; `None` until it is activated, and in a tombstone.
-    pub identity_key: Option<WrappedSecret>,
+    pub identity_key: Option<StoredSecret>,
     /// What the bank checked before it activated it.
     pub evidence: Option<Evidence>,
 }
 
 impl Rolling {
     /// A new one, which waits for its activation.
-    pub fn new(secret: WrappedSecret, salt: [u8; SALT_BYTES]) -> Self {
+    pub fn new(secret: StoredSecret, salt: [u8; SALT_BYTES]) -> Self {
         Self { secret: Some(secret), salt, identity_key: None, evidence: None }
     }
 
     /// With what its activation brings.
-    pub fn activated(self, identity_key: WrappedSecret, evidence: Evidence) -> Self {
+    pub fn activated(self, identity_key: StoredSecret, evidence: Evidence) -> Self {
         Self { identity_key: Some(identity_key), evidence: Some(evidence), ..self }
     }
 

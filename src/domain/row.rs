@@ -1,23 +1,82 @@
 //! Rows as they are sealed: one canonical encoding, and a sum over all of them.
 
 mod spelling;
+mod sums;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use self::spelling::Spelling;
 use super::account::{Account, AccountRef};
 use super::attestation::Attestation;
 use super::authorization::Authorization;
 use super::caller::{ClientName, Tenant};
-use super::credential::{Credential, CredentialState, UsedInput};
+use super::credential::{Credential, CredentialState, ImportedSeed, UsedInput};
+use super::enc::enc;
 use super::id::{CredentialId, PresentationId, TransactionId};
 use super::idempotency::{IdempotencyKey, IdempotencyRecord};
 use super::presentation::Presentation;
 use super::rolling::Binding;
 use super::transaction::Transaction;
 
+pub use sums::{RowSum, TableSums};
+
 /// What every encoding begins with: a seal made here fits nothing else that the key ever seals.
 const DOMAIN: &str = "hsm-authd/row/v1";
+
+macro_rules! tables {
+    ($($(#[$about:meta])* $variant:ident $name:literal,)+) => {
+        /// A table of rows.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum Table {
+            $($(#[$about])* $variant,)+
+        }
+
+        impl Table {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Its name in the database.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+tables! {
+    /// Of [`Row::Credential`].
+    Credential "credential",
+    /// Of [`Row::State`].
+    State "credential_state",
+    /// Of [`Row::Account`].
+    Account "account",
+    /// Of [`Row::Idempotency`].
+    Idempotency "idempotency",
+    /// Of [`Row::UsedInput`].
+    UsedInput "used_input",
+    /// Of [`Row::Attestation`].
+    Attestation "attestation",
+    /// Of [`Row::Transaction`].
+    Transaction "payment",
+    /// Of [`Row::Binding`].
+    Binding "binding",
+    /// Of [`Row::Presentation`].
+    Presentation "presentation",
+    /// Of [`Row::Authorization`].
+    Authorization "device_authorization",
+    /// Of [`Row::ImportedSeed`].
+    ImportedSeed "imported_seed",
+}
+
+impl Table {
+    /// The table of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|table| table.name() == name)
+    }
+}
 
 /// Any stored row. The variant is the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +102,8 @@ pub enum Row {
     Presentation(Presentation),
     /// Table `device_authorization`.
     Authorization(Authorization),
+    /// Table `imported_seed`.
+    ImportedSeed(ImportedSeed),
 }
 
 /// A row's primary key, with its table.
@@ -68,6 +129,46 @@ pub enum RowKey {
     Presentation(PresentationId),
     /// Table `device_authorization`.
     Authorization(CredentialId),
+    /// Table `imported_seed`: the tenant, and the fingerprint of what came.
+    ImportedSeed(Tenant, [u8; 32]),
+}
+
+impl RowKey {
+    /// Its table.
+    pub fn table(&self) -> Table {
+        match self {
+            Self::Credential(_) => Table::Credential,
+            Self::State(_) => Table::State,
+            Self::Account(..) => Table::Account,
+            Self::Idempotency(..) => Table::Idempotency,
+            Self::UsedInput(..) => Table::UsedInput,
+            Self::Attestation(_) => Table::Attestation,
+            Self::Transaction(_) => Table::Transaction,
+            Self::Binding(_) => Table::Binding,
+            Self::Presentation(_) => Table::Presentation,
+            Self::Authorization(_) => Table::Authorization,
+            Self::ImportedSeed(..) => Table::ImportedSeed,
+        }
+    }
+
+    /// The first 8 bytes of the SHA-256 of its parts: what the log calls the row.
+    pub fn digest(&self) -> [u8; 8] {
+        let parts = match self {
+            Self::Credential(id) | Self::State(id) | Self::Binding(id) | Self::Authorization(id) => {
+                enc(&[&id.to_bytes()])
+            }
+            Self::Account(tenant, account) => enc(&[tenant.as_str().as_bytes(), account.as_str().as_bytes()]),
+            Self::Idempotency(client, key) => enc(&[client.as_str().as_bytes(), key.as_str().as_bytes()]),
+            Self::UsedInput(id, fingerprint) => enc(&[&id.to_bytes(), fingerprint]),
+            Self::Attestation(id) | Self::Transaction(id) => enc(&[&id.to_bytes()]),
+            Self::Presentation(id) => enc(&[&id.to_bytes()]),
+            Self::ImportedSeed(tenant, fingerprint) => enc(&[tenant.as_str().as_bytes(), fingerprint]),
+        };
+        let digest: [u8; 32] = Sha256::digest(parts).into();
+        let mut first = [0; 8];
+        first.iter_mut().zip(digest).for_each(|(place, byte)| *place = byte);
+        first
+    }
 }
 
 impl Row {
@@ -84,6 +185,7 @@ impl Row {
             Self::Binding(row) => RowKey::Binding(row.credential),
             Self::Presentation(row) => RowKey::Presentation(row.id),
             Self::Authorization(row) => RowKey::Authorization(row.credential),
+            Self::ImportedSeed(row) => RowKey::ImportedSeed(row.tenant.clone(), row.fingerprint),
         }
     }
 
@@ -100,7 +202,26 @@ impl Row {
             Self::Binding(row) => row.version,
             Self::Presentation(row) => row.version,
             Self::Authorization(row) => row.version,
+            Self::ImportedSeed(row) => row.version,
         }
+    }
+
+    /// Becomes its next version, otherwise the same.
+    pub fn succeed(&mut self) {
+        let version = match self {
+            Self::Credential(row) => &mut row.version,
+            Self::State(row) => &mut row.version,
+            Self::Account(row) => &mut row.version,
+            Self::Idempotency(row) => &mut row.version,
+            Self::UsedInput(row) => &mut row.version,
+            Self::Attestation(row) => &mut row.version,
+            Self::Transaction(row) => &mut row.version,
+            Self::Binding(row) => &mut row.version,
+            Self::Presentation(row) => &mut row.version,
+            Self::Authorization(row) => &mut row.version,
+            Self::ImportedSeed(row) => &mut row.version,
+        };
+        *version = version.saturating_add(1);
     }
 
     /// The bytes that are sealed: every column, the table and the purpose.
@@ -118,6 +239,15 @@ impl RowBytes {
     /// The bytes themselves, to be sealed.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The table of the row they encode, by what they begin with; `None` for anything that [`Row::encode`] does not
+    /// begin with. The rest is not looked at.
+    pub fn table(&self) -> Option<Table> {
+        // The purpose's length and text, then the spelling's number, below 128: one byte.
+        let (purpose, rest) = self.0.split_at_checked(1 + DOMAIN.len())?;
+        let is_ours = purpose.split_first()? == (&(DOMAIN.len() as u8), DOMAIN.as_bytes());
+        Spelling::table(*rest.first()?).filter(|_| is_ours)
     }
 
     /// The row they encode; `None` for anything that [`Row::encode`] does not write.
@@ -191,69 +321,21 @@ into_row!(
     Transaction => Transaction,
     Binding => Binding,
     Presentation => Presentation,
-    Authorization => Authorization
+    Authorization => Authorization,
+    ImportedSeed => ImportedSeed
 );
-
-/// A multiset hash: the sum of a keyed hash of every live row, modulo 2^256, big-endian.
-///
-/// Adding and taking away rows in any order gives the same sum for the same rows, so a row that was
-/// deleted, doubled or put back from an old copy shows, although its own seal is right.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowSum(pub [u8; 32]);
-
-impl RowSum {
-    /// `self + other` modulo 2^256.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        let (mut sum, mut carry) = ([0u8; 32], 0u16);
-        for (place, (a, b)) in self.0.iter().zip(other.0).enumerate().rev() {
-            let digit = u16::from(*a) + u16::from(b) + carry;
-            sum[place] = digit as u8;
-            carry = digit >> 8;
-        }
-        Self(sum)
-    }
-
-    /// `self - other` modulo 2^256.
-    #[must_use]
-    pub fn minus(self, other: Self) -> Self {
-        let complement = Self(other.0.map(|byte| !byte));
-        let mut one = Self::default();
-        one.0[31] = 1;
-        self.plus(complement).plus(one)
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn sum(low: u128) -> RowSum {
-        let mut bytes = [0u8; 32];
-        bytes[16..].copy_from_slice(&low.to_be_bytes());
-        RowSum(bytes)
-    }
-
     proptest! {
-        #[test]
-        fn sums_are_a_group(a: [u8; 32], b: [u8; 32], c: [u8; 32]) {
-            let (a, b, c) = (RowSum(a), RowSum(b), RowSum(c));
-            prop_assert_eq!(a.plus(b), b.plus(a));
-            prop_assert_eq!(a.plus(b).plus(c), a.plus(b.plus(c)));
-            prop_assert_eq!(a.plus(b).minus(b), a);
-            prop_assert_eq!(a.minus(a), RowSum::default());
-        }
-
-        #[test]
-        fn sums_are_arithmetic(a in 0..u128::MAX / 2, b in 0..u128::MAX / 2) {
-            prop_assert_eq!(sum(a).plus(sum(b)), sum(a + b));
-        }
-
         #[test]
         fn decoding_never_panics_and_has_one_spelling(bytes: Vec<u8>) {
             let bytes = RowBytes(bytes);
             if let Some(row) = bytes.decode() {
+                prop_assert_eq!(bytes.table(), Some(row.key().table()));
                 prop_assert_eq!(row.encode(), bytes);
             }
         }

@@ -6,6 +6,7 @@
 pub mod jwk;
 pub mod pem;
 pub mod signature;
+mod spki;
 
 use data_encoding::BASE64URL_NOPAD;
 use p256::elliptic_curve::sec1::ToSec1Point;
@@ -160,6 +161,14 @@ impl PublicKey {
     /// It is no such point, or that at infinity.
     pub fn from_p256_point(point: &[u8]) -> Result<Self, KeyError> {
         P256Key::from_point(point).map(Self::P256)
+    }
+
+    /// From an RSA key's modulus and public exponent, big-endian and without leading zeros.
+    ///
+    /// # Errors
+    /// Another size than 2048 to 4096 bits, or numbers that make no safe key.
+    pub fn from_rsa_numbers(modulus: &[u8], exponent: &[u8]) -> Result<Self, KeyError> {
+        RsaKey::new(modulus, exponent).map(Self::Rsa)
     }
 
     /// What it verifies.

@@ -1,8 +1,8 @@
 //! Time as a value: what the shell's clock read, once per request.
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{Date, Month, OffsetDateTime, Time};
 
 /// A moment as RFC 3339 in UTC, whole seconds; empty for one that has no such text (after the year 9999).
 pub fn rfc3339(unix_ms: u64) -> String {
@@ -11,6 +11,19 @@ pub fn rfc3339(unix_ms: u64) -> String {
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
         .and_then(|time| time.format(&Rfc3339).ok())
         .unwrap_or_default()
+}
+
+/// The second since 1970 that a text in the form of [`rfc3339`] names: `YYYY-MM-DDTHH:MM:SSZ`, of a moment that there
+/// is, from 1970 on. `None` for any other text.
+pub fn parse_rfc3339(text: &str) -> Option<u64> {
+    let number = |place: std::ops::Range<usize>| text.get(place)?.parse::<u16>().ok();
+    let small = |place| u8::try_from(number(place)?).ok();
+    let month = Month::try_from(small(5..7)?).ok()?;
+    let date = Date::from_calendar_date(number(0..4)?.into(), month, small(8..10)?).ok()?;
+    let time = Time::from_hms(small(11..13)?, small(14..16)?, small(17..19)?).ok()?;
+    let unix_s = u64::try_from(OffsetDateTime::new_utc(date, time).unix_timestamp()).ok()?;
+    // Signs, spaces and what stands between the numbers: there is one spelling.
+    (rfc3339(unix_s.saturating_mul(1_000)) == text).then_some(unix_s)
 }
 
 /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`): times since boot compare only within one.
@@ -35,6 +48,8 @@ pub struct Now {
     /// False after the wall clock stepped, until an operator accepts it: what depends on the time
     /// is then neither yes nor no.
     pub trusted: bool,
+    /// Up to when what was accepted may be forgotten, by the wall clock; 0: nothing is.
+    pub floor_unix_ms: u64,
 }
 
 /// A moment, by the wall clock and by the time since boot. What ends by itself at that moment (a lock) ends when
@@ -92,7 +107,14 @@ mod tests {
     use super::*;
 
     fn now(unix_ms: u64, boot_ms: u64, boot: u8) -> Now {
-        Now { unix_ms, boot_ms, boot_id: BootId([boot; 16]), run: RunId([0; 16]), trusted: true }
+        Now {
+            unix_ms,
+            boot_ms,
+            boot_id: BootId([boot; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+            floor_unix_ms: 0,
+        }
     }
 
     #[test]

@@ -292,7 +292,14 @@ pub(in crate::domain) mod tests {
     use crate::domain::time::{BootId, RunId};
 
     pub fn at(unix_ms: u64) -> Now {
-        Now { unix_ms, boot_ms: unix_ms, boot_id: BootId([1; 16]), run: RunId([0; 16]), trusted: true }
+        Now {
+            unix_ms,
+            boot_ms: unix_ms,
+            boot_id: BootId([1; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+            floor_unix_ms: 0,
+        }
     }
 
     /// The one of `tests/vectors/transaction.json`.

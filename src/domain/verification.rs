@@ -119,7 +119,9 @@ pub struct Plan {
 pub fn usable(subject: Subject<'_>) -> Result<(), Refusal> {
     match subject.state.status {
         Status::Deleted => Err(Refusal::Absent),
-        Status::Suspended | Status::Pending | Status::Unauthorized => Err(Refusal::Inactive),
+        Status::Suspended | Status::Pending | Status::Unauthorized | Status::Recovered | Status::Stranded => {
+            Err(Refusal::Inactive)
+        }
         Status::Active => Ok(()),
     }
 }
@@ -173,11 +175,38 @@ pub fn begin(subject: Subject<'_>, token: &OtpToken, now: &Now) -> Result<Plan, 
     let factor = |number| token.moving_factor.factor(number);
     let repeated =
         state.last_accepted.map(|number| Candidate { factor: factor(number), verdict: Verdict::Repeated });
-    let fresh = numbers(subject, token, now).into_iter().map(|number| Candidate {
+    let first = first_step(subject, token, now);
+    let (maybe_used, fresh): (Vec<_>, Vec<_>) =
+        numbers(subject, token, now).into_iter().partition(|number| *number < first);
+    let maybe_used =
+        maybe_used.into_iter().map(|number| Candidate { factor: factor(number), verdict: Verdict::Repeated });
+    let fresh = fresh.into_iter().map(|number| Candidate {
         factor: factor(number),
         verdict: Verdict::Accepted { state: accepted(subject, number), used: None },
     });
-    Ok(plan(subject, now, repeated.into_iter().chain(fresh).collect()))
+    Ok(plan(subject, now, repeated.into_iter().chain(maybe_used).chain(fresh).collect()))
+}
+
+/// The first time step of a token whose code cannot have been accepted and forgotten: the steps before it were within
+/// reach when the appliance last ended otherwise than it should have. 0 for a counter.
+pub fn first_step(subject: Subject<'_>, token: &OtpToken, now: &Now) -> u64 {
+    match token.moving_factor {
+        MovingFactor::Hotp { .. } => 0,
+        MovingFactor::Totp { period_s, skew_steps } => {
+            beyond_floor(now, period_s.into(), skew_steps, subject.state.drift_steps)
+        }
+    }
+}
+
+/// The first time step beyond those that were within reach up to [`Now::floor_unix_ms`].
+pub(super) fn beyond_floor(now: &Now, period_s: u32, skew_steps: u8, drift_steps: i16) -> u64 {
+    match now.floor_unix_ms {
+        0 => 0,
+        floor => time_step(floor, period_s)
+            .saturating_add_signed(drift_steps.into())
+            .saturating_add(u64::from(skew_steps))
+            .saturating_add(1),
+    }
 }
 
 /// The outcomes that `candidates` have in common.
@@ -290,6 +319,7 @@ pub(super) mod tests {
             boot_id: BootId([1; 16]),
             run: RunId([0; 16]),
             trusted: true,
+            floor_unix_ms: 0,
         }
     }
 
@@ -369,6 +399,31 @@ pub(super) mod tests {
         assert_eq!(rows.factors(&at(0)), [7, 8, 9, 10, 11], "the last one is tried first, as a repeat");
         let plan = rows.begin(&at(0)).unwrap();
         assert_eq!(plan.candidates[0].verdict, Verdict::Repeated);
+    }
+
+    #[test]
+    fn a_step_whose_acceptance_may_be_forgotten_counts_as_used_and_is_not_charged() {
+        let mut rows = Rows::new(TOTP, 0);
+        let now = |unix_s, floor_s: u64| Now { floor_unix_ms: floor_s * 1_000, ..at(unix_s) };
+        let verdicts = |rows: &Rows, now: &Now| -> Vec<_> {
+            let is_fresh = |c: &Candidate| matches!(c.verdict, Verdict::Accepted { .. });
+            let plan = rows.begin(now).unwrap();
+            plan.candidates.iter().map(|c| (c.factor.single().unwrap(), is_fresh(c))).collect()
+        };
+        assert_eq!(verdicts(&rows, &now(3_000, 0)), [(100, true), (99, true), (101, true)]);
+        // The floor lies in step 100: 101 was within reach then.
+        assert_eq!(verdicts(&rows, &now(3_000, 3_000)), [(100, false), (99, false), (101, false)]);
+        assert_eq!(verdicts(&rows, &now(3_030, 3_029)), [(101, false), (100, false), (102, true)]);
+        assert_eq!(verdicts(&rows, &now(3_090, 3_029)), [(103, true), (102, true), (104, true)]);
+        // By its own clock.
+        rows.1.drift_steps = 4;
+        assert_eq!(verdicts(&rows, &now(3_030, 3_029)), [(105, false), (104, false), (106, true)]);
+        rows.1.drift_steps = -4;
+        assert_eq!(verdicts(&rows, &now(3_030, 3_029)), [(97, false), (96, false), (98, true)]);
+        // Counters know no time.
+        let rows = Rows::new(HOTP, 5);
+        assert_eq!(verdicts(&rows, &now(0, u64::MAX / 1_000)).len(), 4);
+        assert!(verdicts(&rows, &now(0, u64::MAX / 1_000)).iter().all(|(_, is_fresh)| *is_fresh));
     }
 
     #[test]

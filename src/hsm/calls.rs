@@ -1,24 +1,29 @@
 //! What the custodians are asked, one function a request.
 
 use super::messages::{
-    CheckAuthorization, CheckEntry, CheckOtp, CheckRolling, CheckSignature, FindGeneration, OpenedEpoch,
-    Outcome, Request, Response, SealRows, SealedRows, portions,
+    CheckAuthorization, CheckEntry, CheckOtp, CheckRolling, CheckSignature, Custody, FindGeneration,
+    OpenedEpoch, Outcome, Request, Response, SealRows, SealedRows, portions,
 };
-use super::{Hsm, HsmError, Route};
-use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
+use super::{Claim, Hsm, HsmError, Route};
+use crate::domain::checkpoint::Checkpoint;
+use crate::domain::credential::{EncryptedPinHash, StoredSecret};
 use crate::domain::id::{CredentialId, PresentationId};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::{Algorithm, Otp};
 use crate::domain::presentation::PresentationCode;
-use crate::domain::row::SealedBytes;
+use crate::domain::row::{RowBytes, SealedBytes, TableSums};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
+use crate::domain::system_key::NewestKeys;
+use crate::domain::wrapped_seed::WrappedSeed;
 use crate::secret::SecretBytes;
 
-/// A new secret, sealed, and in the clear where that was asked for.
+/// A new secret, as it is kept, and in the clear where that was asked for.
 pub struct NewSecret {
-    /// Under the `kek`.
-    pub wrapped: WrappedSecret,
+    /// For the row that names it.
+    pub stored: StoredSecret,
+    /// To be held until that row is durable.
+    pub claim: Claim,
     /// For the one answer that shows it.
     pub exported: Option<SecretBytes>,
 }
@@ -41,7 +46,8 @@ impl Hsm {
     /// # Errors
     /// [`HsmError`].
     pub async fn generate(&self, algorithm: Algorithm, export: bool) -> Result<NewSecret, HsmError> {
-        self.secret(Request::Generate { algorithm, export }).await
+        let (custody, claim) = self.place()?;
+        self.secret(Request::Generate { algorithm, export, custody }, (custody, claim)).await
     }
 
     /// Takes in a seed of 16 to 64 bytes.
@@ -49,12 +55,52 @@ impl Hsm {
     /// # Errors
     /// [`HsmError`].
     pub async fn import(&self, algorithm: Algorithm, seed: SecretBytes) -> Result<NewSecret, HsmError> {
-        self.secret(Request::Import { algorithm, seed }).await
+        let (custody, claim) = self.place()?;
+        self.secret(Request::Import { algorithm, seed, custody }, (custody, claim)).await
     }
 
-    async fn secret(&self, request: Request) -> Result<NewSecret, HsmError> {
-        match self.call(Route::Any, request).await? {
-            Response::Secret { wrapped, exported } => Ok(NewSecret { wrapped, exported }),
+    /// Takes in a seed that came wrapped; `None`: nobody wrapped a seed like this for a key of ours.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn import_wrapped(
+        &self,
+        algorithm: Algorithm,
+        seed: WrappedSeed,
+    ) -> Result<Option<NewSecret>, HsmError> {
+        let (custody, claim) = self.place()?;
+        match self.call(Self::route(custody), Request::ImportWrapped { algorithm, seed, custody }).await? {
+            Response::Imported(Some(stored)) => Ok(Some(NewSecret { stored, claim, exported: None })),
+            Response::Imported(None) => Ok(None),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The key to wrap seeds for.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn import_key(&self) -> Result<PublicKey, HsmError> {
+        match self.call(Route::Any, Request::ImportKey).await? {
+            Response::ImportKey(key) => Ok(key),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    fn route(custody: Custody) -> Route {
+        match custody {
+            Custody::Wrapped => Route::Any,
+            Custody::Resident(_) => Route::Writer,
+        }
+    }
+
+    async fn secret(
+        &self,
+        request: Request,
+        (custody, claim): (Custody, Claim),
+    ) -> Result<NewSecret, HsmError> {
+        match self.call(Self::route(custody), request).await? {
+            Response::Secret { stored, exported } => Ok(NewSecret { stored, claim, exported }),
             _ => Err(wrong_kind()),
         }
     }
@@ -117,13 +163,48 @@ impl Hsm {
         }
     }
 
-    /// The keyed fingerprint of a request.
+    /// The keyed fingerprints of a request: that to remember it by, and all that it may be remembered by.
     ///
     /// # Errors
     /// [`HsmError`].
-    pub async fn fingerprint(&self, request: SecretBytes) -> Result<Fingerprint, HsmError> {
+    pub async fn fingerprints(
+        &self,
+        request: SecretBytes,
+    ) -> Result<(Fingerprint, Vec<Fingerprint>), HsmError> {
         match self.call(Route::Any, Request::Fingerprint(request)).await? {
-            Response::Fingerprint(fingerprint) => Ok(fingerprint),
+            Response::Fingerprints(all) => {
+                all.first().copied().map(|newest| (newest, all)).ok_or_else(wrong_kind)
+            }
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Has every custodian that is up look for keys that are new in the token, and use them; the newest of each kind
+    /// that any of them has. One that starts now finds them by itself.
+    ///
+    /// # Errors
+    /// [`HsmError`]: one of them does not use them.
+    pub async fn load_keys(&self) -> Result<NewestKeys, HsmError> {
+        let mut newest = match self.call(Route::Any, Request::LoadKeys).await? {
+            Response::KeysLoaded(newest) => newest,
+            _ => return Err(wrong_kind()),
+        };
+        for slot in self.slots() {
+            match self.call(Route::Slot(slot), Request::LoadKeys).await? {
+                Response::KeysLoaded(loaded) => newest = newest.or_newer(&loaded),
+                _ => return Err(wrong_kind()),
+            }
+        }
+        Ok(newest)
+    }
+
+    /// The next versions of rows under the newest keys, with their seals.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn renew(&self, standing: Vec<SealedBytes>) -> Result<(Vec<RowBytes>, SealedRows), HsmError> {
+        match self.call(Route::Any, Request::Renew(standing)).await? {
+            Response::Renewed { rows, sealed } => Ok((rows, sealed)),
             _ => Err(wrong_kind()),
         }
     }
@@ -177,7 +258,7 @@ impl Hsm {
         }
     }
 
-    /// The code of a presentation.
+    /// The code of a presentation; of one that was made, by the hash of its code.
     ///
     /// # Errors
     /// [`HsmError`].
@@ -185,8 +266,10 @@ impl Hsm {
         &self,
         id: PresentationId,
         nonce: [u8; 32],
+        code_hash: Option<[u8; 32]>,
     ) -> Result<PresentationCode, HsmError> {
-        let code = match self.call(Route::Any, Request::PresentationCode { id, nonce }).await? {
+        let request = Request::PresentationCode { id, nonce, code_hash };
+        let code = match self.call(Route::Any, request).await? {
             Response::PresentationCode(code) => code,
             _ => return Err(wrong_kind()),
         };
@@ -288,6 +371,87 @@ impl Hsm {
         }
     }
 
+    /// The note of a checkpoint, signed by the newest `audit` key.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn sign_checkpoint(&self, checkpoint: Checkpoint) -> Result<String, HsmError> {
+        match self.call(Route::Any, Request::SignCheckpoint(checkpoint)).await? {
+            Response::Checkpoint(note) => Ok(note),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The note in the token that says how far the log had come at least; its signature is right. `None`: there is none.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn read_anchor(&self) -> Result<Option<String>, HsmError> {
+        match self.call(Route::Writer, Request::ReadAnchor).await? {
+            Response::Anchor(note) => Ok(note),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// Puts a signed note in the place of the anchor, which it must extend; with `replace` of whatever is there.
+    ///
+    /// # Errors
+    /// [`HsmError`]; [`HsmError::Unavailable`] also if it does not extend what is there.
+    pub async fn write_anchor(&self, note: String, replace: bool) -> Result<(), HsmError> {
+        match self.call(Route::Writer, Request::WriteAnchor { note, replace }).await? {
+            Response::AnchorWritten => Ok(()),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The keys that checkpoints verify with, the newest first.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn audit_keys(&self) -> Result<Vec<PublicKey>, HsmError> {
+        match self.call(Route::Any, Request::AuditKeys).await? {
+            Response::AuditKeys(keys) => Ok(keys),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The sums over rows, their seals checked: at most as many as [`portions`] puts in one message.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn sum(&self, rows: Vec<SealedBytes>) -> Result<TableSums, HsmError> {
+        match self.call(Route::Any, Request::Sum(rows)).await? {
+            Response::Sum(sums) => Ok(sums),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The positions of those rows whose seals are wrong.
+    ///
+    /// # Errors
+    /// [`HsmError`], but no [`HsmError::Tampered`].
+    pub async fn tampered(&self, rows: Vec<SealedBytes>) -> Result<Vec<usize>, HsmError> {
+        let (mut wrong, mut before) = (Vec::new(), 0_usize);
+        for portion in portions(rows) {
+            let (mut rest, mut first) = (portion.clone(), before);
+            before = before.saturating_add(portion.len());
+            while !rest.is_empty() {
+                let asked = SealRows { standing: rest.clone(), outcome: Outcome::default() };
+                match self.seal(asked).await {
+                    Ok(_) => break,
+                    Err(HsmError::Tampered(place)) => {
+                        let place = usize::from(place);
+                        wrong.push(first.saturating_add(place));
+                        rest = rest.split_off(place.saturating_add(1).min(rest.len()));
+                        first = first.saturating_add(place).saturating_add(1);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(wrong)
+    }
+
     /// Checks the seals of rows that are only read, in as many messages as they take.
     ///
     /// # Errors
@@ -300,6 +464,6 @@ impl Hsm {
     }
 }
 
-fn wrong_kind() -> HsmError {
+pub(super) fn wrong_kind() -> HsmError {
     HsmError::Unavailable("the custodian answered something else".to_owned())
 }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::Answer;
 use super::messages::{
     BUILD_ID, Call, FRAME_BYTES_MAX, Fault, FrameError, Hello, Reply, Response, decode, encode, frame_length,
+    repeated,
 };
 use crate::metrics::{Custodian, Held, HsmMetrics, Loss};
 
@@ -78,6 +79,11 @@ impl Job {
         ))
     }
 
+    /// What was asked.
+    pub(super) fn call(&self) -> Option<Call> {
+        decode(self.frame.get(4..)?).ok()
+    }
+
     /// The same request once more.
     pub(super) fn again(&self) -> (Self, Answer) {
         let (answer, receiver) = oneshot::channel();
@@ -87,8 +93,9 @@ impl Job {
         )
     }
 
+    /// The next custodian learns of it: what the first one did may have been done.
     pub(super) fn suspected(self) -> Self {
-        Self { suspect: true, ..self }
+        Self { suspect: true, frame: Arc::new(repeated(&self.frame)), ..self }
     }
 
     /// The same, counted in a queue.
@@ -143,7 +150,7 @@ pub(super) async fn serve(
                 let Some(mut job) = job else { break End::because(Loss::Ended, "nobody asks any more") };
                 // Those that wait already go with it: one write, and the custodian wakes once.
                 loop {
-                    // If the caller has gone: no request changes anything by itself.
+                    // If the caller has gone: nobody would use the answer.
                     if !job.answer.is_closed() {
                         if waiting.is_empty() {
                             head_due = Instant::now() + REQUEST_MAX;

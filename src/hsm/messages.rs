@@ -4,8 +4,17 @@
 //! postcard: [`Call`] towards the custodian, [`Reply`] back. The first frame a custodian reads is
 //! its [`Boot`], written by the supervisor; the first it writes is its [`Hello`].
 //!
-//! No request changes anything in a custodian or in its HSM, so it may be asked again of another custodian. What is
-//! new in an answer (a seed, random bytes, an attestation) is then another one; only the answer that is used counts.
+//! Any request may be asked again of another custodian: a custodian may have been lost before it did what it was asked,
+//! or after. Most change nothing in the HSM, nor in a
+//! custodian but which keys it knows: what is new in an answer (a seed, random bytes, an attestation, a checkpoint)
+//! is then another one, and only the answer that is used counts. Two kinds do change it:
+//!
+//! * [`Request::WriteAnchor`] asks for an end, not for a step: if the token has that anchor already, it is done.
+//! * What keeps a secret in the HSM ([`Custody::Resident`]) makes an object there, which nobody knows of until it is
+//!   answered. A call that may have been worked on before says so ([`Call::repeated`]): the custodian then destroys what
+//!   the first attempt left, and makes the object under the id's second ([`ObjectId::second`]). What is left of an attempt
+//!   that came about later still is named by no row, and swept at the next start. To destroy what is gone already
+//!   ([`Request::DestroyResidents`]) is no fault.
 
 mod checks;
 
@@ -14,14 +23,17 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::domain::credential::{EncryptedPinHash, WrappedSecret};
+use crate::domain::checkpoint::Checkpoint;
+use crate::domain::credential::{EncryptedPinHash, ObjectId, StoredSecret};
 use crate::domain::id::{CredentialId, PresentationId};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::{Algorithm, Otp};
 use crate::domain::rolling::LOOKUP_BYTES;
-use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
+use crate::domain::row::{RowBytes, Seal, SealedBytes, TableSums};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
+use crate::domain::system_key::NewestKeys;
+use crate::domain::wrapped_seed::WrappedSeed;
 use crate::secret::SecretBytes;
 
 pub use checks::{
@@ -36,11 +48,17 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 const PORTION_BYTES_MAX: usize = 48 * 1024;
 const PORTION_ROWS_MAX: usize = 75;
 
+/// How many ids a page of [`Response::Residents`] has.
+pub const RESIDENTS_PAGE: usize = 2_000;
+
+/// How many objects one message destroys at most: modules take milliseconds for each.
+pub const DESTROYED_MAX: usize = 16;
+
 /// The longest claims of an attestation, in bytes.
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.4");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.6");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -67,6 +85,8 @@ pub struct Hello {
 /// A request with the number its reply will carry.
 #[derive(Serialize, Deserialize)]
 pub struct Call {
+    /// Whether a custodian may have worked on it before. The first, so that [`repeated`] finds it.
+    pub repeated: bool,
     /// Unique on its connection.
     pub id: u64,
     /// What is asked.
@@ -96,6 +116,8 @@ pub enum Request {
         algorithm: Algorithm,
         /// Whether the seed itself comes back, this once (`"export": "otpauth"`).
         export: bool,
+        /// Where it is kept.
+        custody: Custody,
     },
     /// A seed that came in the clear. -> [`Response::Secret`]
     Import {
@@ -103,7 +125,32 @@ pub enum Request {
         algorithm: Algorithm,
         /// 16 to 64 bytes.
         seed: SecretBytes,
+        /// Where it is kept.
+        custody: Custody,
     },
+    /// A page of the secrets that are objects, in the order of their ids. -> [`Response::Residents`]
+    Residents {
+        /// Those that come after this one; `None`: from the first.
+        after: Option<ObjectId>,
+    },
+    /// Destroys secrets that are objects, as far as they are there. -> [`Response::Destroyed`]
+    DestroyResidents {
+        /// At most [`DESTROYED_MAX`].
+        ids: Vec<ObjectId>,
+        /// And as many of those that have no id: a crash left them, and no row can name them.
+        nameless: bool,
+    },
+    /// A seed that came wrapped for the `import` key. -> [`Response::Imported`]
+    ImportWrapped {
+        /// The hash it is for.
+        algorithm: Algorithm,
+        /// What came.
+        seed: WrappedSeed,
+        /// How it is to be kept.
+        custody: Custody,
+    },
+    /// The key that seeds are wrapped for. -> [`Response::ImportKey`]
+    ImportKey,
     /// An OCRA token's PIN: it is hashed, and the hash encrypted. -> [`Response::PinHash`]
     EncryptPinHash {
         /// The credential it is for, which the ciphertext is bound to.
@@ -119,9 +166,9 @@ pub enum Request {
     CheckSignature(CheckSignature),
     /// Checks the seals of the rows that stand, seals those that come. -> [`Response::Sealed`]
     Seal(SealRows),
-    /// The keyed fingerprint of a request, for its idempotency record. -> [`Response::Fingerprint`]
+    /// The keyed fingerprints of a request, for its idempotency record. -> [`Response::Fingerprints`]
     Fingerprint(SecretBytes),
-    /// The sum over rows, their seals checked. -> [`Response::Sum`]
+    /// The sums over rows, their seals checked. -> [`Response::Sum`]
     Sum(Vec<SealedBytes>),
     /// Bytes of the HSM's random generator, for nonces. -> [`Response::Random`]
     Random,
@@ -151,18 +198,88 @@ pub enum Request {
         /// state has to be pending, and the epoch is the first.
         standing: Vec<SealedBytes>,
     },
-    /// The code of a presentation: the same whenever it is asked for. -> [`Response::PresentationCode`]
+    /// The code of a presentation. -> [`Response::PresentationCode`]
     PresentationCode {
         /// Its id.
         id: PresentationId,
         /// Its nonce.
         nonce: [u8; 32],
+        /// The hash of the code, once it was made: the same code comes again, whatever key is the newest.
+        code_hash: Option<[u8; 32]>,
     },
     /// Both codes of an authorization by SMS, of its row and its terminal's credential, which must be among these. ->
     /// [`Response::AuthorizationCodes`]
     AuthorizationCodes(Vec<SealedBytes>),
     /// A step of an authorization. -> [`Response::AuthorizationChecked`]
     CheckAuthorization(CheckAuthorization),
+    /// The head of the log, to be signed by the newest `audit` key. -> [`Response::Checkpoint`]
+    SignCheckpoint(Checkpoint),
+    /// The anchor of the log. -> [`Response::Anchor`]
+    ReadAnchor,
+    /// A checkpoint's note, signed by one of our `audit` keys, as the anchor of the log. It must extend the one that is
+    /// there: the same log or that of a token's first anchor, as many entries or more, with as many the same root. ->
+    /// [`Response::AnchorWritten`]
+    WriteAnchor {
+        /// The note.
+        note: String,
+        /// Whatever is there: only after an operator accepted a database that was turned back.
+        replace: bool,
+    },
+    /// The public halves of the `audit` keys. -> [`Response::AuditKeys`]
+    AuditKeys,
+    /// Looks for system keys that are new in the token; the newest are used from then on. -> [`Response::KeysLoaded`]
+    LoadKeys,
+    /// The next version of each of these rows, otherwise the same, under the newest keys: its secrets wrapped and its PIN
+    /// hash encrypted anew, and a new seal. A binding needs its credential's state among them, which says its version. ->
+    /// [`Response::Renewed`]
+    Renew(Vec<SealedBytes>),
+}
+
+impl Request {
+    /// The rows that a [`Fault::Seal`] names by their places.
+    pub fn standing(&self) -> &[SealedBytes] {
+        match self {
+            Self::CheckOtp(check) => &check.standing,
+            Self::CheckSignature(check) => &check.standing,
+            Self::Seal(rows) => &rows.standing,
+            Self::Sum(rows)
+            | Self::Renew(rows)
+            | Self::TerminalCodes(rows)
+            | Self::AuthorizationCodes(rows) => rows,
+            Self::FindGeneration(find) => &find.standing,
+            Self::CheckEntry(check) => &check.standing,
+            Self::CheckRolling(check) => &check.standing,
+            Self::OpenEpoch { standing } => standing,
+            Self::CheckAuthorization(check) => &check.standing,
+            Self::Health
+            | Self::Generate { .. }
+            | Self::Import { .. }
+            | Self::ImportWrapped { .. }
+            | Self::ImportKey
+            | Self::Residents { .. }
+            | Self::DestroyResidents { .. }
+            | Self::EncryptPinHash { .. }
+            | Self::Fingerprint(_)
+            | Self::Random
+            | Self::AttestationKeys
+            | Self::VerifyAttestation { .. }
+            | Self::PresentationCode { .. }
+            | Self::SignCheckpoint(_)
+            | Self::LoadKeys
+            | Self::ReadAnchor
+            | Self::WriteAnchor { .. }
+            | Self::AuditKeys => &[],
+        }
+    }
+}
+
+/// Where a new secret is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Custody {
+    /// Outside, wrapped under the newest `kek`.
+    Wrapped,
+    /// In the HSM, as a token object of this id; of its [`ObjectId::second`] if the call is repeated.
+    Resident(ObjectId),
 }
 
 /// Rows to check, to take away and to seal.
@@ -190,10 +307,27 @@ pub enum Response {
     Healthy,
     /// To [`Request::Generate`] and [`Request::Import`].
     Secret {
-        /// The seed under the `kek`.
-        wrapped: WrappedSecret,
+        /// The seed, kept as it was to be.
+        stored: StoredSecret,
         /// The seed itself, where it was asked for.
         exported: Option<SecretBytes>,
+    },
+    /// To [`Request::ImportWrapped`]: the seed as it is kept; `None`: nobody wrapped a seed like this for a key of
+    /// ours. Never why.
+    Imported(Option<StoredSecret>),
+    /// To [`Request::ImportKey`]: the newest one's public half.
+    ImportKey(PublicKey),
+    /// To [`Request::Residents`].
+    Residents {
+        /// At most [`RESIDENTS_PAGE`]; fewer: there are no more.
+        ids: Vec<ObjectId>,
+        /// How many more have no id, whatever page this is.
+        nameless: u32,
+    },
+    /// To [`Request::DestroyResidents`]: none of them is there any more.
+    Destroyed {
+        /// How many there were.
+        objects: u32,
     },
     /// To [`Request::CheckOtp`].
     Checked {
@@ -217,10 +351,10 @@ pub enum Response {
     },
     /// To [`Request::Seal`].
     Sealed(SealedRows),
-    /// To [`Request::Fingerprint`].
-    Fingerprint(Fingerprint),
+    /// To [`Request::Fingerprint`]: one for each version of `row`, the newest first.
+    Fingerprints(Vec<Fingerprint>),
     /// To [`Request::Sum`].
-    Sum(RowSum),
+    Sum(TableSums),
     /// To [`Request::Random`].
     Random([u8; 32]),
     /// To [`Request::AttestationKeys`]: the newest first.
@@ -271,6 +405,24 @@ pub enum Response {
         /// Seals and sum of what that outcome writes.
         sealed: SealedRows,
     },
+    /// To [`Request::SignCheckpoint`]: the note.
+    Checkpoint(String),
+    /// To [`Request::ReadAnchor`]: the note of most entries that one of our `audit` keys signed. Of which log it is, is
+    /// for the front to judge. `None`: there is none.
+    Anchor(Option<String>),
+    /// To [`Request::WriteAnchor`].
+    AnchorWritten,
+    /// To [`Request::AuditKeys`]: the newest first.
+    AuditKeys(Vec<PublicKey>),
+    /// To [`Request::LoadKeys`]: the newest versions that it has now.
+    KeysLoaded(NewestKeys),
+    /// To [`Request::Renew`], in the order of the rows.
+    Renewed {
+        /// Their next versions.
+        rows: Vec<RowBytes>,
+        /// Seals and sum.
+        sealed: SealedRows,
+    },
 }
 
 /// An open epoch, to be handed to its terminal.
@@ -284,13 +436,13 @@ pub struct OpenedEpoch {
     pub temporary_code: SecretBytes,
 }
 
-/// The seals of an outcome's rows, in their order, and how the sum over all rows changes.
+/// The seals of an outcome's rows, in their order, and how the sums over all rows change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedRows {
     /// One a row.
     pub seals: Vec<Seal>,
-    /// To be added to the stored sum in the same commit.
-    pub sum_change: RowSum,
+    /// To be added to the stored sums in the same commit.
+    pub sum_change: TableSums,
 }
 
 /// Why a custodian did not do what it was asked.
@@ -299,6 +451,9 @@ pub enum Fault {
     /// A standing row's seal is wrong, or no key of its version exists: the row was tampered with.
     #[error("the seal of standing row {0} is wrong")]
     Seal(u8),
+    /// A secret that is to be an object in the HSM, and is not, or not a whole one: the HSM has not failed.
+    #[error("the HSM has no usable object {0}, labelled hsm-authd/secret")]
+    Missing(ObjectId),
     /// The message makes no sense, or names a key that the HSM does not take: the HSM has not failed.
     #[error("the custodian does not understand: {0}")]
     Request(String),
@@ -334,6 +489,15 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, FrameErro
     header.copy_from_slice(&(length as u32).to_be_bytes());
     postcard::to_slice(message, body).map_err(|_| FrameError::Malformed)?;
     Ok(frame)
+}
+
+/// The frame of the same [`Call`], now said to be repeated.
+pub fn repeated(call: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut frame = Zeroizing::new(call.to_vec());
+    if let Some(repeated) = frame.get_mut(4) {
+        *repeated = 1;
+    }
+    frame
 }
 
 /// The length in bytes of the frame whose header this is.
@@ -383,18 +547,21 @@ mod tests {
 
     #[test]
     fn a_frame_is_its_length_and_its_message() {
-        let frame = encode(&Call { id: 7, request: Request::Health }).unwrap();
+        let frame = encode(&Call { repeated: false, id: 7, request: Request::Health }).unwrap();
         let (header, body) = frame.split_first_chunk::<4>().unwrap();
         assert_eq!(frame_length(*header), Ok(body.len()));
         let call: Call = decode(body).unwrap();
         assert!(call.id == 7 && matches!(call.request, Request::Health));
         assert_eq!(decode::<Call>(&[body, &[0]].concat()).err(), Some(FrameError::Malformed));
+        let again = repeated(&frame);
+        let again: Call = decode(&again[4..]).unwrap();
+        assert!(again.repeated && again.id == 7 && matches!(again.request, Request::Health));
     }
 
     #[test]
     fn no_frame_is_longer_than_64_kib() {
         let seed = SecretBytes::new(vec![0; FRAME_BYTES_MAX]);
-        let call = Call { id: 1, request: Request::Fingerprint(seed) };
+        let call = Call { repeated: true, id: 1, request: Request::Fingerprint(seed) };
         assert!(matches!(encode(&call), Err(FrameError::TooLong(_))));
         assert!(frame_length([0, 1, 0, 0]).is_ok());
         assert!(frame_length([0, 1, 0, 1]).is_err());
@@ -424,7 +591,7 @@ mod tests {
                 prop_assert!(standing.len() <= PORTION_ROWS_MAX);
                 prop_assert!(!standing.is_empty() || lengths.is_empty());
                 let request = Request::Seal(SealRows { standing, outcome: Outcome::default() });
-                let frame = encode(&Call { id: u64::MAX, request });
+                let frame = encode(&Call { repeated: false, id: u64::MAX, request });
                 prop_assert!(frame.is_ok());
             }
         }

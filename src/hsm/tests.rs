@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::messages::SealedRows;
 use super::*;
-use crate::domain::row::RowSum;
+use crate::domain::row::TableSums;
 use crate::secret::SecretBytes;
 
 /// What a custodian of the tests does with a call.
@@ -18,7 +18,14 @@ enum Act {
     Hang,
     FailHsm,
     WrongNumber,
+    /// Of a secret that is to be in the HSM.
+    Miss,
+    /// Only what is said to be repeated; else it does not know the secret.
+    AnswerRepeated,
 }
+
+/// A secret in the HSM.
+const OBJECT: ObjectId = ObjectId::from_random([6; 16]);
 
 struct Fixture {
     hsm: Hsm,
@@ -28,7 +35,7 @@ struct Fixture {
 impl Fixture {
     fn new(custodians: u16) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        Self { hsm: Hsm::new(custodians, sender), events }
+        Self { hsm: Hsm::new(custodians, (Keeping::Wrapped, 1), sender), events }
     }
 
     /// A custodian that does `act` with its n-th call; returns how many calls it has read.
@@ -59,7 +66,7 @@ impl Fixture {
 }
 
 fn sealed() -> Response {
-    Response::Sealed(SealedRows { seals: Vec::new(), sum_change: RowSum::default() })
+    Response::Sealed(SealedRows { seals: Vec::new(), sum_change: TableSums::default() })
 }
 
 async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc<AtomicUsize>) {
@@ -72,9 +79,13 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         }
         let mut body = vec![0; frame_length(header).unwrap()];
         stream.read_exact(&mut body).await.unwrap();
-        let Call { id, .. } = decode(&body).unwrap();
+        let Call { id, repeated, .. } = decode(&body).unwrap();
         let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
-            Act::Answer => Reply { id, busy_ns: 0, result: Ok(sealed()) },
+            Act::Miss => Reply { id, busy_ns: 0, result: Err(Fault::Missing(OBJECT)) },
+            Act::AnswerRepeated if !repeated => {
+                Reply { id, busy_ns: 0, result: Err(Fault::Request("it is new".to_owned())) }
+            }
+            Act::Answer | Act::AnswerRepeated => Reply { id, busy_ns: 0, result: Ok(sealed()) },
             Act::Die => return,
             Act::Hang => std::future::pending().await,
             Act::FailHsm => {
@@ -96,6 +107,60 @@ async fn a_request_whose_custodian_dies_is_repeated_on_another() {
     assert_eq!(fixture.ask().await, Ok(()));
     assert_eq!(fixture.ask().await, Ok(()));
     assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 2));
+}
+
+#[tokio::test]
+async fn what_may_have_been_done_is_said_to_be_repeated_and_nothing_else_is() {
+    for act in [Act::Die, Act::FailHsm] {
+        let mut fixture = Fixture::new(2);
+        fixture.custodian(0, 1, move |_| act).await;
+        fixture.custodian(1, 1, |_| Act::AnswerRepeated).await;
+        assert_eq!(fixture.ask().await, Ok(()));
+    }
+    let mut fixture = Fixture::new(1);
+    fixture.custodian(0, 1, |_| Act::AnswerRepeated).await;
+    assert!(matches!(fixture.ask().await, Err(HsmError::Unavailable(_))), "a new one is not repeated");
+}
+
+#[tokio::test]
+async fn a_secret_is_missing_if_two_custodians_say_so() {
+    for (second, expected) in [(Act::Answer, Ok(())), (Act::Miss, Err(HsmError::Missing(OBJECT)))] {
+        let mut fixture = Fixture::new(3);
+        let first = fixture.custodian(0, 1, |_| Act::Miss).await;
+        let second = fixture.custodian(1, 1, move |_| second).await;
+        let third = fixture.custodian(2, 1, |_| Act::Hang).await;
+        assert_eq!(fixture.ask().await, expected);
+        assert_eq!([first, second, third].map(|count| count.load(Ordering::SeqCst)), [1, 1, 0]);
+        assert_eq!(fixture.hsm.up(), 3, "none is given up over it");
+    }
+    let mut fixture = Fixture::new(1);
+    let only = fixture.custodian(0, 1, |_| Act::Miss).await;
+    assert_eq!(fixture.ask().await, Err(HsmError::Missing(OBJECT)));
+    assert_eq!(only.load(Ordering::SeqCst), 2);
+}
+
+/// Whose turn it is besides, one custodian makes all objects, until it is lost; then another one does.
+#[tokio::test]
+async fn one_custodian_makes_what_is_kept_in_the_hsm() {
+    let (sender, events) = mpsc::unbounded_channel();
+    let hsm = Hsm::new(3, (Keeping::Resident, 100), sender);
+    let mut fixture = Fixture { hsm, events };
+    fixture.custodian(0, 1, |_| Act::Answer).await;
+    fixture.custodian(1, 1, |_| Act::Die).await;
+    fixture.custodian(2, 1, |_| Act::Answer).await;
+    fixture.hsm.inner.writer.store(1, Ordering::SeqCst);
+    let hsm = fixture.hsm.clone();
+    let makes = async |turns| {
+        for _ in 0..turns {
+            // It is answered by something else: what counts is who is asked.
+            assert!(hsm.generate(crate::domain::otp::Algorithm::Sha1, false).await.is_err());
+        }
+        hsm.inner.writer.load(Ordering::SeqCst)
+    };
+    assert_eq!(makes(1).await, 2, "the first one died over it");
+    // One that takes its place is not the one again.
+    fixture.custodian(1, 2, |_| Act::Answer).await;
+    assert_eq!(makes(5).await, 2);
 }
 
 #[tokio::test]

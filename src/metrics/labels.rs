@@ -73,6 +73,10 @@ label! {
     Health "health",
     Generate "generate",
     Import "import",
+    ImportWrapped "import-wrapped",
+    ImportKey "import-key",
+    Residents "residents",
+    DestroyResidents "destroy-residents",
     EncryptPinHash "encrypt-pin-hash",
     CheckOtp "check-otp",
     CheckSignature "check-signature",
@@ -90,6 +94,12 @@ label! {
     PresentationCode "presentation-code",
     AuthorizationCodes "authorization-codes",
     CheckAuthorization "check-authorization",
+    SignCheckpoint "sign-checkpoint",
+    ReadAnchor "read-anchor",
+    WriteAnchor "write-anchor",
+    AuditKeys "audit-keys",
+    LoadKeys "load-keys",
+    Renew "renew",
 }
 
 label! {
@@ -99,6 +109,7 @@ label! {
     Busy "busy",
     Unavailable "unavailable",
     Tampered "tampered",
+    Missing "missing",
 }
 
 label! {
@@ -130,6 +141,13 @@ label! {
     Rollback "rollback",
     Read "read",
     Checkpoint "checkpoint",
+}
+
+label! {
+    /// What became of a checkpoint.
+    Checkpointing as "outcome":
+    Anchored "anchored",
+    Failed "failed",
 }
 
 label! {

@@ -32,6 +32,10 @@ pub struct CredentialView {
     pub tenant: String,
     /// Whether it may be used.
     pub state: Status,
+    /// False where the database was turned back and it cannot be resumed: it is deleted, or a rolling one bound anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub resumable: Option<bool>,
     /// What it is.
     #[serde(flatten)]
     pub kind: KindView,
@@ -148,7 +152,8 @@ impl CredentialView {
             id: credential.id.to_string(),
             account: credential.account.to_string(),
             tenant: credential.tenant.to_string(),
-            state: state.status,
+            state: state.status.shown(),
+            resumable: (state.status == Status::Stranded).then_some(false),
             kind: KindView::new(&credential.kind, state),
             failures: state.attempts.failures,
             created_at: rfc3339(credential.created_unix_ms),

@@ -1,4 +1,4 @@
-//! Enrolling a credential: its secret is made or taken in by the HSM, and kept wrapped.
+//! Enrolling a credential: its secret is made or taken in by the HSM, and kept there or wrapped.
 
 use data_encoding::BASE32_NOPAD;
 use zeroize::Zeroizing;
@@ -8,8 +8,8 @@ use crate::domain::audit::Event;
 use crate::domain::caller::Tenant;
 use crate::domain::certificate::CertificateChain;
 use crate::domain::credential::{
-    Authenticator, CertifiedSigner, Credential, CredentialState, Kind, OcraToken, OcraUse, OtpToken, Signer,
-    Status, Terminal, WrappedSecret,
+    Authenticator, CertifiedSigner, Credential, CredentialState, ImportedSeed, Kind, OcraToken, OcraUse,
+    OtpToken, Signer, Status, Terminal,
 };
 use crate::domain::id::CredentialId;
 use crate::domain::multi_terminal::Address;
@@ -18,13 +18,19 @@ use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::row::{Row, Sealed};
 use crate::domain::signer::PublicKey;
 use crate::domain::webauthn::RelyingParty;
+use crate::domain::wrapped_seed::{CONTENT_RULE, WrappedSeed};
 use crate::hsm::messages::{Outcome, SealRows};
+use crate::hsm::{Claim, NewSecret};
 use crate::secret::SecretBytes;
 use crate::store::Commit;
 
 use super::credential_view::CredentialView;
 use super::memory::Recall;
 use super::{Answer, Ask, RACES_MAX, Refused, Service, audit, race_lost, seal};
+
+/// Said of seeds in the clear, where they are not allowed.
+const NO_CLEAR_SEED: &str = "must be there instead of seed_hex or seed_base32: this appliance takes no seed in the \
+    clear, but wrapped for the key of GET /v1/import-key, or generates one";
 
 /// What is to be enrolled.
 pub struct Enrolment {
@@ -54,6 +60,29 @@ pub enum NewKind {
     Rolling,
 }
 
+/// A seed that is brought.
+pub enum NewSeed {
+    /// As it is: 16 to 64 bytes.
+    Clear(SecretBytes),
+    /// Encrypted to the HSM.
+    Wrapped(WrappedSeed),
+}
+
+impl NewKind {
+    /// The seed, if one was brought.
+    fn seed(&self) -> Option<&NewSeed> {
+        match self {
+            Self::Otp(token) => token.seed.as_ref(),
+            Self::Ocra(token) => token.seed.as_ref(),
+            Self::Signer(_)
+            | Self::CertifiedSigner(_)
+            | Self::Authenticator(..)
+            | Self::Terminal(_)
+            | Self::Rolling => None,
+        }
+    }
+}
+
 /// A HOTP or TOTP token to be enrolled.
 pub struct NewOtpToken {
     /// The hash of its codes.
@@ -64,9 +93,9 @@ pub struct NewOtpToken {
     pub moving_factor: MovingFactor,
     /// hotp: the first counter expected.
     pub counter: u64,
-    /// 16 to 64 bytes; `None`: the HSM generates one.
-    pub seed: Option<SecretBytes>,
-    /// Whether the answer is to hold the `otpauth` URI.
+    /// `None`: the HSM generates one.
+    pub seed: Option<NewSeed>,
+    /// Whether the answer is to hold the `otpauth` URI: not of a wrapped seed, which nobody sees.
     pub export: bool,
 }
 
@@ -82,8 +111,8 @@ pub struct NewOcraToken {
     pub look_ahead: u8,
     /// Suites with T: steps tried on either side; else 0.
     pub skew_steps: u8,
-    /// 16 to 64 bytes; `None`: the HSM generates one.
-    pub seed: Option<SecretBytes>,
+    /// `None`: the HSM generates one.
+    pub seed: Option<NewSeed>,
     /// Suites with P: the PIN's text.
     pub pin: Option<SecretBytes>,
 }
@@ -112,6 +141,13 @@ impl Service {
         {
             return Err(Refused::Invalid { field: "export", reason: "this appliance hands no seed out" });
         }
+        let brought = match kind.seed() {
+            Some(NewSeed::Clear(_)) if !self.policies.credentials.allow_clear_seeds => {
+                return Err(Refused::Invalid { field: "seed_wrapped_base64", reason: NO_CLEAR_SEED });
+            }
+            Some(NewSeed::Wrapped(seed)) => Some(seed.fingerprint()),
+            _ => None,
+        };
         // How long it has been there is what makes a terminal one that counts.
         if matches!(kind, NewKind::Terminal(_))
             && self.policies.credentials.terminal_cooling_seconds > 0
@@ -124,9 +160,15 @@ impl Service {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(Refused::unavailable)?;
         let id = CredentialId::from_random(id);
-        let Made { kind, counter, otpauth } = self.make(&tenant, &account_ref, id, kind).await?;
+        // Before the HSM is asked: a replay costs no decryption.
+        self.refuse_again(&tenant, brought).await?;
+        let Made { kind, counter, otpauth, mut claims } = self.make(&tenant, &account_ref, id, kind).await?;
 
-        for _ in 0..RACES_MAX {
+        for attempt in 0..RACES_MAX {
+            if attempt > 0 {
+                // Another account may have been the one to win the race.
+                self.refuse_again(&tenant, brought).await?;
+            }
             let now = self.now();
             // Made with its first credential: the row that limits guessing has to be there.
             let known: Option<Sealed<Account>> = self.store.account(&tenant, &account_ref).await?;
@@ -153,6 +195,10 @@ impl Service {
             if known.is_none() {
                 rows.push(Row::Account(account));
             }
+            rows.extend(brought.map(|fingerprint| {
+                let tenant = tenant.clone();
+                Row::ImportedSeed(ImportedSeed { tenant, fingerprint, version: 1, credential: id })
+            }));
             rows.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
             let sealed = self
                 .hsm
@@ -169,11 +215,27 @@ impl Service {
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, Event::Enrolled, id),
             };
-            if let Some(durable) = self.commit(commit).await? {
+            if let Some(durable) = self.commit_naming(commit, &mut claims).await? {
                 return Ok(Enrolled { answer: answer.release(durable), otpauth });
             }
         }
         Err(race_lost())
+    }
+
+    /// The key that seeds are to be wrapped for.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn import_key(&self) -> Result<PublicKey, Refused> {
+        Ok(self.hsm.import_key().await?)
+    }
+
+    /// What a wrapped seed came as is taken once in a tenant, until its credential's tombstone is gone.
+    async fn refuse_again(&self, tenant: &Tenant, brought: Option<[u8; 32]>) -> Result<(), Refused> {
+        let Some(fingerprint) = brought else { return Ok(()) };
+        let Some(known) = self.store.imported_seed(tenant, fingerprint).await? else { return Ok(()) };
+        self.hsm.check(vec![known.to_bytes()]).await?;
+        Err(Refused::Conflict)
     }
 
     /// Has the HSM make or take in what is secret of it.
@@ -186,24 +248,25 @@ impl Service {
     ) -> Result<Made, Refused> {
         match kind {
             NewKind::Otp(mut token) => {
-                let (secret, otpauth) = self.otp_secret(tenant, account, &mut token).await?;
+                let (NewSecret { stored, claim, .. }, otpauth) =
+                    self.otp_secret(tenant, account, &mut token).await?;
                 let NewOtpToken { algorithm, digits, moving_factor, counter, .. } = token;
-                let kind = Kind::Otp(OtpToken { algorithm, digits, moving_factor, secret: Some(secret) });
-                Ok(Made { kind, counter, otpauth })
+                let kind = Kind::Otp(OtpToken { algorithm, digits, moving_factor, secret: Some(stored) });
+                Ok(Made { kind, counter, otpauth, claims: vec![claim] })
             }
             NewKind::Ocra(token) => {
                 let NewOcraToken { suite, usage, counter, look_ahead, skew_steps, seed, pin } = token;
                 let made = match seed {
-                    Some(seed) => self.hsm.import(suite.algorithm(), seed).await?,
+                    Some(seed) => self.take_in(suite.algorithm(), seed).await?,
                     None => self.hsm.generate(suite.algorithm(), false).await?,
                 };
                 let pin_hash = match suite.pin_hash().zip(pin) {
                     Some((hash, pin)) => Some(self.hsm.encrypt_pin_hash(id, hash, pin).await?),
                     None => None,
                 };
-                let secret = Some(made.wrapped);
+                let secret = Some(made.stored);
                 let kind = Kind::Ocra(OcraToken { suite, look_ahead, skew_steps, usage, secret, pin_hash });
-                Ok(Made { kind, counter, otpauth: None })
+                Ok(Made { kind, counter, otpauth: None, claims: vec![made.claim] })
             }
             NewKind::Signer(key) => Ok(Made::of(Kind::Signer(signer(key)))),
             NewKind::CertifiedSigner(chain) => {
@@ -217,26 +280,46 @@ impl Service {
                 Ok(Made::of(Kind::Authenticator(Authenticator { signer: signer(key), party })))
             }
             NewKind::Terminal(address) => {
-                let secret = self.hsm.generate(Algorithm::Sha256, false).await?.wrapped;
-                Ok(Made::of(Kind::Terminal(Terminal { address, secret: Some(secret) })))
+                let made = self.hsm.generate(Algorithm::Sha256, false).await?;
+                let kind = Kind::Terminal(Terminal { address, secret: Some(made.stored) });
+                Ok(Made { claims: vec![made.claim], ..Made::of(kind) })
             }
-            NewKind::Rolling => Ok(Made::of(Kind::Rolling(self.new_rolling().await?))),
+            NewKind::Rolling => {
+                let (rolling, claim) = self.new_rolling().await?;
+                Ok(Made { claims: vec![claim], ..Made::of(Kind::Rolling(rolling)) })
+            }
         }
     }
 
-    /// The wrapped secret, and the URI where one is wanted.
+    /// The secret, and the URI where one is wanted.
     async fn otp_secret(
         &self,
         tenant: &Tenant,
         account: &AccountRef,
         token: &mut NewOtpToken,
-    ) -> Result<(WrappedSecret, Option<Zeroizing<String>>), Refused> {
+    ) -> Result<(NewSecret, Option<Zeroizing<String>>), Refused> {
         let Some(seed) = token.seed.take() else {
-            let made = self.hsm.generate(token.algorithm, token.export).await?;
-            return Ok((made.wrapped, made.exported.map(|seed| otpauth(tenant, account, token, &seed))));
+            let mut made = self.hsm.generate(token.algorithm, token.export).await?;
+            let uri = made.exported.take().map(|seed| otpauth(tenant, account, token, &seed));
+            return Ok((made, uri));
         };
-        let uri = token.export.then(|| otpauth(tenant, account, token, &seed));
-        Ok((self.hsm.import(token.algorithm, seed).await?.wrapped, uri))
+        let uri = match &seed {
+            NewSeed::Clear(seed) if token.export => Some(otpauth(tenant, account, token, seed)),
+            _ => None,
+        };
+        Ok((self.take_in(token.algorithm, seed).await?, uri))
+    }
+
+    /// A seed that was brought, as the HSM keeps it.
+    async fn take_in(&self, algorithm: Algorithm, seed: NewSeed) -> Result<NewSecret, Refused> {
+        match seed {
+            NewSeed::Clear(seed) => Ok(self.hsm.import(algorithm, seed).await?),
+            NewSeed::Wrapped(seed) => self
+                .hsm
+                .import_wrapped(algorithm, seed)
+                .await?
+                .ok_or(Refused::Invalid { field: "seed_wrapped_base64", reason: CONTENT_RULE }),
+        }
     }
 }
 
@@ -245,12 +328,14 @@ struct Made {
     kind: Kind,
     counter: u64,
     otpauth: Option<Zeroizing<String>>,
+    /// Of its secrets.
+    claims: Vec<Claim>,
 }
 
 impl Made {
-    /// What has no counter and no URI.
+    /// What has no counter, no URI and no secret.
     fn of(kind: Kind) -> Self {
-        Self { kind, counter: 0, otpauth: None }
+        Self { kind, counter: 0, otpauth: None, claims: Vec::new() }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::domain::account::AccountRef;
 use crate::domain::audit::Event;
 use crate::domain::caller::{Caller, Permission, Tenant};
-use crate::domain::credential::Status;
+use crate::domain::credential::{Status, StoredSecret};
 use crate::domain::id::CredentialId;
 use crate::domain::row::Row;
 use crate::domain::time::Now;
@@ -28,11 +28,12 @@ pub enum Action {
 }
 
 impl Action {
-    /// What a client must be allowed to.
-    pub fn permission(self) -> Permission {
+    /// What a client must be allowed to, any of these.
+    pub fn permissions(self) -> &'static [Permission] {
         match self {
-            Self::Unlock => Permission::Admin,
-            Self::Suspend | Self::Resume | Self::Delete => Permission::Enroll,
+            Self::Unlock => &[Permission::Admin],
+            Self::Resume => Permission::RESUMES,
+            Self::Suspend | Self::Delete => &[Permission::Enroll],
         }
     }
 
@@ -49,13 +50,18 @@ impl Action {
     ///
     /// # Errors
     /// [`Refused::Absent`] for a tombstone, [`Refused::Conflict`] where there is nothing to suspend
-    /// or resume. Unlocking is right also where nothing is locked.
-    fn apply(self, rows: &CredentialRows, now: &Now) -> Result<Vec<Row>, Refused> {
+    /// or resume, [`Refused::Forbidden`] to a caller who may not resume what is suspended for this reason.
+    /// Unlocking is right also where nothing is locked.
+    fn apply(self, rows: &CredentialRows, caller: &Caller, now: &Now) -> Result<Vec<Row>, Refused> {
         let (credential, state, account) = (&rows.credential.row, &rows.state.row, &rows.account.row);
         match (self, state.status) {
             (_, Status::Deleted) => Err(Refused::Absent),
             (Self::Suspend, Status::Active) => Ok(vec![state.with_status(Status::Suspended).into()]),
-            (Self::Resume, Status::Suspended) => Ok(vec![state.with_status(Status::Active).into()]),
+            (Self::Resume, Status::Suspended) if !caller.enrolls => Err(Refused::Forbidden),
+            (Self::Resume, Status::Recovered) if !caller.administers => Err(Refused::Forbidden),
+            (Self::Resume, Status::Suspended | Status::Recovered) => {
+                Ok(vec![state.with_status(Status::Active).into()])
+            }
             // Nor is one made active that never was.
             (Self::Suspend | Self::Resume, _) => Err(Refused::Conflict),
             (Self::Unlock, _) if state.attempts == Default::default() && account.is_clear() => Ok(Vec::new()),
@@ -112,7 +118,7 @@ impl Service {
         for _ in 0..RACES_MAX {
             rows = self.load(&tenant, id).await?;
             let now = self.now();
-            let mut written = action.apply(&rows, &now)?;
+            let mut written = action.apply(&rows, &ask.caller, &now)?;
             let answer = action.answer(&rows, &written);
             written.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
 
@@ -159,6 +165,10 @@ impl Service {
                 audit: audit(&ask, &now, action.event(), id),
             };
             if let Some(durable) = self.commit(commit).await? {
+                if action == Action::Delete {
+                    let secrets = rows.credential.row.kind.secrets();
+                    self.hsm.destroy(secrets.filter_map(StoredSecret::object).collect()).await;
+                }
                 return Ok(answer.release(durable));
             }
         }

@@ -83,17 +83,21 @@ impl Service {
         };
         let entry = (ask.caller.client.clone(), idempotency.key);
         let in_flight = self.in_flight.begin(entry).ok_or(Refused::Conflict)?;
-        let place = Place { in_flight, fingerprint: self.hsm.fingerprint(idempotency.request).await? };
+        let (fingerprint, all) = self.hsm.fingerprints(idempotency.request).await?;
+        let place = Place { in_flight, fingerprint };
         let (client, key) = &place.in_flight.key;
         let Some(record) = self.store.idempotency(client, key).await? else {
             return Ok(Recall::New(Memory(Some(place))));
         };
         // A forged record would be a yes that nobody earned.
         self.hsm.check(vec![record.to_bytes()]).await?;
-        if record.row.fingerprint != place.fingerprint {
+        // It may have been remembered under an older key.
+        if !all.contains(&record.row.fingerprint) {
             return Err(Refused::IdempotencyMismatch);
         }
         let answer = serde_json::from_slice(&record.row.answer).map_err(Refused::unavailable)?;
+        // Whoever was to be told it first may not have been told because no anchor covered it.
+        self.log.covers_all().await?;
         Ok(Recall::Answered(answer))
     }
 }

@@ -113,7 +113,7 @@ impl Service {
         getrandom::fill(&mut id).map_err(Refused::unavailable)?;
         let id = PresentationId::from_random(id);
         let nonce = self.hsm.random().await?;
-        let code = self.hsm.presentation_code(id, nonce).await?;
+        let code = self.hsm.presentation_code(id, nonce, None).await?;
         let presentation = Presentation {
             id,
             tenant: credential.tenant.clone(),
@@ -217,7 +217,8 @@ impl Service {
 
     /// The same code again.
     async fn derived(&self, presentation: &Presentation) -> Result<PresentationCode, Refused> {
-        let code = self.hsm.presentation_code(presentation.id, presentation.nonce).await?;
+        let Presentation { id, nonce, code_hash, .. } = presentation;
+        let code = self.hsm.presentation_code(*id, *nonce, Some(*code_hash)).await?;
         match code.hash() == presentation.code_hash {
             true => Ok(code),
             false => Err(Refused::unavailable("a code was derived from a `row` key that is gone")),

@@ -9,6 +9,7 @@ use crate::domain::credential::UsedInput;
 use crate::domain::id::CredentialId;
 use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::time::Now;
+use crate::hsm::Hsm;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::store::{Commit, TransactionRows};
 
@@ -105,6 +106,9 @@ impl Service {
                 inputs.into_iter().for_each(|input| batch.remove(input));
                 break;
             }
+            // From here on what its seed came as may come again.
+            let imported = self.store.imported_seeds_of(tombstone.credential.row.id).await?;
+            imported.into_iter().for_each(|seed| batch.remove(seed));
             batch.remove(tombstone.credential);
             batch.remove(tombstone.state);
         }
@@ -153,29 +157,13 @@ impl Service {
     }
 
     async fn sealed(&self, batch: Batch, now: &Now) -> Result<Commit, Refused> {
-        let Batch { standing, removed, written, .. } = batch;
-        let replaces = (0u8..).take(standing.len()).collect();
-        let rows = written.iter().map(Row::encode).collect();
-        let sealed = self.hsm.seal(SealRows { standing, outcome: Outcome { replaces, rows } }).await?;
-        Ok(Commit {
-            standing: Vec::new(),
-            removed: removed.iter().map(|row| (row.key(), row.version())).collect(),
-            rows: seal(written, &sealed)?,
-            sum_change: sealed.sum_change,
-            audit: AuditEntry {
-                unix_ms: now.unix_ms,
-                event: Event::Pruned,
-                actor: None,
-                credential: None,
-                transaction: None,
-            },
-        })
+        batch.sealed(&self.hsm, AuditEntry::of_appliance(now.unix_ms, Event::Pruned)).await
     }
 }
 
 /// Rows that go, and rows that change with them.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     /// What they take in a message.
     bytes: usize,
     standing: Vec<SealedBytes>,
@@ -185,11 +173,43 @@ struct Batch {
 
 impl Batch {
     /// What is left for the next one is found again.
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.bytes >= BATCH_FULL_BYTES
     }
 
-    fn remove<T: Clone + Into<Row>>(&mut self, row: Sealed<T>) {
+    /// How many rows it stands on.
+    pub(super) fn rows(&self) -> usize {
+        self.standing.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.standing.is_empty() && self.written.is_empty()
+    }
+
+    /// Has a custodian check its rows and seal what comes.
+    pub(super) async fn sealed(self, hsm: &Hsm, audit: AuditEntry) -> Result<Commit, Refused> {
+        let Self { standing, removed, written, .. } = self;
+        let replaces = (0u8..).take(standing.len()).collect();
+        let rows = written.iter().map(Row::encode).collect();
+        let sealed = hsm.seal(SealRows { standing, outcome: Outcome { replaces, rows } }).await?;
+        Ok(Commit {
+            standing: Vec::new(),
+            removed: removed.iter().map(|row| (row.key(), row.version())).collect(),
+            rows: seal(written, &sealed)?,
+            sum_change: sealed.sum_change,
+            audit,
+        })
+    }
+
+    /// A row that is new; nothing, if it is among them already.
+    pub(super) fn add(&mut self, row: Row) {
+        if !self.written.iter().any(|other| other.key() == row.key()) {
+            self.bytes = self.bytes.saturating_add(row.encode().as_bytes().len());
+            self.written.push(row);
+        }
+    }
+
+    pub(super) fn remove<T: Clone + Into<Row>>(&mut self, row: Sealed<T>) {
         // A tombstone and the time can both lead to an input.
         let (bytes, row) = (row.to_bytes(), row.row.into());
         if !self.removed.contains(&row) {
@@ -199,7 +219,7 @@ impl Batch {
         }
     }
 
-    fn replace<T: Clone + Into<Row>>(&mut self, row: Sealed<T>, next: Row) {
+    pub(super) fn replace<T: Clone + Into<Row>>(&mut self, row: Sealed<T>, next: Row) {
         let bytes = row.to_bytes();
         // The next version is about as long.
         self.bytes = self.bytes.saturating_add(bytes.message_bytes().saturating_mul(2));
@@ -215,7 +235,7 @@ pub(super) mod tests {
     use crate::domain::attestation::{self, Attestation, Claims};
     use crate::domain::caller::{ClientName, Tenant};
     use crate::domain::credential::{
-        Authenticator, Credential, CredentialState, Kind, OcraToken, OcraUse, Signer, Status,
+        Authenticator, Credential, CredentialState, ImportedSeed, Kind, OcraToken, OcraUse, Signer, Status,
     };
     use crate::domain::id::TransactionId;
     use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
@@ -249,6 +269,7 @@ pub(super) mod tests {
             boot_id: BootId([9; 16]),
             run: RunId([0; 16]),
             trusted: true,
+            floor_unix_ms: 0,
         };
         let suite = Suite::parse("OCRA-1:HOTP-SHA512-10:C-QA64-PSHA512-S512-T59M").unwrap();
         let credential = Credential {
@@ -315,6 +336,7 @@ pub(super) mod tests {
             boot_id: BootId([9; 16]),
             run: RunId([0; 16]),
             trusted: true,
+            floor_unix_ms: 0,
         };
         let transaction = Transaction {
             id: TransactionId::from_random([0xff; 16]),
@@ -380,7 +402,10 @@ pub(super) mod tests {
         let signer = Signer { algorithm: SignatureAlgorithm::Es256, key: None };
         let tombstone =
             Credential { kind: Kind::Authenticator(Authenticator { signer, party }), ..credential };
+        let tenant = tombstone.tenant.clone();
+        let seed = ImportedSeed { tenant, fingerprint: [0xff; 32], version: 1, credential: tombstone.id };
         let tombstone_bytes = bytes(&|batch| {
+            batch.remove(sealed(seed.clone()));
             batch.remove(sealed(tombstone.clone()));
             batch.remove(sealed(state.clone()));
         });
@@ -412,7 +437,7 @@ pub(super) mod tests {
             rows: written.iter().map(Row::encode).collect(),
         };
         let request = Request::Seal(SealRows { standing, outcome });
-        let frame = encode(&Call { id: u64::MAX, request }).unwrap();
+        let frame = encode(&Call { repeated: false, id: u64::MAX, request }).unwrap();
         assert!((bytes * 7 / 8..=bytes + 128).contains(&frame.len()), "{} instead of {bytes}", frame.len());
     }
 }

@@ -55,7 +55,14 @@ mod tests {
     use crate::domain::time::{BootId, RunId};
 
     fn at(boot_ms: u64) -> Now {
-        Now { unix_ms: 0, boot_ms, boot_id: BootId([1; 16]), run: RunId([0; 16]), trusted: true }
+        Now {
+            unix_ms: 0,
+            boot_ms,
+            boot_id: BootId([1; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+            floor_unix_ms: 0,
+        }
     }
 
     fn client(number: usize) -> ClientName {

@@ -31,14 +31,21 @@ pub struct HandedOut {
     pub credential: String,
     /// Its epoch.
     pub epoch: u64,
-    /// The version that the credential has as long as it is bound like this.
+    /// What the credential's salt begins with: it has another with each binding.
     bound: u64,
 }
 
 impl HandedOut {
-    /// That of `epoch`, of the credential as it is.
+    /// That of `epoch`, of the credential as it is bound.
     pub(super) fn new(credential: &Credential, epoch: u64) -> Self {
-        Self { credential: credential.id.to_string(), epoch, bound: credential.version }
+        Self { credential: credential.id.to_string(), epoch, bound: binding_number(&credential.kind) }
+    }
+}
+
+fn binding_number(kind: &Kind) -> u64 {
+    match kind {
+        Kind::Rolling(rolling) => rolling.salt.first_chunk().map_or(0, |first| u64::from_be_bytes(*first)),
+        _ => 0,
     }
 }
 
@@ -84,7 +91,7 @@ impl Service {
         // What is read one after the other belongs together: whatever changes it holds this lock.
         let _guard = self.locks.lock(tenant, &first.credential.row.account).await?;
         let Some(rows) = self.store.credential(tenant, id).await? else { return Ok(None) };
-        let is_bound = rows.credential.row.version == handed_out.bound;
+        let is_bound = binding_number(&rows.credential.row.kind) == handed_out.bound;
         if !is_bound || rows.state.row.status != Status::Active {
             return Ok(None);
         }

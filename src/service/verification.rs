@@ -192,6 +192,7 @@ impl Service {
                 actor: Some(actor(ask)),
                 credential,
                 transaction,
+                detail: None,
             },
         };
         Ok(self.commit(commit).await?.map(|durable| ending.answer.release(durable)))

@@ -11,12 +11,12 @@ mod presentations;
 mod transactions;
 
 pub(super) use bindings::binding;
-pub(super) use credentials::{credential, state, used_input};
+pub(super) use credentials::{credential, imported_seed, state, used_input};
 pub(super) use presentations::{authorization, presentation};
 pub(super) use transactions::{attestation, transaction};
 
 use crate::domain::account::{Account, AccountRef};
-use crate::domain::audit::{Actor, AuditEntry, Event};
+use crate::domain::audit::{Actor, AuditEntry, Event, Logged, RowMarks};
 use crate::domain::caller::{ClientName, Tenant};
 use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
@@ -51,6 +51,9 @@ pub(super) enum Fault {
     /// The attestation of a transaction that is not approved.
     #[error("transaction {0} has a row in table attestation and is not approved: an old row was put back")]
     Unapproved(TransactionId),
+    /// An entry of the log that is not there, or not what its leaf is of.
+    #[error("entry {0} of the log is not what was written there")]
+    Entry(u64),
 }
 
 /// A table, with its columns in the order of `SELECT *`.
@@ -78,7 +81,19 @@ const IDEMPOTENCY: Table = Table {
 };
 const AUDIT: Table = Table {
     name: "audit",
-    columns: &["seq", "unix_ms", "event", "tenant", "client", "request_id", "credential", "transaction_id"],
+    columns: &[
+        "seq",
+        "unix_ms",
+        "event",
+        "tenant",
+        "client",
+        "request_id",
+        "credential",
+        "transaction_id",
+        "detail",
+        "rows",
+        "leaf",
+    ],
 };
 
 /// One row of `SELECT *` from `table`. SQLite finds a column by its name far more slowly than this does.
@@ -204,8 +219,8 @@ pub(super) fn idempotency(row: &Row<'_>) -> Result<Sealed<IdempotencyRecord>, Fa
     })
 }
 
-/// A row of `SELECT * FROM audit`, with its place in the log.
-pub(super) fn audit(row: &Row<'_>) -> Result<(u64, AuditEntry), Fault> {
+/// A row of `SELECT * FROM audit`; its leaf is [`super::ledger::leaf`].
+pub(super) fn audit(row: &Row<'_>) -> Result<Logged, Fault> {
     let columns = Columns { row, table: &AUDIT };
     let actor = match (columns.get("tenant")?, columns.get("client")?, columns.get("request_id")?) {
         (None::<String>, None::<String>, None) => None,
@@ -222,8 +237,10 @@ pub(super) fn audit(row: &Row<'_>) -> Result<(u64, AuditEntry), Fault> {
         actor,
         credential: columns.get::<Option<[u8; 16]>>("credential")?.map(CredentialId::from_random),
         transaction: columns.get::<Option<[u8; 16]>>("transaction_id")?.map(TransactionId::from_random),
+        detail: columns.get("detail")?,
     };
-    Ok((columns.u64("seq")?, entry))
+    let rows = columns.parsed("rows", |text: String| RowMarks::parse(&text))?;
+    Ok(Logged { seq: columns.u64("seq")?, entry, rows })
 }
 
 #[cfg(test)]
@@ -233,7 +250,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::bindings::BINDING;
-    use super::credentials::{CREDENTIAL, STATE, USED_INPUT};
+    use super::credentials::{CREDENTIAL, IMPORTED_SEED, STATE, USED_INPUT};
     use super::presentations::{AUTHORIZATION, PRESENTATION};
     use super::transactions::{ATTESTATION, PAYMENT};
     use super::*;
@@ -245,10 +262,10 @@ mod tests {
         schema::migrate(&mut connection, Path::new("memory")).unwrap();
         let sealed = [CREDENTIAL, STATE, ACCOUNT, IDEMPOTENCY, USED_INPUT, ATTESTATION, PAYMENT];
         let tables: Vec<_> =
-            sealed.into_iter().chain([BINDING, PRESENTATION, AUTHORIZATION, AUDIT]).collect();
+            sealed.into_iter().chain([BINDING, PRESENTATION, AUTHORIZATION, IMPORTED_SEED, AUDIT]).collect();
         let count = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'";
         let count: i64 = connection.query_row(count, [], |row| row.get(0)).unwrap();
-        assert_eq!(tables.len() as i64 + 1, count, "each but for row_sum");
+        assert_eq!(tables.len() as i64 + 4, count, "each but for those of the ledger");
         for table in tables {
             let statement = connection.prepare(&format!("SELECT * FROM {}", table.name)).unwrap();
             assert_eq!(statement.column_names().collect::<Vec<_>>(), table.columns, "{}", table.name);

@@ -41,11 +41,16 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, OpenError> {
         return Err(OpenError(format!("{} is no hsm-authd database; nothing was changed", path.display())));
     }
     // A database whose name is lost in a power cut takes its commits with it.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|error| refusal("sync", folder, &error))?;
+    sync_folder(path)?;
     let wal = beside(path, "-wal");
     settle(&wal).map_err(|error| refusal("settle", &wal, &error))?;
     Ok(lock)
+}
+
+/// Makes the names in a file's folder durable.
+pub(super) fn sync_folder(path: &Path) -> Result<(), OpenError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|error| refusal("sync", folder, &error))
 }
 
 /// The file next to the database whose name ends in `suffix`.
@@ -65,7 +70,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// A process that was killed closes its descriptors one after the other: who found one of its locks free has not long to
 /// wait for the next.
-fn lock(path: &Path) -> Result<Lock, OpenError> {
+pub(super) fn lock(path: &Path) -> Result<Lock, OpenError> {
     let lock_path = beside(path, "-lock");
     let file = open(&lock_path).map_err(|error| refusal("open", &lock_path, &error))?;
     let deadline = Instant::now() + LOCK_WAIT_MAX;

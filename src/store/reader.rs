@@ -76,7 +76,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.set_prepared_statement_cache_capacity(64);
     // The WAL is opened by the first read.
-    connection.query_row("SELECT count(*) FROM row_sum", [], |_| Ok(()))?;
+    connection.query_row("SELECT count(*) FROM log_head", [], |_| Ok(()))?;
     Ok(connection)
 }
 

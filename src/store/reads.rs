@@ -1,22 +1,27 @@
 //! What a store can be asked. Each question is one read transaction.
 
 mod bindings;
+mod imported_seeds;
+pub(super) mod log;
 mod presentations;
 mod terminals;
 mod transactions;
+
+use std::collections::HashSet;
 
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Params, Row as SqlRow, Transaction, params};
 
 use super::columns::{self, Fault};
+use super::ledger;
 use super::{CredentialRows, Page, ReadError, Store};
 use crate::domain::account::{Account, AccountRef};
-use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::audit::{Event, Logged};
 use crate::domain::caller::{ClientName, Tenant};
-use crate::domain::credential::{Credential, UsedInput};
+use crate::domain::credential::{Credential, ObjectId, UsedInput};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::{IdempotencyKey, IdempotencyRecord};
-use crate::domain::row::{Row, RowKey, RowSum, Sealed};
+use crate::domain::row::{self, Row, RowKey, RowSum, Sealed, TableSums};
 
 /// Live credentials of one account, after a place.
 const LIST_OF_ACCOUNT: &str = "SELECT * FROM credential
@@ -41,6 +46,10 @@ const INPUTS_OF: &str = "SELECT * FROM used_input WHERE id = ?1 LIMIT ?2";
 const CLOCK: &str = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
     ORDER BY seq DESC LIMIT 1";
 
+/// Secrets that are objects in the HSM. Read once, at the start.
+const RESIDENTS: &str = "SELECT secret FROM credential WHERE kek_version = 0 AND secret IS NOT NULL
+    UNION ALL SELECT identity_key FROM credential WHERE identity_key_version = 0 AND identity_key IS NOT NULL";
+
 impl Store {
     /// A tenant's credential, deleted ones included, with what its verdicts stand on. `None` if
     /// there is none or it is another tenant's.
@@ -57,6 +66,16 @@ impl Store {
             let sql = "SELECT * FROM credential WHERE id = ?1 AND tenant = ?2";
             let credential = one(tx, sql, params![id.to_bytes(), tenant.as_str()], columns::credential)?;
             credential.map(|credential| with_limits(tx, credential)).transpose()
+        })
+        .await
+    }
+
+    /// Which objects in the HSM rows name, of all tenants.
+    pub async fn residents(&self) -> Result<HashSet<ObjectId>, ReadError> {
+        self.read(move |tx| {
+            // Whatever else is wrong with a row, its object is its own: what is no id is skipped, not an error.
+            let id = |row: &SqlRow<'_>| Ok(ObjectId::try_from(row.get::<_, Vec<u8>>(0)?.as_slice()).ok());
+            Ok(all(tx, RESIDENTS, [], id)?.into_iter().flatten().collect())
         })
         .await
     }
@@ -179,41 +198,47 @@ impl Store {
         self.read(move |tx| rows_after(tx, cursor.as_ref(), usize::from(limit))).await
     }
 
-    /// The sum over all rows, as kept.
-    pub async fn row_sum(&self) -> Result<RowSum, ReadError> {
+    /// How many rows there are in all tables.
+    pub async fn rows_count(&self) -> Result<u64, ReadError> {
         self.read(|tx| {
-            one(tx, "SELECT sum FROM row_sum", [], |row| {
-                row.get(0).map(RowSum).map_err(|_| Fault::Invalid { table: "row_sum", column: "sum" })
-            })?
-            .ok_or(Fault::Invalid { table: "row_sum", column: "sum" })
+            let mut count = 0u64;
+            for table in row::Table::ALL {
+                // The name is one of ours.
+                let sql = format!("SELECT count(*) FROM {}", table.name());
+                let rows: i64 = tx.query_row(&sql, [], |row| row.get(0))?;
+                count = count.saturating_add(rows.cast_unsigned());
+            }
+            Ok(count)
         })
         .await
     }
 
+    /// The sum over all rows, as kept.
+    pub async fn row_sum(&self) -> Result<RowSum, ReadError> {
+        self.read(|tx| ledger::sums(tx).map(|(sums, unsplit)| sums.total().plus(unsplit))).await
+    }
+
+    /// The sums as kept: one a table, and what an earlier release left over all of them.
+    pub async fn table_sums(&self) -> Result<(TableSums, RowSum), ReadError> {
+        self.read(|tx| ledger::sums(tx)).await
+    }
+
     /// When the last entry of the log was made.
     pub async fn last_audit_unix_ms(&self) -> Result<Option<u64>, ReadError> {
-        self.read(|tx| {
-            let entry = one(tx, "SELECT * FROM audit ORDER BY seq DESC LIMIT 1", [], columns::audit)?;
-            Ok(entry.map(|(_, entry)| entry.unix_ms))
-        })
-        .await
+        Ok(self.last_entry().await?.map(|logged| logged.entry.unix_ms))
     }
 
     /// Whether the wall clock stepped and no operator accepted it since.
     pub async fn clock_stepped(&self) -> Result<bool, ReadError> {
         self.read(|tx| {
             let entry = one(tx, CLOCK, [], columns::audit)?;
-            Ok(entry.is_some_and(|(_, entry)| entry.event == Event::ClockStepped))
+            Ok(entry.is_some_and(|logged| logged.entry.event == Event::ClockStepped))
         })
         .await
     }
 
-    /// A page of the log in the order of the commits: entries after number `after_seq`, with theirs.
-    pub async fn audit_entries(
-        &self,
-        after_seq: u64,
-        limit: u16,
-    ) -> Result<Vec<(u64, AuditEntry)>, ReadError> {
+    /// A page of the log in the order of the commits: entries after number `after_seq`.
+    pub async fn audit_entries(&self, after_seq: u64, limit: u16) -> Result<Vec<Logged>, ReadError> {
         self.read(move |tx| {
             let sql = "SELECT * FROM audit WHERE seq > ?1 ORDER BY seq LIMIT ?2";
             all(tx, sql, params![signed(after_seq), limit], columns::audit)
@@ -246,7 +271,7 @@ fn with_limits(tx: &Transaction<'_>, credential: Sealed<Credential>) -> Result<C
     Ok(CredentialRows { credential, state, account })
 }
 
-fn account_row(
+pub(super) fn account_row(
     tx: &Transaction<'_>,
     tenant: &Tenant,
     account: &AccountRef,
@@ -256,10 +281,10 @@ fn account_row(
 }
 
 /// How to read one table in the order of its primary key: from ?2 (and ?3) on, ?1 rows at most.
-type Table = (&'static str, fn(&SqlRow<'_>) -> Result<Sealed<Row>, Fault>);
+pub(super) type Table = (&'static str, fn(&SqlRow<'_>) -> Result<Sealed<Row>, Fault>);
 
 /// The tables in the order of [`RowKey`]'s variants.
-const TABLES: [Table; 10] = [
+pub(super) const TABLES: [Table; 11] = [
     ("SELECT * FROM credential WHERE id > ?2 AND ?3 = '' ORDER BY id LIMIT ?1", |row| {
         columns::credential(row).map(any)
     }),
@@ -293,6 +318,10 @@ const TABLES: [Table; 10] = [
         "SELECT * FROM device_authorization WHERE credential > ?2 AND ?3 = '' ORDER BY credential LIMIT ?1",
         |row| columns::authorization(row).map(any),
     ),
+    (
+        "SELECT * FROM imported_seed WHERE (tenant, fingerprint) > (?2, ?3) ORDER BY tenant, fingerprint LIMIT ?1",
+        |row| columns::imported_seed(row).map(any),
+    ),
 ];
 
 /// The rest of the cursor's table, then the tables behind it from their beginning.
@@ -317,6 +346,9 @@ fn rows_after(
         Some(RowKey::Binding(id)) => (7, [Value::Blob(id.to_bytes().to_vec()), text("")]),
         Some(RowKey::Presentation(id)) => (8, [Value::Blob(id.to_bytes().to_vec()), text("")]),
         Some(RowKey::Authorization(id)) => (9, [Value::Blob(id.to_bytes().to_vec()), text("")]),
+        Some(RowKey::ImportedSeed(tenant, fingerprint)) => {
+            (10, [text(tenant.as_str()), Value::Blob(fingerprint.to_vec())])
+        }
     };
     let mut rows = Vec::new();
     for (sql, parse) in TABLES.into_iter().skip(first_table) {
@@ -337,7 +369,7 @@ fn signed(unix_ms: u64) -> i64 {
     i64::try_from(unix_ms).unwrap_or(i64::MAX)
 }
 
-fn one<T>(
+pub(super) fn one<T>(
     tx: &Transaction<'_>,
     sql: &str,
     values: impl Params,
@@ -370,7 +402,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::store::schema;
+    use crate::store::{log, schema};
 
     #[test]
     fn what_is_asked_often_is_answered_by_an_index_without_sorting() {
@@ -384,7 +416,11 @@ mod tests {
             (TOMBSTONES, "credential_deleted"),
             (OUT_OF_REACH, "used_input_expires"),
             (INPUTS_OF, "PRIMARY KEY"),
+            (imported_seeds::OF_FINGERPRINT, "PRIMARY KEY"),
+            (imported_seeds::OF_CREDENTIAL, "imported_seed_of_credential"),
             (CLOCK, "audit_clock"),
+            (super::log::OF_TENANT, "audit_of_tenant"),
+            (log::LOSS, "audit_lost"),
             (transactions::PAYMENTS_OF_PAYER, "payment_of_payer"),
             (transactions::PAYMENTS_OF_TENANT, "payment_of_tenant"),
             (transactions::OVERDUE, "payment_pending"),

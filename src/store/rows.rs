@@ -14,14 +14,13 @@ use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
 use serde::Serialize;
 
 use crate::domain::account::Account;
-use crate::domain::audit::AuditEntry;
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
-use crate::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
+use crate::domain::row::{Row, RowKey, Seal, Sealed};
 
 use bindings::write_binding;
 pub(super) use credentials::{status_name, usage_name};
-use credentials::{write_credential, write_state, write_used_input};
+use credentials::{write_credential, write_imported_seed, write_state, write_used_input};
 use presentations::{write_authorization, write_presentation};
 use transactions::{write_attestation, write_transaction};
 
@@ -73,6 +72,11 @@ pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u6
             "SELECT version FROM device_authorization WHERE credential = ?1",
             [id.to_bytes()],
         ),
+        RowKey::ImportedSeed(tenant, fingerprint) => find(
+            connection,
+            "SELECT version FROM imported_seed WHERE tenant = ?1 AND fingerprint = ?2",
+            params![tenant.as_str(), fingerprint],
+        ),
     }
 }
 
@@ -119,6 +123,11 @@ pub(super) fn remove(connection: &Connection, key: &RowKey) -> Result<()> {
             "DELETE FROM device_authorization WHERE credential = ?1",
             params![id.to_bytes()],
         ),
+        RowKey::ImportedSeed(tenant, fingerprint) => change(
+            connection,
+            "DELETE FROM imported_seed WHERE tenant = ?1 AND fingerprint = ?2",
+            params![tenant.as_str(), fingerprint],
+        ),
     }
 }
 
@@ -136,6 +145,7 @@ pub(super) fn write(connection: &Connection, sealed: &Sealed<Row>) -> Result<boo
         Row::Binding(row) => write_binding(connection, row, &sealed.seal),
         Row::Presentation(row) => write_presentation(connection, row, &sealed.seal),
         Row::Authorization(row) => write_authorization(connection, row, &sealed.seal),
+        Row::ImportedSeed(row) => write_imported_seed(connection, row, &sealed.seal),
     }
 }
 
@@ -184,32 +194,6 @@ fn write_idempotency(connection: &Connection, row: &IdempotencyRecord, seal: &Se
     )
 }
 
-/// Appends what the log keeps of a commit.
-pub(super) fn append(connection: &Connection, entry: &AuditEntry) -> Result<()> {
-    let actor = entry.actor.as_ref();
-    change(
-        connection,
-        "INSERT INTO audit (unix_ms, event, tenant, client, request_id, credential, transaction_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            entry.unix_ms.cast_signed(),
-            entry.event.name(),
-            actor.map(|actor| actor.tenant.as_str()),
-            actor.map(|actor| actor.client.as_str()),
-            actor.map(|actor| actor.request_id.as_str()),
-            entry.credential.map(|id| id.to_bytes()),
-            entry.transaction.map(|id| id.to_bytes()),
-        ],
-    )
-}
-
-/// Adds to the sum over all rows.
-pub(super) fn add_to_sum(connection: &Connection, difference: RowSum) -> Result<()> {
-    let sum: [u8; 32] =
-        connection.prepare_cached("SELECT sum FROM row_sum")?.query_row([], |row| row.get(0))?;
-    change(connection, "UPDATE row_sum SET sum = ?1", params![RowSum(sum).plus(difference).0])
-}
-
 fn put(
     connection: &Connection,
     version: u64,
@@ -226,7 +210,7 @@ fn put(
     Ok(connection.prepare_cached(update)?.execute(values.as_slice())? == 1)
 }
 
-fn change(connection: &Connection, sql: &str, values: &[&dyn ToSql]) -> Result<()> {
+pub(super) fn change(connection: &Connection, sql: &str, values: &[&dyn ToSql]) -> Result<()> {
     match connection.prepare_cached(sql)?.execute(values)? {
         1 => Ok(()),
         count => Err(Error::StatementChangedRows(count)),

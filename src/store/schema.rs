@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::OpenError;
+use super::{OpenError, ledger};
 
 /// `PRAGMA application_id` of every hsm-authd database: "hsma".
 pub(super) const APPLICATION_ID: i32 = 0x6873_6d61;
@@ -18,7 +18,7 @@ pub(super) const APPLICATION_ID: i32 = 0x6873_6d61;
 /// * `used_input` holds what OCRA tokens without a counter have used up.
 /// * A transaction is a row of `payment`: SQL keeps the word for itself. Its attestation has a row of its own, which
 ///   is written once.
-/// * `audit` only ever grows; its `seq` is the order of the commits.
+/// * `audit` only ever grows; its `seq` is the order of the commits, from 1 and without a gap.
 const STEPS: &[&str] = &["
     CREATE TABLE credential (
         id               BLOB PRIMARY KEY,
@@ -255,7 +255,68 @@ const STEPS: &[&str] = &["
         seal             BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX device_authorization_expires ON device_authorization (expires_unix_ms);
+", "
+    -- The log becomes a Merkle tree: which rows an entry's commit changed, and the hash of its leaf. What an earlier
+    -- release wrote gets its leaves right after this step, in the same transaction.
+    ALTER TABLE audit ADD COLUMN detail TEXT;
+    ALTER TABLE audit ADD COLUMN rows TEXT NOT NULL DEFAULT '';
+    ALTER TABLE audit ADD COLUMN leaf BLOB CHECK (length(leaf) = 32);
+    CREATE INDEX audit_of_tenant ON audit (tenant, seq) WHERE tenant IS NOT NULL;
+    CREATE INDEX audit_lost ON audit (seq) WHERE event IN ('service.started_unclean', 'store.recovered');
+
+    -- Complete subtrees of 256, 65536, ... leaves.
+    CREATE TABLE audit_subtree (
+        level INTEGER NOT NULL,
+        place INTEGER NOT NULL,
+        hash  BLOB NOT NULL CHECK (length(hash) = 32),
+        PRIMARY KEY (level, place)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Which log it is.
+    CREATE TABLE log_head (
+        only   INTEGER PRIMARY KEY CHECK (only = 1),
+        origin TEXT NOT NULL
+    ) STRICT;
+    INSERT INTO log_head (only, origin) VALUES (1, 'hsm-authd.log/' || lower(hex(randomblob(16))));
+
+    -- Signed heads of the log, as notes.
+    CREATE TABLE checkpoint (
+        size    INTEGER PRIMARY KEY,
+        unix_ms INTEGER NOT NULL,
+        note    TEXT NOT NULL
+    ) STRICT;
+
+    -- The sum a table, so that a wrong one names its table. That of an earlier release is over all of them, until a
+    -- start has split it: its name is empty.
+    CREATE TABLE table_sum (
+        name TEXT PRIMARY KEY,
+        sum  BLOB NOT NULL CHECK (length(sum) = 32)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO table_sum (name, sum) SELECT '', sum FROM row_sum WHERE sum <> zeroblob(32);
+    DROP TABLE row_sum;
+
+    -- What wrapped seeds came as: none is taken twice in a tenant.
+    CREATE TABLE imported_seed (
+        tenant           TEXT NOT NULL,
+        fingerprint      BLOB NOT NULL,
+        version          INTEGER NOT NULL,
+        credential       BLOB NOT NULL,
+        seal_key_version INTEGER NOT NULL,
+        seal             BLOB NOT NULL,
+        PRIMARY KEY (tenant, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX imported_seed_of_credential ON imported_seed (credential);
 "];
+
+/// The present version.
+pub(super) const VERSION: i64 = STEPS.len() as i64;
+
+/// The step after which the log's leaves are there.
+const LEAVES: usize = 5;
+/// The first version whose log has an origin and checkpoints: backups are of this one or a later one.
+pub(super) const WITH_A_LOG: i64 = LEAVES as i64;
+/// The version that this release makes and knows.
+pub const SCHEMA: i64 = STEPS.len() as i64;
 
 /// Brings the database to the present version, one transaction a step: a crash leaves a whole
 /// version, and the next start goes on from there.
@@ -274,6 +335,10 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Op
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         transaction.execute_batch(sql).map_err(failed)?;
+        if step + 1 == LEAVES {
+            ledger::hash_old_entries(&transaction)
+                .map_err(|error| OpenError(format!("cannot migrate {}: {error}", path.display())))?;
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
         transaction.pragma_update(None, "user_version", step as i64 + 1).map_err(failed)?;
         transaction.commit().map_err(failed)?;

@@ -12,10 +12,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
 use super::columns::Fault;
+use super::ledger::Ledger;
 use super::reader::{self, Read};
-use super::writer::{Request, Writer};
+use super::writer::{Request, Upkeep, Work, Writer};
 use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
 use super::{files, schema};
+use crate::domain::checkpoint::Head;
 use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// So many threads read: one can wait for the disk while another goes on.
@@ -37,7 +39,8 @@ struct Inner {
     questions: mpsc::Sender<Read>,
     _readers: Vec<Joined>,
     failed: watch::Receiver<bool>,
-    queue: mpsc::Sender<Request>,
+    head: watch::Receiver<Head>,
+    queue: mpsc::Sender<Work>,
     metrics: StoreMetrics,
     _threads: [Joined; 2],
     _lock: files::Lock,
@@ -73,16 +76,19 @@ impl Store {
         let mut connection = connect(path)?;
         schema::migrate(&mut connection, path)?;
         configure(&connection).map_err(|error| unusable(path, &error))?;
+        let ledger =
+            Ledger::load(&connection).map_err(|fault| OpenError(format!("{}: {fault}", path.display())))?;
         let checkpoints = connect(path)?;
         let idle = (0..READERS).map(|_| reader::open(path).map_err(|error| unusable(path, &error)));
         let idle: Vec<Connection> = idle.collect::<Result<_, _>>()?;
 
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
         let (latch, failed) = watch::channel(false);
+        let (publish, head) = watch::channel(ledger.head());
         let (ask, asked) = std_mpsc::sync_channel(1);
         let wal = Arc::new(Wal::default());
         let metrics = StoreMetrics::default();
-        let writer = Writer::new(connection, latch, ask, Arc::clone(&wal), metrics.clone());
+        let writer = Writer::new(connection, ledger, publish, latch, ask, Arc::clone(&wal), metrics.clone());
         let counted = metrics.clone();
         let threads = [
             Joined::spawn("store-writer", move || writer.run(requests))?,
@@ -100,6 +106,7 @@ impl Store {
                 questions,
                 _readers: readers,
                 failed,
+                head,
                 queue,
                 metrics,
                 _threads: threads,
@@ -111,8 +118,20 @@ impl Store {
     /// Commits; see the contract above [`crate::store`]. The commit goes on when the caller stops
     /// waiting for it.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
+        self.ask(|answer| Work::Commit(Request { commit, answer })).await
+    }
+
+    /// Changes what is kept besides rows, in a transaction of its own.
+    pub(super) async fn keep_up(&self, change: Upkeep) -> Result<(), CommitError> {
+        self.ask(|answer| Work::Upkeep(change, answer)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        work: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Work,
+    ) -> Result<T, CommitError> {
         let (answer, outcome) = oneshot::channel();
-        self.inner.queue.try_send(Request { commit, answer }).map_err(|error| match error {
+        self.inner.queue.try_send(work(answer)).map_err(|error| match error {
             TrySendError::Full(_) => {
                 self.inner.metrics.commits.get_or_create(&metrics::Commit::Busy).inc();
                 CommitError::Busy
@@ -121,6 +140,11 @@ impl Store {
         })?;
         // No answer: the writer panicked, and nobody knows how far it came.
         outcome.await.unwrap_or_else(|_| Err(self.writer_is_gone()))
+    }
+
+    /// The head of the log as of the last commit that is durable, and every later one.
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.inner.head.clone()
     }
 
     fn writer_is_gone(&self) -> CommitError {

@@ -6,15 +6,17 @@
 use std::slice;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
+use super::ledger::Ledger;
 use super::sqlite::PATIENCE;
 use super::{Commit, CommitError, Committed, error_kind, rows};
-use crate::domain::row::{RowKey, RowSum};
+use crate::domain::checkpoint::Head;
+use crate::domain::row::{RowKey, TableSums};
 use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// At most so many commits share one fsync.
@@ -28,9 +30,22 @@ pub(super) struct Request {
     pub(super) answer: oneshot::Sender<Result<Committed, CommitError>>,
 }
 
+/// What waits for the writer.
+#[expect(clippy::large_enum_variant, reason = "nearly all of it are commits")]
+pub(super) enum Work {
+    Commit(Request),
+    /// A change of what is kept besides rows, in a transaction of its own.
+    Upkeep(Upkeep, oneshot::Sender<Result<(), CommitError>>),
+}
+
+/// Changes what the store keeps besides rows.
+pub(super) type Upkeep = Box<dyn FnOnce(&Connection, &mut Ledger) -> rusqlite::Result<()> + Send>;
+
 /// The writing connection and what it tells the rest of the store.
 pub(super) struct Writer {
     connection: Connection,
+    ledger: Ledger,
+    head: watch::Sender<Head>,
     failed: watch::Sender<bool>,
     checkpoint: SyncSender<()>,
     rows_since_checkpoint: usize,
@@ -41,7 +56,10 @@ pub(super) struct Writer {
 /// What became of one commit inside a transaction.
 #[derive(Clone, Copy)]
 enum Verdict {
-    Written,
+    /// The log has so many entries then.
+    Written {
+        log_size: u64,
+    },
     Conflict,
 }
 
@@ -58,32 +76,64 @@ enum Failure {
 impl Writer {
     pub(super) fn new(
         connection: Connection,
+        ledger: Ledger,
+        head: watch::Sender<Head>,
         failed: watch::Sender<bool>,
         checkpoint: SyncSender<()>,
         wal: Arc<Wal>,
         metrics: StoreMetrics,
     ) -> Self {
-        Self { connection, failed, checkpoint, rows_since_checkpoint: 0, wal, metrics }
+        Self { connection, ledger, head, failed, checkpoint, rows_since_checkpoint: 0, wal, metrics }
     }
 
     /// Works until the last [`super::Store`] is gone and the queue is empty.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
-        let mut group = Vec::with_capacity(GROUP_MAX);
-        while queue.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-            let (commits, answers): (Vec<_>, Vec<_>) =
-                group.drain(..).map(|request| (request.commit, request.answer)).unzip();
-            let begun = Instant::now();
-            let results = self.write_group(&commits);
-            self.metrics.group_size.observe(commits.len() as f64);
-            self.metrics.group_seconds.observe(begun.elapsed().as_secs_f64());
-            for ((answer, result), commit) in answers.into_iter().zip(results).zip(&commits) {
-                self.count(commit, &result);
-                // Who stopped waiting finds the commit when it reads again.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        let mut taken = Vec::with_capacity(GROUP_MAX);
+        while queue.blocking_recv_many(&mut taken, GROUP_MAX) > 0 {
+            let (mut group, mut upkeep) = (Vec::with_capacity(taken.len()), Vec::new());
+            for work in taken.drain(..) {
+                match work {
+                    Work::Commit(request) => group.push(request),
+                    Work::Upkeep(change, answer) => upkeep.push((change, answer)),
+                }
+            }
+            if !group.is_empty() {
+                self.commit_group(group);
+            }
+            for (change, answer) in upkeep {
+                let result = self.keep_up(change);
                 let _ = answer.send(result);
             }
-            self.ask_for_checkpoint(&commits);
             checkpoint::cut_if_past_cap(&self.connection, PATIENCE, &self.wal, &self.metrics);
         }
+    }
+
+    fn commit_group(&mut self, group: Vec<Request>) {
+        let (commits, answers): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|request| (request.commit, request.answer)).unzip();
+        let begun = Instant::now();
+        let results = self.write_group(&commits);
+        self.metrics.group_size.observe(commits.len() as f64);
+        self.metrics.group_seconds.observe(begun.elapsed().as_secs_f64());
+        self.head.send_replace(self.ledger.head());
+        for ((answer, result), commit) in answers.into_iter().zip(results).zip(&commits) {
+            self.count(commit, &result);
+            // Who stopped waiting finds the commit when it reads again.
+            let _ = answer.send(result);
+        }
+        self.ask_for_checkpoint(&commits);
+    }
+
+    fn keep_up(&mut self, change: Upkeep) -> Result<(), CommitError> {
+        if *self.failed.borrow() {
+            return Err(CommitError::Unavailable);
+        }
+        let done = self.transaction(|connection, ledger| change(connection, ledger).map(|()| ((), true)));
+        self.head.send_replace(self.ledger.head());
+        done.map_err(|failure| {
+            self.latch(&failure);
+            CommitError::Unavailable
+        })
     }
 
     /// Before it is answered, so that nobody sees an answer that is not counted yet.
@@ -115,12 +165,13 @@ impl Writer {
         if *self.failed.borrow() {
             return unavailable();
         }
-        match self.transaction(commits) {
+        let metrics = self.metrics.clone();
+        match self.transaction(|connection, ledger| write(connection, ledger, commits, &metrics)) {
             // The only place where a `Committed` is made: after COMMIT returned.
             Ok(verdicts) => verdicts
                 .into_iter()
                 .map(|verdict| match verdict {
-                    Verdict::Written => Ok(Committed(())),
+                    Verdict::Written { log_size } => Ok(Committed { log_size }),
                     Verdict::Conflict => Err(CommitError::Conflict),
                 })
                 .collect(),
@@ -128,92 +179,53 @@ impl Writer {
             Err(Failure::Statement) if commits.len() > 1 => {
                 commits.iter().flat_map(|commit| self.write_group(slice::from_ref(commit))).collect()
             }
-            Err(Failure::Statement | Failure::NotWritten) => unavailable(),
-            Err(Failure::Unknown) => {
-                // SQLite would go on as if nothing had happened and say yes to the next commit. We do
-                // not: from here on every commit is refused, and whoever waits for `failed` ends the
-                // process. Reads go on: they show what was durable before, and no yes is built from
-                // them alone. Set before anybody is answered.
-                self.failed.send_replace(true);
+            Err(failure) => {
+                self.latch(&failure);
                 unavailable()
             }
         }
     }
 
-    fn transaction(&self, commits: &[Commit]) -> Result<Vec<Verdict>, Failure> {
+    /// After a commit that may or may not be there.
+    fn latch(&self, failure: &Failure) {
+        if let Failure::Unknown = failure {
+            // SQLite would go on as if nothing had happened and say yes to the next commit. We do
+            // not: from here on every commit is refused, and whoever waits for `failed` ends the
+            // process. Reads go on: they show what was durable before, and no yes is built from
+            // them alone. Set before anybody is answered.
+            self.failed.send_replace(true);
+        }
+    }
+
+    /// Runs `work` in a transaction; it says whether it wrote anything. What it made of the ledger counts from COMMIT on.
+    fn transaction<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &mut Ledger) -> rusqlite::Result<(T, bool)>,
+    ) -> Result<T, Failure> {
         if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
             // Nothing was written yet, whatever the error is.
             self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Begin)).inc();
             tracing::error!(cause = %error, "the store cannot begin a transaction");
             return Err(Failure::NotWritten);
         }
-        match self.write(commits) {
+        let mut ledger = self.ledger.clone();
+        match work(&self.connection, &mut ledger) {
             Err(error) => {
                 self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Statement)).inc();
-                tracing::error!(cause = %error, commits = commits.len(), "a statement failed; rolling back");
+                tracing::error!(cause = %error, "a statement failed; rolling back");
                 self.roll_back()?;
                 Err(Failure::Statement)
             }
-            Ok(verdicts) if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Written)) => {
+            Ok((done, true)) => {
                 self.commit()?;
-                Ok(verdicts)
+                self.ledger = ledger;
+                Ok(done)
             }
-            Ok(verdicts) => {
+            Ok((done, false)) => {
                 self.roll_back()?;
-                Ok(verdicts)
+                Ok(done)
             }
         }
-    }
-
-    fn write(&self, commits: &[Commit]) -> rusqlite::Result<Vec<Verdict>> {
-        let mut change = RowSum::default();
-        let mut verdicts = Vec::with_capacity(commits.len());
-        for commit in commits {
-            // A commit sees those before it in the group: of two that race, the second conflicts.
-            let verdict = self.write_one(commit)?;
-            if let Verdict::Written = verdict {
-                change = change.plus(commit.sum_change);
-            }
-            verdicts.push(verdict);
-        }
-        rows::add_to_sum(&self.connection, change)?;
-        Ok(verdicts)
-    }
-
-    fn write_one(&self, commit: &Commit) -> rusqlite::Result<Verdict> {
-        let is = |key: &RowKey, version: Option<u64>| -> rusqlite::Result<bool> {
-            Ok(rows::version(&self.connection, key)? == version)
-        };
-        for (key, version) in commit.standing.iter().chain(&commit.removed) {
-            if !is(key, Some(*version))? {
-                return Ok(Verdict::Conflict);
-            }
-        }
-        for (place, sealed) in commit.rows.iter().enumerate() {
-            let holds = match sealed.row.version() {
-                0 => false,
-                1 => is(&sealed.row.key(), None)?,
-                // Compared below, by what writes it: it comes before everything else.
-                _ if place == 0 => true,
-                version => is(&sealed.row.key(), Some(version - 1))?,
-            };
-            if !holds {
-                return Ok(Verdict::Conflict);
-            }
-        }
-        for (place, row) in commit.rows.iter().enumerate() {
-            match rows::write(&self.connection, row)? {
-                true => {}
-                false if place == 0 => return Ok(Verdict::Conflict),
-                // It was there a moment ago: this commit names it twice.
-                false => return Err(rusqlite::Error::StatementChangedRows(0)),
-            }
-        }
-        for (key, _) in &commit.removed {
-            rows::remove(&self.connection, key)?;
-        }
-        rows::append(&self.connection, &commit.audit)?;
-        Ok(Verdict::Written)
     }
 
     fn commit(&self) -> Result<(), Failure> {
@@ -245,4 +257,71 @@ impl Writer {
             Failure::Unknown
         })
     }
+}
+
+fn write(
+    connection: &Connection,
+    ledger: &mut Ledger,
+    commits: &[Commit],
+    metrics: &StoreMetrics,
+) -> rusqlite::Result<(Vec<Verdict>, bool)> {
+    let mut change = TableSums::default();
+    let mut verdicts = Vec::with_capacity(commits.len());
+    let mut logging = Duration::ZERO;
+    for commit in commits {
+        // A commit sees those before it in the group: of two that race, the second conflicts.
+        let verdict = write_one(connection, ledger, commit, &mut logging)?;
+        if let Verdict::Written { .. } = verdict {
+            change.add_all(&commit.sum_change);
+        }
+        verdicts.push(verdict);
+    }
+    ledger.add(connection, &change)?;
+    metrics.group_log_seconds.observe(logging.as_secs_f64());
+    let is_written = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Written { .. }));
+    Ok((verdicts, is_written))
+}
+
+/// Adds to `logging` the time that the log took.
+fn write_one(
+    connection: &Connection,
+    ledger: &mut Ledger,
+    commit: &Commit,
+    logging: &mut Duration,
+) -> rusqlite::Result<Verdict> {
+    let is = |key: &RowKey, version: Option<u64>| -> rusqlite::Result<bool> {
+        Ok(rows::version(connection, key)? == version)
+    };
+    for (key, version) in commit.standing.iter().chain(&commit.removed) {
+        if !is(key, Some(*version))? {
+            return Ok(Verdict::Conflict);
+        }
+    }
+    for (place, sealed) in commit.rows.iter().enumerate() {
+        let holds = match sealed.row.version() {
+            0 => false,
+            1 => is(&sealed.row.key(), None)?,
+            // Compared below, by what writes it: it comes before everything else.
+            _ if place == 0 => true,
+            version => is(&sealed.row.key(), Some(version - 1))?,
+        };
+        if !holds {
+            return Ok(Verdict::Conflict);
+        }
+    }
+    for (place, row) in commit.rows.iter().enumerate() {
+        match rows::write(connection, row)? {
+            true => {}
+            false if place == 0 => return Ok(Verdict::Conflict),
+            // It was there a moment ago: this commit names it twice.
+            false => return Err(rusqlite::Error::StatementChangedRows(0)),
+        }
+    }
+    for (key, _) in &commit.removed {
+        rows::remove(connection, key)?;
+    }
+    let begun = Instant::now();
+    ledger.append(connection, commit)?;
+    *logging += begun.elapsed();
+    Ok(Verdict::Written { log_size: ledger.size() })
 }

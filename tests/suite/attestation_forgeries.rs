@@ -304,7 +304,7 @@ async fn what_our_key_signed_is_still_read_strictly() {
 
 #[tokio::test]
 async fn another_appliances_attestation_is_nobodys() {
-    let (ours, theirs) = (Daemon::start(), Daemon::start());
+    let (ours, theirs) = (Daemon::start(), Daemon::start_with_own_keys());
     let (bank, other) = (ours.connect("bank-a").await, theirs.connect("bank-a").await);
     let attested = async |bank: &Connection| {
         let holder = Holder::enrol(bank, PLAIN, "acct-1").await;

@@ -138,6 +138,9 @@ const STAGE: &str = r#"
 async fn a_file_system_without_room_is_a_503_until_there_is_some() {
     let mut daemon = Daemon::start_with(&["--custodians", "1"], &[]);
     daemon.stop();
+    // The token of `dev` knows its database.
+    std::fs::remove_dir_all(daemon.dir().join("token")).unwrap();
+    crate::prepared::write_dev(&daemon.dir());
     let small = daemon.dir().join("small");
     std::fs::create_dir(&small).unwrap();
     let config = configuration(&daemon, "small.toml", |config| {

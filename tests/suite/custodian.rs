@@ -1,15 +1,17 @@
 //! What a custodian answers, against SoftHSM, over its socket.
 
+use std::time::Instant;
+
 use hsm_authd::custodian::EXIT_HSM_FAILED;
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::caller::Tenant;
-use hsm_authd::domain::credential::{Credential, CredentialState, Kind, OtpToken, WrappedSecret};
+use hsm_authd::domain::credential::{Credential, CredentialState, Kind, OtpToken, StoredSecret};
 use hsm_authd::domain::id::CredentialId;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor, Otp, time_step, truncate};
-use hsm_authd::domain::row::{Row, RowBytes, RowSum, SealedBytes};
+use hsm_authd::domain::row::{Row, RowBytes, SealedBytes, TableSums};
 use hsm_authd::domain::verification::Factor;
 use hsm_authd::hsm::messages::{
-    Candidate, CheckOtp, Fault, Outcome, Request, Response, SealRows, SealedRows,
+    Candidate, CheckOtp, Custody, Fault, Outcome, Request, Response, SealRows, SealedRows, decode,
 };
 use hsm_authd::secret::SecretBytes;
 use serde_json::Value;
@@ -23,7 +25,7 @@ pub fn tenant() -> Tenant {
     Tenant::try_from("bank-a".to_owned()).unwrap()
 }
 
-fn credential(algorithm: Algorithm, digits: u8, secret: Option<WrappedSecret>) -> Row {
+fn credential(algorithm: Algorithm, digits: u8, secret: Option<StoredSecret>) -> Row {
     Row::Credential(Credential {
         id: CredentialId::from_random([1; 16]),
         tenant: tenant(),
@@ -53,9 +55,9 @@ pub fn otp(text: &str) -> Otp {
     Otp::parse(text.to_owned()).unwrap()
 }
 
-fn secret_of(response: Result<Response, Fault>) -> (WrappedSecret, Option<SecretBytes>) {
+fn secret_of(response: Result<Response, Fault>) -> (StoredSecret, Option<SecretBytes>) {
     match response {
-        Ok(Response::Secret { wrapped, exported }) => (wrapped, exported),
+        Ok(Response::Secret { stored, exported }) => (stored, exported),
         other => panic!("{:?}", other.err()),
     }
 }
@@ -69,9 +71,12 @@ pub fn request_fault<T>(result: Result<T, Fault>) -> String {
 }
 
 impl Custodian {
-    pub fn import(&mut self, algorithm: Algorithm, seed: &[u8]) -> WrappedSecret {
-        let (wrapped, exported) =
-            secret_of(self.call(Request::Import { algorithm, seed: SecretBytes::new(seed.to_vec()) }));
+    pub fn import(&mut self, algorithm: Algorithm, seed: &[u8]) -> StoredSecret {
+        let (wrapped, exported) = secret_of(self.call(Request::Import {
+            algorithm,
+            seed: SecretBytes::new(seed.to_vec()),
+            custody: Custody::Wrapped,
+        }));
         assert!(exported.is_none());
         wrapped
     }
@@ -93,7 +98,7 @@ impl Custodian {
         }
     }
 
-    pub fn sum(&mut self, rows: &[SealedBytes]) -> RowSum {
+    pub fn sum(&mut self, rows: &[SealedBytes]) -> TableSums {
         match self.call(Request::Sum(rows.to_vec())) {
             Ok(Response::Sum(sum)) => sum,
             other => panic!("{:?}", other.err()),
@@ -167,8 +172,8 @@ fn the_rfcs_codes_verify_through_the_hsm() {
         let seed = data_encoding::HEXLOWER.decode(vector["key_hex"].as_str().unwrap().as_bytes()).unwrap();
         let algorithm: Algorithm = serde_json::from_value(vector["algorithm"].clone()).unwrap();
         let wrapped = custodian.import(algorithm, &seed);
-        assert_eq!(wrapped.kek_version, 1);
-        assert_eq!(wrapped.blob.len(), seed.len().next_multiple_of(8) + 8);
+        assert_eq!(wrapped.parts().0, 1);
+        assert_eq!(wrapped.parts().1.len(), seed.len().next_multiple_of(8) + 8);
         let digits = vector["digits"].as_u64().unwrap() as u8;
         let standing = custodian.seal(&[credential(algorithm, digits, Some(wrapped)), state(1), account(1)]);
         let code = vector["expected"].as_str().unwrap();
@@ -204,7 +209,7 @@ fn the_first_match_decides_and_each_outcome_seals_its_own_rows() {
         }
         after.extend(sealed(&seals, &written));
         // Sum checks the seals, too.
-        assert_eq!(before.plus(seals.sum_change), custodian.sum(&after), "{code}");
+        assert_eq!(before.plus(&seals.sum_change), custodian.sum(&after), "{code}");
     }
     let twice = check(&standing, &["287082"], &[1, 1], &[]);
     assert_eq!(custodian.check(twice).unwrap().0, Some(0));
@@ -274,7 +279,7 @@ fn a_wrong_seal_is_named_by_its_position_whatever_is_asked() {
 
 #[test]
 fn another_tokens_rows_and_blobs_are_worth_nothing() {
-    let (here, there) = (TestToken::new(), TestToken::new());
+    let (here, there) = (TestToken::made(), TestToken::made());
     let (mut here, mut there) = (here.custodian(), there.custodian());
     let foreign = there.enrolled();
     assert_eq!(here.check(check(&foreign, &["755224"], &[0], &[])).err(), Some(Fault::Seal(0)));
@@ -296,7 +301,7 @@ fn messages_without_sense_are_refused_and_cost_nothing() {
     let mut custodian = token.custodian();
     let standing = custodian.enrolled();
     let good = || check(&standing, &["755224"], &[0], &[]);
-    let wrapped = |blob: usize| WrappedSecret { kek_version: 1, blob: vec![7; blob] };
+    let wrapped = |blob: usize| StoredSecret::Wrapped { kek_version: 1, blob: vec![7; blob] };
 
     for rows in [vec![], vec![state(1)], vec![credential(Algorithm::Sha1, 6, None)]] {
         let standing = custodian.seal(&rows);
@@ -329,7 +334,11 @@ fn messages_without_sense_are_refused_and_cost_nothing() {
     assert!(custodian.call(Request::Sum(rows(256))).is_ok());
     for seed in [0, 15, 65] {
         let seed = SecretBytes::new(vec![1; seed]);
-        request_fault(custodian.call(Request::Import { algorithm: Algorithm::Sha1, seed }));
+        request_fault(custodian.call(Request::Import {
+            algorithm: Algorithm::Sha1,
+            seed,
+            custody: Custody::Wrapped,
+        }));
     }
     assert_eq!(custodian.check(good()).unwrap().0, Some(0));
     let (status, _) = custodian.end();
@@ -354,19 +363,24 @@ fn a_generated_seed_is_new_each_time_and_leaves_only_when_asked() {
     let token = TestToken::new();
     let mut custodian = token.custodian();
     for (algorithm, blob_bytes) in [(Algorithm::Sha1, 32), (Algorithm::Sha256, 40), (Algorithm::Sha512, 72)] {
-        let mut generate = |export| secret_of(custodian.call(Request::Generate { algorithm, export }));
+        let mut generate = |export| {
+            secret_of(custodian.call(Request::Generate { algorithm, export, custody: Custody::Wrapped }))
+        };
         let ((first, none), (second, _)) = (generate(false), generate(false));
         assert!(none.is_none());
-        assert_ne!(first.blob, second.blob);
-        assert_eq!((first.blob.len(), second.blob.len()), (blob_bytes, blob_bytes));
+        assert_ne!(first, second);
+        assert_eq!((first.parts().1.len(), second.parts().1.len()), (blob_bytes, blob_bytes));
         let (_, exported) = generate(true);
         assert_eq!(exported.unwrap().len(), algorithm.output_bytes());
         // It can be used: some code among all of them is right.
         let standing = custodian.seal(&[credential(algorithm, 6, Some(first)), state(1), account(1)]);
         assert!(custodian.check(check(&standing, &["000000"], &[0], &[])).is_ok());
     }
-    let (wrapped, seed) =
-        secret_of(custodian.call(Request::Generate { algorithm: Algorithm::Sha1, export: true }));
+    let (wrapped, seed) = secret_of(custodian.call(Request::Generate {
+        algorithm: Algorithm::Sha1,
+        export: true,
+        custody: Custody::Wrapped,
+    }));
     let code = hmac_code(seed.unwrap().expose(), 0);
     let standing = custodian.seal(&[credential(Algorithm::Sha1, 6, Some(wrapped)), state(1), account(1)]);
     assert_eq!(custodian.check(check(&standing, &[&code], &[0], &[])).unwrap().0, Some(0));
@@ -400,7 +414,7 @@ fn a_rotation_leaves_what_was_sealed_and_wrapped_before() {
     let fingerprint = |custodian: &mut Custodian| match custodian
         .call(Request::Fingerprint(SecretBytes::new(b"POST /v1".to_vec())))
     {
-        Ok(Response::Fingerprint(fingerprint)) => fingerprint,
+        Ok(Response::Fingerprints(all)) => all,
         other => panic!("{:?}", other.err()),
     };
     let known = fingerprint(&mut old);
@@ -408,22 +422,53 @@ fn a_rotation_leaves_what_was_sealed_and_wrapped_before() {
     intrude(&token, "right hsm-authd/row/v2");
 
     let mut new = token.custodian();
-    assert_eq!(fingerprint(&mut new), known);
-    assert_eq!(new.import(Algorithm::Sha1, SEED).kek_version, 2);
+    let both = fingerprint(&mut new);
+    assert_eq!((both.len(), &both[1..]), (2, &known[..]), "under every version, the newest first");
+    assert_ne!(both[0], both[1]);
+    assert_eq!(new.import(Algorithm::Sha1, SEED).parts().0, 2);
     let (matched, seals) = new.check(check(&standing, &["755224"], &[0], &[])).unwrap();
     assert_eq!(matched, Some(0));
     assert!(seals.seals.iter().all(|seal| seal.key_version == 2));
     let mut after = vec![standing[0].clone()];
     after.extend(sealed(&seals, &[state(100), account(2)]));
-    assert_eq!(before.plus(seals.sum_change), new.sum(&after));
-    // The old one cannot know them yet, and says so.
-    assert_eq!(old.seal_rows(&after, &[], &[]).err(), Some(Fault::Seal(1)));
+    assert_eq!(before.plus(&seals.sum_change), new.sum(&after));
+    // One that started before meets a version that it does not know, and finds it.
+    old.seal_rows(&after, &[], &[]).unwrap();
     let wrapped = new.import(Algorithm::Sha1, SEED);
     let standing = old.seal(&[credential(Algorithm::Sha1, 6, Some(wrapped)), state(1), account(1)]);
-    match old.check(check(&standing, &["755224"], &[0], &[])) {
-        Err(Fault::Hsm(reason)) => assert!(reason.contains("hsm-authd/kek/v2"), "{reason}"),
+    assert!(standing.iter().all(|row| row.seal.key_version == 2), "it uses what it has found");
+    assert_eq!(old.check(check(&standing, &["755224"], &[0], &[])).unwrap().0, Some(0));
+}
+
+/// Whoever edits the database can name any version: that is tampering, and costs next to nothing.
+#[test]
+fn an_unknown_version_is_tampering_and_cheap() {
+    let token = TestToken::new();
+    let mut custodian = token.custodian();
+    let standing = custodian.enrolled();
+    let mut forged = standing.clone();
+    forged[1].seal.key_version = 9;
+    let begun = Instant::now();
+    for _ in 0..200 {
+        assert_eq!(custodian.check(check(&forged, &["755224"], &[0], &[])).err(), Some(Fault::Seal(1)));
+    }
+    let forged_took = begun.elapsed();
+    let begun = Instant::now();
+    for _ in 0..200 {
+        custodian.check(check(&standing, &["000000"], &[0], &[])).unwrap();
+    }
+    let right_took = begun.elapsed();
+    assert!(forged_took < right_took * 2, "{forged_took:?} against {right_took:?}");
+
+    // A secret of a key that is not there is no reason for a custodian to end: the next one has it neither.
+    let blob = custodian.import(Algorithm::Sha1, SEED).parts().1.to_vec();
+    let gone = StoredSecret::Wrapped { kek_version: 9, blob };
+    let rows = custodian.seal(&[credential(Algorithm::Sha1, 6, Some(gone)), state(1), account(1)]);
+    match custodian.check(check(&rows, &["755224"], &[0], &[])) {
+        Err(Fault::Request(reason)) => assert!(reason.contains("no key hsm-authd/kek/v9"), "{reason}"),
         other => panic!("{other:?}"),
     }
+    assert!(custodian.end().0.success());
 }
 
 #[test]
@@ -433,24 +478,32 @@ fn fingerprints_seals_and_sums_have_keys_of_their_own() {
     let row = account(1);
     let standing = custodian.seal(std::slice::from_ref(&row));
     let bytes = row.encode().as_bytes().to_vec();
-    let Ok(Response::Fingerprint(fingerprint)) =
-        custodian.call(Request::Fingerprint(SecretBytes::new(bytes)))
+    let Ok(Response::Fingerprints(all)) = custodian.call(Request::Fingerprint(SecretBytes::new(bytes)))
     else {
         panic!()
     };
+    let fingerprint = all[0];
     let sum = custodian.sum(&standing);
     assert_ne!(fingerprint.0, standing[0].seal.mac);
-    assert_ne!(sum.0, standing[0].seal.mac);
-    assert_ne!(sum.0, fingerprint.0);
-    assert_eq!(custodian.sum(&[]), RowSum::default());
+    assert_ne!(sum.total().0, standing[0].seal.mac);
+    assert_ne!(sum.total().0, fingerprint.0);
+    assert_eq!(custodian.sum(&[]), TableSums::default());
 }
 
 #[test]
-fn a_row_may_be_anything_when_it_is_sealed() {
-    // Rows that no decoder knows (a later release's) are sealed and summed like any other.
+fn a_row_of_a_table_may_be_anything_besides_when_it_is_sealed() {
+    // The table is read from its beginning, for its sum. What it says besides is the front's.
     let token = TestToken::new();
     let mut custodian = token.custodian();
-    let bytes: RowBytes = hsm_authd::hsm::messages::decode(&[3, 1, 2, 3]).unwrap();
+    let row = |row: &[u8]| -> RowBytes {
+        decode(&postcard::to_allocvec(&[b"\x10hsm-authd/row/v1", row].concat()).unwrap()).unwrap()
+    };
+    for bad in [row(&[200, 1, 2]), row(&[]), decode(&[3, 1, 2, 3]).unwrap(), decode(&[0]).unwrap()] {
+        let outcome = Outcome { replaces: vec![], rows: vec![bad] };
+        let refused = custodian.call(Request::Seal(SealRows { standing: vec![], outcome })).err();
+        assert_eq!(refused, Some(Fault::Request("a row of no table".to_owned())));
+    }
+    let bytes = row(&[2, 2, 3]);
     let outcome = Outcome { replaces: vec![], rows: vec![bytes.clone()] };
     let Ok(Response::Sealed(seals)) = custodian.call(Request::Seal(SealRows { standing: vec![], outcome }))
     else {

@@ -137,7 +137,7 @@ fn an_accepted_code_is_attested_and_nothing_else_is() {
         }
         after.extend(sealed(&seals, &written));
         // Sum checks the seals, too: the attestation's is the last.
-        assert_eq!(before.plus(seals.sum_change), custodian.sum(&after), "{code}");
+        assert_eq!(before.plus(&seals.sum_change), custodian.sum(&after), "{code}");
     }
     let unasked = check(&standing, &["287082"], &[0, 1, 2], &[]);
     assert_eq!(custodian.attested_check(unasked).2, None);
@@ -168,7 +168,7 @@ fn a_right_signature_is_attested_and_no_other() {
             None => vec![state(2), account(3)],
         };
         after.extend(sealed(&seals, &written));
-        assert_eq!(before.plus(seals.sum_change), custodian.sum(&after));
+        assert_eq!(before.plus(&seals.sum_change), custodian.sum(&after));
     }
     assert_eq!(custodian.attested_signature(of_it(bytes(&right))).2, None);
 }
@@ -240,7 +240,7 @@ fn what_no_key_of_ours_signed_does_not_verify() {
         assert!(!custodian.verifies(unknown, digest, &signature), "{unknown}");
     }
     // A key of another token is unknown here.
-    let other = TestToken::new();
+    let other = TestToken::made();
     let mut other = other.custodian();
     assert!(!other.verifies(&kid, digest, &signature));
     let of_other = other.keys()[0].thumbprint();

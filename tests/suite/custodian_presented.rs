@@ -7,6 +7,7 @@ use hsm_authd::domain::authorization::{Authorization, Means};
 use hsm_authd::domain::credential::{Credential, Kind, Signer, Terminal};
 use hsm_authd::domain::id::{CredentialId, PresentationId};
 use hsm_authd::domain::otp::{Algorithm, Otp};
+use hsm_authd::domain::presentation::PresentationCode;
 use hsm_authd::domain::row::{Row, SealedBytes};
 use hsm_authd::domain::signer::PublicKey;
 use hsm_authd::domain::time::{BootId, Deadline, Now, RunId, rfc3339};
@@ -34,6 +35,7 @@ fn authorization(means: Means) -> Authorization {
         boot_id: BootId([1; 16]),
         run: RunId([0; 16]),
         trusted: true,
+        floor_unix_ms: 0,
     };
     Authorization {
         credential: DEVICE,
@@ -126,15 +128,20 @@ impl Custodian {
         }
         after.extend(sealed(&seals, rows));
         // Sum checks the seals, too.
-        assert_eq!(self.sum(standing).plus(seals.sum_change), self.sum(&after));
+        assert_eq!(self.sum(standing).plus(&seals.sum_change), self.sum(&after));
         Ok(is_right)
     }
 
-    fn presentation_code(&mut self, id: u8, nonce: u8) -> Vec<u8> {
+    fn presentation_code(
+        &mut self,
+        id: u8,
+        nonce: u8,
+        code_hash: Option<[u8; 32]>,
+    ) -> Result<Vec<u8>, Fault> {
         let id = PresentationId::from_random([id; 16]);
-        match self.call(Request::PresentationCode { id, nonce: [nonce; 32] }) {
-            Ok(Response::PresentationCode(code)) => code.expose().to_vec(),
-            other => panic!("{:?}", other.err()),
+        match self.call(Request::PresentationCode { id, nonce: [nonce; 32], code_hash })? {
+            Response::PresentationCode(code) => Ok(code.expose().to_vec()),
+            _ => panic!("another answer"),
         }
     }
 }
@@ -157,17 +164,27 @@ fn completion(number: u8, code: Option<&str>, message: &[u8]) -> AuthorizationSt
 fn a_presentations_code_is_its_own_and_the_same_again() {
     let token = TestToken::new();
     let codes = |custodian: &mut Custodian| {
-        let all = [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(id, nonce)| custodian.presentation_code(id, nonce));
+        let all = [(1, 1), (1, 2), (2, 1), (2, 2)]
+            .map(|(id, nonce)| custodian.presentation_code(id, nonce, None).unwrap());
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 4);
         assert!(all.iter().all(|code| code.len() == 16));
         all
     };
+    let hash = |code: &[u8]| PresentationCode::new(code.try_into().unwrap()).hash();
     let first = codes(&mut token.custodian());
-    // A rotation adds a version, and changes none.
+    // After a rotation new ones are made by another key, and those that were made are found by their hash.
     intrude(&token, "right hsm-authd/row/v2");
     let mut custodian = token.custodian();
-    assert_eq!(codes(&mut custodian), first);
-    let other = TestToken::new();
+    let second = codes(&mut custodian);
+    assert!(second.iter().all(|code| !first.contains(code)));
+    for code in [&first[0], &second[0]] {
+        assert_eq!(custodian.presentation_code(1, 1, Some(hash(code))).as_ref(), Ok(code));
+    }
+    match custodian.presentation_code(1, 1, Some(hash(&first[1]))) {
+        Err(Fault::Request(reason)) => assert!(reason.contains("that is gone"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let other = TestToken::made();
     assert!(
         codes(&mut other.custodian()).iter().all(|code| !first.contains(code)),
         "under another token's key"

@@ -237,7 +237,7 @@ fn an_accepted_payment_writes_the_next_binding_and_the_attestation() {
     let mut after = vec![standing[0].clone(), standing[2].clone(), standing[3].clone()];
     after.extend(sealed(&paid.sealed, &rows));
     // Sum checks the seals, too.
-    assert_eq!(before.plus(paid.sealed.sum_change), custodian.sum(&after));
+    assert_eq!(before.plus(&paid.sealed.sum_change), custodian.sum(&after));
 
     // Each bit of the proof counts, and a miss opens nothing and attests nothing.
     let missed_rows = [Row::from(state(Status::Active, 7)), account(2)];
@@ -248,7 +248,7 @@ fn an_accepted_payment_writes_the_next_binding_and_the_attestation() {
         assert!(!missed.valid && missed.opened.is_none() && missed.attestation.is_none(), "{bit}");
         let mut after = vec![standing[0].clone(), standing[3].clone(), standing[4].clone()];
         after.extend(sealed(&missed.sealed, &missed_rows));
-        assert_eq!(before.plus(missed.sealed.sum_change), custodian.sum(&after));
+        assert_eq!(before.plus(&missed.sealed.sum_change), custodian.sum(&after));
     }
     // Of other epochs, another digest, another identity key.
     let other = Transaction { id: store_samples::transaction_id(6), ..transaction() }.digest();

@@ -82,7 +82,7 @@ fn a_signature_is_right_or_wrong_and_each_outcome_seals_its_own_rows() {
             after.extend(sealed(&seals, &[state(2), account(3)]));
         }
         // Sum checks the seals, too.
-        assert_eq!(before.plus(seals.sum_change), custodian.sum(&after));
+        assert_eq!(before.plus(&seals.sum_change), custodian.sum(&after));
     }
     let digest = Sha256::digest(b"another payload").into();
     let another = CheckSignature { digest, ..check(&standing, bytes(&right)) };
@@ -115,7 +115,7 @@ fn bytes_that_are_no_signature_are_wrong_and_no_fault() {
 
 #[test]
 fn every_seal_is_checked_before_a_key_is_used() {
-    let (here, there) = (TestToken::new(), TestToken::new());
+    let (here, there) = (TestToken::made(), TestToken::made());
     let (mut here, mut there) = (here.custodian(), there.custodian());
     let device = Device::new(1);
     let standing = here.enrolled_signer(&device.pem());

@@ -224,7 +224,7 @@ fn what_is_entered_is_right_by_the_rule_and_attested_at_the_end() {
                 let mut after = standing.clone();
                 after.remove(1);
                 after.extend(sealed(&seals, &written));
-                assert_eq!(before.plus(seals.sum_change), custodian.sum(&after));
+                assert_eq!(before.plus(&seals.sum_change), custodian.sum(&after));
             }
         }
     }

@@ -46,37 +46,76 @@ impl Daemon {
         Self::start_in(Scratch::new(), arguments, environment)
     }
 
+    /// Starts one with two custodians on a token that it makes itself: no other daemon has its keys.
+    pub fn start_with_own_keys() -> Self {
+        let mut daemon = Self::new(Scratch::new(), &["--custodians", "2"], &[]);
+        daemon.resume();
+        daemon
+    }
+
     fn start_in(scratch: Scratch, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut daemon = Self {
+        let mut daemon = Self::new(scratch, arguments, environment);
+        crate::prepared::write_dev(&daemon.dir());
+        daemon.resume();
+        daemon
+    }
+
+    fn new(scratch: Scratch, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self {
             scratch,
             arguments: arguments.iter().map(ToString::to_string).collect(),
             environment: environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             child: None,
             info: Value::Null,
-        };
-        daemon.resume();
-        daemon
+        }
     }
 
     /// Starts it again, and waits until it is ready.
     pub fn resume(&mut self) {
-        assert!(self.child.is_none(), "it is running");
-        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hsm-authd"))
-            .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
-            .arg(self.dir())
-            .args(&self.arguments)
-            .envs(self.environment.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut child = self.spawn();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         self.child = Some(child);
         assert!(line.starts_with("ready on "), "not ready: {line}{}", self.log());
         self.info = serde_json::from_slice(&fs::read(self.dir().join("dev.json")).unwrap()).unwrap();
+    }
+
+    /// Starts it again, which has to fail: what it says that it is because of.
+    pub fn refused(&mut self) -> String {
+        let before = self.log().len();
+        let mut child = self.spawn();
+        let status = crate::processes::ended(&mut child);
+        let said = self.log().split_off(before);
+        assert!(!status.success(), "{said}");
+        let lines: Vec<_> = said.lines().filter(|line| line.starts_with("hsm-authd: ")).collect();
+        assert_eq!(lines.len(), 1, "{said}");
+        lines[0].to_owned()
+    }
+
+    fn spawn(&self) -> Child {
+        assert!(self.child.is_none(), "it is running");
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_hsm-authd"))
+            .args(["dev", "--listen", "127.0.0.1:0", "--dir"])
+            .arg(self.dir())
+            .args(&self.arguments)
+            .args(self.custody())
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Where secrets are kept, unless the test says it: `HSM_AUTHD_TEST_CUSTODY=resident` runs the suite that way.
+    fn custody(&self) -> Vec<String> {
+        let told = self.arguments.iter().any(|argument| argument == "--custody");
+        let resident = std::env::var("HSM_AUTHD_TEST_CUSTODY").is_ok_and(|custody| custody == "resident");
+        match resident && !told {
+            true => vec!["--custody".to_owned(), "resident".to_owned()],
+            false => Vec::new(),
+        }
     }
 
     /// Starts it again with further arguments from here on.

@@ -10,6 +10,8 @@ use crate::client::{Connection, Response};
 use crate::daemon::text;
 
 pub const JSON: &str = "application/json";
+/// A checkpoint's note.
+pub const NOTE: &str = "text/plain; charset=utf-8";
 const PROBLEM: &str = "application/problem+json";
 
 /// A request to be held against the document: a route, and what takes the place of `{id}`.
@@ -143,6 +145,12 @@ impl Documented {
         let own = answer.header("content-type").unwrap_or_default();
         if own.starts_with("image/") {
             assert_eq!(documented["content"][own], json!({}), "{said}");
+            self.seen.lock().unwrap().insert((format!("{method} {route}"), status, String::new()));
+            return;
+        }
+        if own == NOTE && answer.status.is_success() {
+            let errors = self.errors(&documented["content"][NOTE]["schema"], &json!(text(answer)), false);
+            assert!(errors.is_empty(), "{said}: {errors:?}");
             self.seen.lock().unwrap().insert((format!("{method} {route}"), status, String::new()));
             return;
         }

@@ -8,10 +8,11 @@ use std::{env, fs};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
-use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
+use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
-use cryptoki::types::AuthPin;
+use cryptoki::types::{AuthPin, Ulong};
 
 use crate::token::{LABEL, SO_PIN, TestToken};
 
@@ -90,7 +91,9 @@ fn half(session: &Session, class: ObjectClass, label: &str) -> ObjectHandle {
 
 fn read_and_wrap(session: &Session) {
     let kek = key(session, "hsm-authd/kek/v1");
-    read_and_wrap_pair(session, kek);
+    for label in ["hsm-authd/attest/v1", "hsm-authd/audit/v1", "hsm-authd/import/v1"] {
+        read_and_wrap_pair(session, kek, label);
+    }
     for label in ["hsm-authd/kek/v1", "hsm-authd/row/v1", "hsm-authd/data/v1"] {
         let key = key(session, label);
         assert!(session.get_attributes(key, &[AttributeType::Value]).unwrap().is_empty(), "{label}");
@@ -106,27 +109,62 @@ fn read_and_wrap(session: &Session) {
             );
         }
     }
+    read_and_wrap_unwrapped(session, kek);
     assert!(
         session.decrypt(&Mechanism::AesEcb, kek, &[0; 16]).is_err(),
         "a blob's seed would come out in the clear"
     );
 }
 
-fn read_and_wrap_pair(session: &Session, kek: ObjectHandle) {
-    let [private, public] = [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY]
-        .map(|class| half(session, class, "hsm-authd/attest/v1"));
-    assert!(session.get_attributes(private, &[AttributeType::Value]).unwrap().is_empty());
+/// A credential's secret, as a custodian unwraps it.
+fn read_and_wrap_unwrapped(session: &Session, kek: ObjectHandle) {
+    let made = [
+        Attribute::Token(false),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(true),
+        Attribute::ValueLen(32.into()),
+    ];
+    let secret = session.generate_key(&Mechanism::GenericSecretKeyGen, &made).unwrap();
+    let blob = session.wrap_key(&Mechanism::AesKeyWrap, kek, secret).unwrap();
+    let arrived = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::Token(false),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+    ];
+    let unwrapped = session.unwrap_key(&Mechanism::AesKeyWrap, kek, &blob[..40], &arrived).unwrap();
+    assert!(session.get_attributes(unwrapped, &[AttributeType::Value]).unwrap().is_empty());
+    assert!(session.wrap_key(&Mechanism::AesKeyWrap, kek, unwrapped).is_err());
+    for weaker in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
+        assert!(session.update_attributes(unwrapped, std::slice::from_ref(&weaker)).is_err(), "{weaker:?}");
+        assert!(session.copy_object(unwrapped, &[weaker]).is_err());
+    }
+}
+
+fn read_and_wrap_pair(session: &Session, kek: ObjectHandle, name: &str) {
+    let signs = name != "hsm-authd/import/v1";
+    let [private, public] =
+        [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY].map(|class| half(session, class, name));
+    let secret = if signs {
+        [AttributeType::Value].to_vec()
+    } else {
+        [AttributeType::PrivateExponent, AttributeType::Prime1, AttributeType::Prime2].to_vec()
+    };
+    assert!(session.get_attributes(private, &secret).unwrap().is_empty());
     let Err(Error::Pkcs11(code, _)) = session.wrap_key(&Mechanism::AesKeyWrap, kek, private) else {
         panic!("it was wrapped")
     };
     assert!(matches!(code, RvError::KeyUnextractable | RvError::KeyNotWrappable), "{code:?}");
-    let label = || Attribute::Label(b"hsm-authd/attest/v2".to_vec());
+    let label = || Attribute::Label(name.replace("v1", "v2").into_bytes());
     for other in [
         Attribute::Sensitive(false),
         Attribute::Extractable(true),
         Attribute::Derive(true),
         Attribute::Decrypt(true),
-        Attribute::Unwrap(true),
+        if signs { Attribute::Unwrap(true) } else { Attribute::Sign(true) },
         label(),
     ] {
         assert!(session.update_attributes(private, std::slice::from_ref(&other)).is_err(), "{other:?}");
@@ -134,20 +172,24 @@ fn read_and_wrap_pair(session: &Session, kek: ObjectHandle) {
     for weaker in [Attribute::Sensitive(false), Attribute::Extractable(true)] {
         assert!(session.copy_object(private, &[Attribute::Token(false), weaker]).is_err());
     }
-    let point = session.get_attributes(public, &[AttributeType::EcPoint]).unwrap();
-    for other in [Attribute::Verify(false), Attribute::Wrap(true), label(), point[0].clone()] {
+    let number = if signs { AttributeType::EcPoint } else { AttributeType::Modulus };
+    let number = session.get_attributes(public, &[number]).unwrap();
+    for other in [Attribute::Verify(!signs), Attribute::Wrap(signs), label(), number[0].clone()] {
         assert!(session.update_attributes(public, std::slice::from_ref(&other)).is_err(), "{other:?}");
     }
     let found = session.find_objects(&[Attribute::Token(true)]).unwrap();
     let keys = found.into_iter().filter(|key| ![private, public].contains(key));
     for key in keys {
         assert!(session.wrap_key(&Mechanism::AesKeyWrap, key, private).is_err());
+        let oaep = PkcsOaepParams::new(MechanismType::SHA1, PkcsMgfType::MGF1_SHA1, PkcsOaepSource::empty());
+        assert!(session.wrap_key(&Mechanism::RsaPkcsOaep(oaep), key, private).is_err());
     }
 }
 
 /// Makes a key pair, the public half labelled `public`.
 fn plant_pair(session: &Session, what: &str, private: &str, public: &str) -> [ObjectHandle; 2] {
     let wrong = |name| what == name;
+    let imports = private.contains("/import/") || public.contains("/import/");
     let bytes = |label: &str| Attribute::Label(label.as_bytes().to_vec());
     let p256 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
     let p384 = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
@@ -155,10 +197,10 @@ fn plant_pair(session: &Session, what: &str, private: &str, public: &str) -> [Ob
     let mut of_public = vec![
         Attribute::Token(true),
         Attribute::Private(wrong("hidden")),
-        Attribute::Verify(!wrong("blind")),
+        Attribute::Verify(!wrong("blind") && !imports || wrong("verifying")),
         Attribute::VerifyRecover(wrong("verify-recovering")),
         Attribute::Encrypt(wrong("encrypting")),
-        Attribute::Wrap(wrong("wrapping")),
+        Attribute::Wrap(imports && !wrong("unwrappable") || wrong("wrapping")),
         Attribute::Derive(wrong("public-deriving")),
         bytes(public),
     ];
@@ -167,16 +209,17 @@ fn plant_pair(session: &Session, what: &str, private: &str, public: &str) -> [Ob
         Attribute::Private(!wrong("public")),
         Attribute::Sensitive(!wrong("readable")),
         Attribute::Extractable(wrong("extractable")),
-        Attribute::Sign(!wrong("useless")),
+        Attribute::Sign(!wrong("useless") && !imports || wrong("signing")),
         Attribute::SignRecover(wrong("recovering")),
         Attribute::Decrypt(wrong("decrypting")),
-        Attribute::Unwrap(wrong("unwrapping")),
+        Attribute::Unwrap(imports && !wrong("closed") || wrong("unwrapping")),
         Attribute::Derive(wrong("deriving")),
         bytes(private),
     ];
-    let mechanism = if wrong("rsa") {
-        let exponent = Attribute::PublicExponent(vec![1, 0, 1]);
-        of_public.extend([Attribute::ModulusBits(2_048.into()), exponent]);
+    let mechanism = if (imports && !wrong("p256")) || wrong("rsa") {
+        let exponent = if wrong("exponent-3") { vec![3] } else { vec![1, 0, 1] };
+        let bits: Ulong = (if imports && !wrong("short") { 3_072 } else { 2_048 }).into();
+        of_public.extend([Attribute::ModulusBits(bits), Attribute::PublicExponent(exponent)]);
         Mechanism::RsaPkcsKeyPairGen
     } else {
         of_public.push(Attribute::EcParams(curve));
@@ -197,8 +240,9 @@ fn meddle(session: &Session, what: &str, label: &str) {
         // Of two pairs each half is whole, and stands with that of the other pair.
         "crossed" => {
             remove(session, label);
-            plant_pair(session, "right", label, "hsm-authd/attest/v2");
-            plant_pair(session, "right", "hsm-authd/attest/v2", label);
+            let other = label.replace("v1", "v2");
+            plant_pair(session, "right", label, &other);
+            plant_pair(session, "right", &other, label);
         }
         // SoftHSM takes any bytes for a point.
         "off-curve" | "bare" => {
@@ -262,6 +306,16 @@ fn plant(session: &Session, act: &str) {
         let found = session.find_objects(&[Attribute::Token(true)]).unwrap();
         return assert_eq!(found.len().to_string(), label);
     }
+    if what == "anchors" {
+        let found = session.find_objects(&[Attribute::Label(b"hsm-authd/anchor".to_vec())]).unwrap();
+        return assert_eq!(found.len().to_string(), label);
+    }
+    if what == "anchor" {
+        let class = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Private(true)];
+        let own = [Attribute::Label(b"hsm-authd/anchor".to_vec()), Attribute::Value(label.into())];
+        session.create_object(&[&class[..], &own].concat()).unwrap();
+        return;
+    }
     if what == "half" {
         // What a crash leaves: a label, and nothing of a key.
         let class = Attribute::Class(ObjectClass::DATA);
@@ -269,7 +323,7 @@ fn plant(session: &Session, act: &str) {
         session.create_object(&template).unwrap();
         return;
     }
-    if label.contains("/attest/") {
+    if ["/attest/", "/audit/", "/import/"].iter().any(|kind| label.contains(kind)) {
         return meddle(session, what, label);
     }
     let generic = label.contains("/row/");
@@ -277,7 +331,7 @@ fn plant(session: &Session, act: &str) {
     let key_type = if generic { KeyType::GENERIC_SECRET } else { KeyType::AES };
     let length = if what == "short" { 16 } else { 32 };
     let wrong = |name| what == name;
-    let template = [
+    let mut template = vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(if wrong("aes") { KeyType::AES } else { key_type }),
         Attribute::Token(true),
@@ -294,6 +348,9 @@ fn plant(session: &Session, act: &str) {
         Attribute::ValueLen(length.into()),
         Attribute::Label(label.as_bytes().to_vec()),
     ];
+    if wrong("misused") {
+        template.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_CBC]));
+    }
     let aes = !generic || wrong("aes");
     let mechanism = if aes { Mechanism::AesKeyGen } else { Mechanism::GenericSecretKeyGen };
     session.generate_key(&mechanism, &template).unwrap();

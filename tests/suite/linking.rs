@@ -44,7 +44,14 @@ const METHODS: [(&str, Option<bool>); 5] = [
 ];
 
 fn now() -> Now {
-    Now { unix_ms: NOW * 1_000, boot_ms: 0, boot_id: BootId([0; 16]), run: RunId([0; 16]), trusted: true }
+    Now {
+        unix_ms: NOW * 1_000,
+        boot_ms: 0,
+        boot_id: BootId([0; 16]),
+        run: RunId([0; 16]),
+        trusted: true,
+        floor_unix_ms: 0,
+    }
 }
 
 /// A transaction of a method, in the order of [`METHODS`].

@@ -14,7 +14,14 @@ use sha2::{Digest, Sha256};
 use crate::store_samples::{address, binding, id, presentation, transaction_id};
 
 fn now(run: u8) -> Now {
-    Now { unix_ms: 1_000, boot_ms: 7, boot_id: BootId([0; 16]), run: RunId([run; 16]), trusted: true }
+    Now {
+        unix_ms: 1_000,
+        boot_ms: 7,
+        boot_id: BootId([0; 16]),
+        run: RunId([run; 16]),
+        trusted: true,
+        floor_unix_ms: 0,
+    }
 }
 
 #[test]

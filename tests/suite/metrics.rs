@@ -124,9 +124,10 @@ async fn what_happened_is_what_is_counted() {
     let daemon = Daemon::start_at(NOW);
     let bank = daemon.connect("bank-a").await;
     let fresh = Scrape::of(&daemon);
-    for counter in ["hsm_authd_verdicts_total", "hsm_authd_events_total", "hsm_authd_requests_total"] {
+    for counter in ["hsm_authd_verdicts_total", "hsm_authd_requests_total"] {
         assert_eq!(fresh.sum(counter), 0.0, "{counter}");
     }
+    assert_eq!(fresh.counted("hsm_authd_events_total"), expected([("service.started", 1)]));
 
     let id = enrol_hotp(&bank, "unmistakable-account").await;
     for counter in 0..3 {
@@ -178,6 +179,7 @@ async fn what_happened_is_what_is_counted() {
     ]);
     assert_eq!(scrape.counted("hsm_authd_verdicts_total"), verdicts);
     let events = expected([
+        ("service.started", 1),
         ("credential.enrolled", 2),
         ("otp.verified", 3 + 1),
         ("otp.repeated", 2),
@@ -344,8 +346,11 @@ async fn a_full_disk_shows() {
     }
     let scrape = Scrape::of(&daemon);
     assert_eq!(scrape.counted("hsm_authd_store_errors_total"), expected([("disk-full", 3)]));
-    assert_eq!(scrape.counted("hsm_authd_commits_total"), expected([("written", 1), ("unavailable", 3)]));
-    assert_eq!(scrape.counted("hsm_authd_events_total"), expected([("credential.enrolled", 1)]));
+    assert_eq!(scrape.counted("hsm_authd_commits_total"), expected([("written", 2), ("unavailable", 3)]));
+    assert_eq!(
+        scrape.counted("hsm_authd_events_total"),
+        expected([("service.started", 1), ("credential.enrolled", 1)])
+    );
     assert_eq!(scrape.value("hsm_authd_verdicts_total", &[("verdict", "unavailable")]), 3.0);
     assert_eq!(scrape.sum("hsm_authd_ready"), 1.0, "the next one is tried as usual");
 
@@ -387,8 +392,9 @@ async fn readiness_follows_the_hsm_and_the_clock() {
     let stepped = await_ready(&daemon, false).await;
     assert_eq!((stepped.sum("hsm_authd_clock_trusted"), stepped.sum("hsm_authd_custodians_up")), (0.0, 1.0));
     eventually("it is in the log", async || {
-        (Scrape::of(&daemon).counted("hsm_authd_events_total") == expected([("clock.stepped", 1)]))
-            .then_some(())
+        (Scrape::of(&daemon).counted("hsm_authd_events_total")
+            == expected([("service.started", 1), ("clock.stepped", 1)]))
+        .then_some(())
     })
     .await;
 }

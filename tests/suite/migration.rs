@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use hsm_authd::domain::credential::{Kind, Status};
+use hsm_authd::domain::credential::{Kind, Status, StoredSecret};
 use hsm_authd::domain::lockout::{Attempts, Lock};
+use hsm_authd::domain::log::TreeHash;
 use hsm_authd::domain::otp::{Algorithm, MovingFactor};
 use hsm_authd::domain::row::{Row, RowBytes, Sealed};
 use hsm_authd::domain::transaction::{Method, Progress, Transaction};
@@ -18,6 +19,7 @@ use crate::store_samples::*;
 const VERSION_1: &str = include_str!("../schemas/1.sql");
 const VERSION_2: &str = include_str!("../schemas/2.sql");
 const VERSION_3: &str = include_str!("../schemas/3.sql");
+const VERSION_4: &str = include_str!("../schemas/4.sql");
 
 /// The bytes under seals of the third release: of an authenticator, of a pending transaction, of a used input.
 const SEALED_3: [&str; 3] = [
@@ -79,8 +81,8 @@ fn insert_as_first_release(connection: &Connection, Sealed { row, seal }: &Seale
                     look_ahead,
                     period_s,
                     skew_steps,
-                    token.secret.as_ref().map(|secret| secret.kek_version),
-                    token.secret.as_ref().map(|secret| &secret.blob),
+                    token.secret.as_ref().map(|secret| secret.parts().0),
+                    token.secret.as_ref().map(|secret| secret.parts().1),
                     row.deleted_unix_ms.map(u64::cast_signed),
                     seal.key_version,
                     seal.mac,
@@ -182,7 +184,7 @@ async fn a_database_of_the_first_release_keeps_every_row_and_its_sum() {
         assert_eq!(store.row_sum().await, Ok(sum(&rows)));
         let log = store.audit_entries(0, 10).await.unwrap();
         assert_eq!(log.len(), 1);
-        assert_eq!((log[0].1.unix_ms, log[0].1.credential), (7, Some(id(1))));
+        assert_eq!((log[0].entry.unix_ms, log[0].entry.credential), (7, Some(id(1))));
     }
     // It is used like any other.
     let store = Store::open(&path).unwrap();
@@ -215,6 +217,23 @@ fn shape(path: &Path) -> BTreeMap<String, String> {
         .unwrap()
 }
 
+/// What the fifth step added, and what it took away.
+const WITHOUT_STEP_5: &str = "DROP INDEX audit_of_tenant;
+    DROP INDEX audit_lost;
+    ALTER TABLE audit DROP COLUMN detail;
+    ALTER TABLE audit DROP COLUMN rows;
+    ALTER TABLE audit DROP COLUMN leaf;
+    DROP TABLE audit_subtree;
+    DROP TABLE log_head;
+    DROP TABLE checkpoint;
+    DROP TABLE table_sum;
+    DROP TABLE imported_seed;
+    CREATE TABLE row_sum (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        sum  BLOB NOT NULL CHECK (length(sum) = 32)
+    ) STRICT;
+    INSERT INTO row_sum (only, sum) VALUES (1, zeroblob(32));
+    PRAGMA user_version = 4;";
 /// What the fourth step added.
 const WITHOUT_STEP_4: &str = "DROP TABLE binding;
     DROP TABLE presentation;
@@ -239,9 +258,10 @@ const WITHOUT_STEP_3: &str = "DROP TABLE payment;
 async fn earlier_release(path: &Path, rows: &[Sealed<Row>], without: &[&str], released: &str) {
     let _ = Store::open(path).unwrap().commit(insert(rows)).await.unwrap();
     let connection = Connection::open(path).unwrap();
-    for step in without {
+    for step in [WITHOUT_STEP_5].iter().chain(without) {
         connection.execute_batch(step).unwrap();
     }
+    connection.execute("UPDATE row_sum SET sum = ?1", [sum(rows).0]).unwrap();
     let entry = "INSERT INTO audit (unix_ms, event, credential) VALUES (7, 'otp.verified', zeroblob(16))";
     connection.execute_batch(entry).unwrap();
     drop(connection);
@@ -261,7 +281,10 @@ async fn assert_it_is_kept(path: &Path, rows: &[Sealed<Row>], since: &[Sealed<Ro
         assert!(read.iter().all(|sealed| row(sealed.row.clone()).seal == sealed.seal));
         assert_eq!(store.row_sum().await, Ok(sum(rows)));
         let log = store.audit_entries(0, 10).await.unwrap();
-        assert_eq!((log.len(), log[1].1.unix_ms, log[1].1.transaction), (2, 7, None));
+        assert_eq!((log.len(), log[1].entry.unix_ms, log[1].entry.transaction), (2, 7, None));
+        // What was written without a tree is in it.
+        let root = TreeHash::of_node(log[0].leaf(), log[1].leaf());
+        assert_eq!((store.head().borrow().size, store.head().borrow().root), (2, root));
     }
     let store = Store::open(path).unwrap();
     let _ = store.commit(insert(since)).await.unwrap();
@@ -314,6 +337,30 @@ async fn a_database_of_the_third_release_keeps_every_row_and_its_sum() {
         let row = now.iter().find(|row| row.row.key() == then.row.key()).unwrap();
         assert_eq!(row.row.encode().as_bytes(), bytes, "its seal fits");
     }
+}
+
+#[tokio::test]
+async fn a_database_of_the_fourth_release_keeps_every_row_and_its_sum() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    let mut rows: Vec<_> = every_kind(1).iter().flat_map(rows_of).collect();
+    rows.extend(every_transaction(2).into_iter().map(row));
+    rows.extend([row(binding(1)), row(presentation(1)), row(authorization(1))]);
+    rows.sort_by_key(|row| row.row.key());
+    earlier_release(&path, &rows, &[], VERSION_4).await;
+    assert_it_is_kept(&path, &rows, &[row(imported_seed(1))]).await;
+}
+
+/// Whatever an earlier release's log lost: its tree is not made of the rest.
+#[tokio::test]
+async fn a_log_with_a_gap_gets_no_tree() {
+    let scratch = Scratch::new();
+    let path = scratch.join("store.db");
+    earlier_release(&path, &[], &[], VERSION_4).await;
+    Connection::open(&path).unwrap().execute("UPDATE audit SET seq = 3 WHERE seq = 2", []).unwrap();
+    let refused = Store::open(&path).err().unwrap().to_string();
+    assert!(refused.contains("entry 2 of the log"), "{refused}");
+    assert!(shape(&path).contains_key("row_sum"), "nothing was changed");
 }
 
 /// A row out of the bytes under its seal.
@@ -372,7 +419,8 @@ async fn what_is_deleted_afterwards_is_not_in_pages_that_the_migration_left() {
     for number in 1..=200 {
         let mut enrolled = enrolment(number, "bank-a", &format!("acct-{number}"));
         let Kind::Otp(token) = &mut enrolled.credential.row.kind else { panic!() };
-        token.secret.as_mut().unwrap().blob = mark.repeat(20);
+        let kek_version = token.secret.as_ref().unwrap().parts().0;
+        token.secret = Some(StoredSecret::Wrapped { kek_version, blob: mark.repeat(20) });
         rows.push(row(enrolled.credential.row));
     }
     drop(first_release(&path, &rows));

@@ -137,18 +137,18 @@ async fn a_killed_daemon_accepts_no_totp_code_twice() {
     let mut daemon = Daemon::start_at(NOON_UNIX_S);
     let mut crowd = Crowd::of(&daemon, "bank-a").await;
     let tokens = crowd.enrol("totp", None, 70).await;
-    for step in 0..3 {
+    // The steps that were within reach at the kill before are over.
+    for step in [0, 3, 6] {
         daemon.set_clock(NOON_UNIX_S + step * PERIOD_S);
         let submissions = submissions(&tokens, NOON_UNIX_S / PERIOD_S + step);
         let before = send_and_kill(&mut daemon, crowd, &submissions, dice.below(70)).await;
         crowd = Crowd::of(&daemon, "bank-a").await;
         let after = in_copies(&crowd, &submissions).await;
         for (place, (before, after)) in before.iter().zip(&after).enumerate() {
-            assert!(before.yes + after.yes <= 1, "seed {seed}, {place}: {before:?}, {after:?}");
-            assert_eq!(after.no, COPIES - after.yes, "seed {seed}, {place}: {before:?}, {after:?}");
+            assert!(before.yes <= 1, "seed {seed}, {place}: {before:?}, {after:?}");
+            // Whether it was accepted or not: nobody knows what was lost.
+            assert_eq!(after.no, COPIES, "seed {seed}, {place}: {before:?}, {after:?}");
         }
-        let again = crowd.tally(&submissions, 1).await;
-        assert!(again.iter().all(|tally| tally.no == 1), "seed {seed}: {again:?}");
         for token in &tokens {
             assert_eq!(token.view(crowd.connection(1)).await["failures"], 0, "seed {seed}");
         }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::approvals::{
     self, TRANSACTIONS, answered, asserted, authenticator, signed, signed_jws, token, transactions,
 };
+use crate::audit_documented;
 use crate::bank::credentials;
 use crate::client::{Connection, Http, Identity, Response};
 use crate::daemon::{Daemon, rfc_code, text};
@@ -17,11 +18,13 @@ use crate::documented::{Asked, Documented, JSON, examples};
 use crate::multi_terminal::{codes, target_of};
 use crate::mutations::{bounds, mutations};
 use crate::openapi::start;
+use crate::permissions::AUDIT;
 use crate::presented_documented;
 use crate::presenting::PRESENTATIONS;
 use crate::rolling_documented;
 use crate::scratch::Scratch;
 use crate::signers::{Device, rsa_keys};
+use crate::wrapped_seeds::{IMPORT_KEY, Wrapper};
 
 pub const LIST: &str = "/v1/credentials";
 const ONE: &str = "/v1/credentials/{id}";
@@ -164,7 +167,8 @@ async fn bring_about_problems(daemon: &Daemon, documented: &Documented, bank: &C
         let asked = || Asked::new(&method, &route, &id);
         assert_eq!(documented.ask(&stranger, asked()).await.status, 401);
         if operation["x-permission"] != "any client" {
-            assert_eq!(documented.ask(&auditor, asked()).await.status, 403);
+            let stranger = if operation["x-permission"] == AUDIT { bank } else { &auditor };
+            assert_eq!(documented.ask(stranger, asked()).await.status, 403);
         }
         let takes_body = operation.get("requestBody").is_some();
         if route.contains("{id}") {
@@ -281,6 +285,22 @@ async fn live_by_the_examples(documented: &Documented, bank: &Connection) {
     let query = format!("?limit=100&after={next}");
     documented.ask(bank, Asked { query: &query, ..Asked::new("GET", LIST, "") }).await;
     documented.ask(bank, Asked::new("GET", "/v1/openapi.json", "")).await;
+}
+
+/// A wrapped seed: the example is for a key that nobody has, and says so; of the right key it is taken once.
+async fn wrap_by_the_examples(documented: &Documented, bank: &Connection) {
+    let mut body = documented.request("POST", LIST, "hotp-wrapped");
+    let answer = documented.ask(bank, Asked::new("POST", LIST, "").json(&body)).await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json().unwrap()["field"]),
+        (422, &json!("seed_wrapped_base64"))
+    );
+    documented.does(bank, "GET", IMPORT_KEY, "", None).await;
+    body["seed_wrapped_base64"] = json!(Wrapper::fetch(bank).await.wrap(b"12345678901234567890"));
+    let id = documented.enrol(bank, &body).await;
+    let otp = documented.request("POST", VERIFY, "otp");
+    documented.does(bank, "POST", VERIFY, &id, Some(&otp)).await;
+    assert_eq!(documented.ask(bank, Asked::new("POST", LIST, "").json(&body)).await.status, 409);
 }
 
 /// A whole life of transactions, by the examples of the document: what is presented comes from tokens and devices of
@@ -496,8 +516,10 @@ fn not_from_outside(route: &str, status: u16, name: &str) -> bool {
         "qr",
     ];
     let in_flight = status == 409 && !is_one_of(&by_state) && route != "POST /v1/transactions";
+    // A start makes a checkpoint before anybody can ask for one.
+    let no_checkpoint = status == 404 && route == audit_documented::CHECKPOINT_ROUTE;
     // A limit that is configured, and not here: `rolling.rs` has one.
-    unavailable || in_flight || ["method-not-allowed", "rate-limited"].contains(&name)
+    unavailable || in_flight || no_checkpoint || ["method-not-allowed", "rate-limited"].contains(&name)
 }
 
 #[tokio::test]
@@ -509,6 +531,7 @@ async fn its_examples_work_and_answers_are_as_it_says() {
     let documented = Documented::fetch(&daemon.connect("auditor").await).await;
     let bank = daemon.connect("bank-a").await;
     live_by_the_examples(&documented, &bank).await;
+    wrap_by_the_examples(&documented, &bank).await;
     guess(&documented, &bank).await;
     // Who delivers may everything that a bank may.
     let gateway = daemon.connect("bank-a-gateway").await;
@@ -518,6 +541,7 @@ async fn its_examples_work_and_answers_are_as_it_says() {
     rolling_documented::roll_by_the_examples(&documented, &bank).await;
     approve_by_terminals(&daemon, &documented, &bank).await;
     come_too_late(&daemon, &documented, &bank).await;
+    audit_documented::audit(&daemon, &documented).await;
     let totp = documented.enrol(&bank, &documented.request("POST", LIST, "totp")).await;
     let (pending, response) = documented.about(&bank, "POST", RESPONSES).await;
     let (_, order) = documented.about(&bank, "POST", TRANSACTIONS).await;
@@ -554,8 +578,10 @@ async fn its_examples_work_and_answers_are_as_it_says() {
     unseen
         .retain(|one @ (route, status, name)| !seen.contains(one) && !not_from_outside(route, *status, name));
     assert!(unseen.is_empty(), "documented, and not brought about: {unseen:?}");
-    let unseen: Vec<_> =
+    let mut unseen: Vec<_> =
         answer_members(&documented).difference(&documented.members.lock().unwrap()).cloned().collect();
+    // It takes a database that was turned back: `recovering.rs` has it.
+    unseen.retain(|member| member != "resumable");
     assert!(unseen.is_empty(), "no answer had {unseen:?}");
 }
 
@@ -612,6 +638,7 @@ async fn what_it_refuses_is_refused() {
     let mut count = 0;
     let enrolments = [
         "hotp",
+        "hotp-wrapped",
         "totp",
         "ocra",
         "signer",
@@ -625,13 +652,13 @@ async fn what_it_refuses_is_refused() {
     for good in enrolments.iter().chain([&every_input()]) {
         count += all_are_refused(&documented, &bank, LIST, "", good).await;
     }
-    let chain = documented.ask(&bank, Asked::new("POST", LIST, "").json(&enrolments[5])).await;
+    let chain = documented.ask(&bank, Asked::new("POST", LIST, "").json(&enrolments[6])).await;
     assert_eq!(chain.status, 422, "there is no trust anchor");
     assert_eq!(chain.json().unwrap()["field"], "certificate_chain_pem");
     assert_eq!(credentials(&bank).await, json!([]));
     let hotp = documented.enrol(&bank, &enrolments[0]).await;
     let ocra = documented.enrol(&bank, &every_input()).await;
-    let signer = documented.enrol(&bank, &enrolments[3]).await;
+    let signer = documented.enrol(&bank, &enrolments[4]).await;
     let before = credentials(&bank).await;
     let asked = json!({ "otp": "00000000", "challenge": "1", "session": "s" });
     let signature = documented.request("POST", VERIFY, "signature");

@@ -67,3 +67,14 @@ async fn each_method_can_be_tried_as_its_page_says() {
         assert!(answers.contains(&approved), "{account}: {shown}");
     }
 }
+
+#[tokio::test]
+async fn a_seed_can_be_wrapped_as_its_page_says() {
+    let daemon = Daemon::start_with(&["--custodians", "1"], &[]);
+    let [lines] = blocks(include_str!("../../docs/import.md"))[..] else { panic!("not one block") };
+    let folder = daemon.dir();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let shown = bash(sources, lines, &[("DEV_DIR", folder.to_str().unwrap())]);
+    let answer: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(answer, serde_json::json!({ "account": "account-1013", "verified": true }));
+}

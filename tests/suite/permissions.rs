@@ -13,7 +13,7 @@ use crate::presenting::{PRESENTATIONS, Payer};
 use crate::signers::Device;
 
 /// Every route: its method, its path as the router has it, and the permission it asks for.
-pub const ROUTES: [(&str, &str, &str); 29] = [
+pub const ROUTES: [(&str, &str, &str); 34] = [
     ("GET", "/v1/credentials", "enroll"),
     ("POST", "/v1/credentials", "enroll"),
     ("GET", "/v1/credentials/{id}", "enroll"),
@@ -21,7 +21,7 @@ pub const ROUTES: [(&str, &str, &str); 29] = [
     ("POST", "/v1/credentials/{id}/verify", "verify"),
     ("POST", "/v1/credentials/{id}/resync", "enroll"),
     ("POST", "/v1/credentials/{id}/suspend", "enroll"),
-    ("POST", "/v1/credentials/{id}/resume", "enroll"),
+    ("POST", "/v1/credentials/{id}/resume", "enroll or admin"),
     ("POST", "/v1/credentials/{id}/unlock", "admin"),
     ("GET", "/v1/credentials/{id}/authorization", "transact or deliver"),
     ("POST", "/v1/credentials/{id}/authorization", "transact"),
@@ -42,8 +42,16 @@ pub const ROUTES: [(&str, &str, &str); 29] = [
     ("GET", "/v1/transactions/{id}/qr", "transact"),
     ("POST", "/v1/attestations/verify", ANYBODY),
     ("GET", "/v1/jwks", ANYBODY),
+    ("GET", "/v1/audit", AUDIT),
+    ("GET", "/v1/audit/checkpoint", AUDIT),
+    ("GET", "/v1/audit/proof", AUDIT),
+    ("GET", "/v1/audit/keys", AUDIT),
+    ("GET", "/v1/import-key", ANYBODY),
     ("GET", "/v1/openapi.json", ANYBODY),
 ];
+
+/// Also for a client of every tenant.
+pub const AUDIT: &str = "audit";
 
 /// In the place of a permission: every client may, also one without any.
 const ANYBODY: &str = "any client";
@@ -137,6 +145,7 @@ async fn ask(connection: &Connection, method: &str, route: &str, id: &str) -> Re
         (_, "complete") => json!({ "format": "p1363", "signature": "AAAA" }),
         ("POST", "presentations") => serde_json::from_str(id).unwrap(),
         (_, "responses") => json!({ "format": "p1363", "signature": "AAAA" }),
+        (_, "proof") => return connection.get(&format!("{path}?from=1&to=1")).await.unwrap(),
         _ => return connection.request(method, &path, &[], "").await.unwrap(),
     };
     connection.post(&path, &body).await.unwrap()
@@ -227,15 +236,22 @@ async fn every_client_may_what_its_permissions_say() {
     }
     // Without the permission nothing else is looked at: neither id nor body.
     let auditor = daemon.connect("auditor").await;
-    for (method, route, _) in ROUTES.into_iter().filter(|(.., permission)| *permission != ANYBODY) {
+    for (method, route, _) in ROUTES.into_iter().filter(|(.., asked)| ![ANYBODY, AUDIT].contains(asked)) {
         let path = route.replace("{id}", "no-id");
         let answer = auditor.request(method, &path, &[("content-type", "text/plain")], "{").await.unwrap();
         refused(&answer, 403, "forbidden");
     }
+    let bank = daemon.connect("bank-a").await;
+    for (_, route, _) in ROUTES.into_iter().filter(|(.., asked)| *asked == AUDIT) {
+        for method in ["GET", "HEAD"] {
+            let answer = bank.request(method, &format!("{route}?no=query"), &[], "").await.unwrap();
+            assert_eq!(answer.status, 403, "{method} {route}");
+        }
+    }
 }
 
 /// Gives a client of `dev.json` other permissions, for connections from here on.
-fn permit(daemon: &Daemon, client: &str, permissions: &[&str]) {
+pub fn permit(daemon: &Daemon, client: &str, permissions: &[&str]) {
     daemon.reload_with(|config| {
         let clients = config["client"].as_array_mut().unwrap();
         let entry = clients.iter_mut().find(|entry| entry["name"] == client).unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
-use hsm_authd::domain::credential::{Credential, Kind, Status, WrappedSecret};
+use hsm_authd::domain::credential::{Credential, Kind, Status, StoredSecret};
 use hsm_authd::domain::id::CredentialId;
 use hsm_authd::domain::rolling::{Binding, Rolling};
 use hsm_authd::domain::row::{Row, RowSum, Sealed};
@@ -276,7 +276,7 @@ async fn no_code_key_or_password_is_to_be_read_anywhere() {
     let mut files = vec![("the log".to_owned(), daemon.log().into_bytes())];
     for entry in fs::read_dir(daemon.dir()).unwrap() {
         let path = entry.unwrap().path();
-        if path.file_name().unwrap().to_string_lossy().starts_with("hsm-authd.db") {
+        if path.is_file() && path.file_name().unwrap().to_string_lossy().starts_with("hsm-authd.db") {
             files.push((path.display().to_string(), fs::read(&path).unwrap()));
         }
     }
@@ -357,7 +357,7 @@ fn bound(numbers: std::ops::Range<u128>) -> Vec<Sealed<Row>> {
     numbers
         .flat_map(|number| {
             let mut rows = store_samples::enrolment(number, "bank-a", &format!("acct-{number}"));
-            let secret = WrappedSecret { kek_version: 1, blob: vec![7; 40] };
+            let secret = StoredSecret::Wrapped { kek_version: 1, blob: vec![7; 40] };
             rows.credential.row.kind = Kind::Rolling(Rolling::new(secret, [5; 16]));
             rows.state.row.status = Status::Active;
             let binding =

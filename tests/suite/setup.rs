@@ -13,7 +13,14 @@ use crate::intruder::intrude;
 use crate::submissions::Dice;
 use crate::token::{LABEL, PIN, SO_PIN, TestToken};
 
-const KEYS: [&str; 4] = ["hsm-authd/kek/v1", "hsm-authd/row/v1", "hsm-authd/data/v1", "hsm-authd/attest/v1"];
+const KEYS: [&str; 6] = [
+    "hsm-authd/kek/v1",
+    "hsm-authd/row/v1",
+    "hsm-authd/data/v1",
+    "hsm-authd/attest/v1",
+    "hsm-authd/audit/v1",
+    "hsm-authd/import/v1",
+];
 
 fn lines(bytes: &[u8]) -> Vec<String> {
     String::from_utf8(bytes.to_vec()).unwrap().lines().map(str::to_owned).collect()
@@ -123,6 +130,7 @@ fn a_key_that_is_not_as_it_must_be_is_refused_by_name() {
         ("short", "hsm-authd/row/v1", "CKA_VALUE_LEN"),
         ("aes", "hsm-authd/row/v1", "CKA_KEY_TYPE"),
         ("half", "hsm-authd/kek/v1", "CKA_CLASS"),
+        ("misused", "hsm-authd/data/v1", "CKA_ALLOWED_MECHANISMS"),
     ] {
         let token = TestToken::new();
         intrude(&token, &format!("remove {label}"));
@@ -166,11 +174,37 @@ fn a_pair_that_is_not_as_it_must_be_is_refused_by_half_and_name() {
         assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
         assert!(words.iter().all(|word| said.contains(word)), "{what}: {said}");
     }
-    // The test's own pair is right where it is not wrong on purpose.
-    let token = TestToken::new();
-    intrude(&token, &format!("remove {LABEL}"));
-    intrude(&token, &format!("right {LABEL}"));
-    token.custodian();
+    for (what, half, attribute) in [
+        ("readable", "private key", "CKA_SENSITIVE"),
+        ("extractable", "private key", "CKA_EXTRACTABLE"),
+        ("public", "private key", "CKA_PRIVATE"),
+        ("signing", "private key", "CKA_SIGN"),
+        ("decrypting", "private key", "CKA_DECRYPT"),
+        ("closed", "private key", "CKA_UNWRAP"),
+        ("hidden", "public key", "CKA_PRIVATE"),
+        ("verifying", "public key", "CKA_VERIFY"),
+        ("encrypting", "public key", "CKA_ENCRYPT"),
+        ("unwrappable", "public key", "CKA_WRAP"),
+        ("exponent-3", "public key", "CKA_PUBLIC_EXPONENT"),
+        ("p256", "", "CKA_KEY_TYPE"),
+    ] {
+        const LABEL: &str = "hsm-authd/import/v1";
+        let token = TestToken::new();
+        intrude(&token, &format!("remove {LABEL}"));
+        intrude(&token, &format!("{what} {LABEL}"));
+        let words = [&format!("the {half}"), LABEL, &format!("{attribute} is not"), "remove it"];
+        assert_refused(&token.set_up(false), EXIT_START_FAILED, &words);
+        let (exit, said) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
+        assert!(words.iter().all(|word| said.contains(word)), "{what}: {said}");
+    }
+    // The test's own pairs are right where they are not wrong on purpose.
+    for label in ["hsm-authd/attest/v1", "hsm-authd/audit/v1", "hsm-authd/import/v1"] {
+        let token = TestToken::new();
+        intrude(&token, &format!("remove {label}"));
+        intrude(&token, &format!("right {label}"));
+        token.custodian();
+    }
 }
 
 #[test]
@@ -212,6 +246,15 @@ fn a_public_half_without_a_point_on_the_curve_stops_a_start() {
             "{said}"
         );
     }
+    let token = TestToken::new();
+    intrude(&token, "remove hsm-authd/import/v1");
+    intrude(&token, "short hsm-authd/import/v1");
+    let (exit, said) = token.refused(&token.boot);
+    assert_eq!(exit, i32::from(EXIT_START_FAILED));
+    assert!(
+        said.contains("the public key of hsm-authd/import/v1 is not usable: CKA_MODULUS is not"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -254,11 +297,11 @@ fn what_is_unfinished_of_a_pair_is_made_anew_and_no_custodian_starts_on_it() {
     }
     // Nothing of it stays, and no other key can be marked.
     let token = TestToken::new();
-    intrude(&token, "count 5");
+    intrude(&token, "count 10");
     intrude(&token, MARK);
     intrude(&token, MARK);
     assert!(token.set_up(false).status.success());
-    intrude(&token, "count 5");
+    intrude(&token, "count 10");
     intrude(&token, "half hsm-authd/unfinished/kek/v1");
     assert_eq!(lines(&token.set_up(false).stdout).iter().filter(|line| line.contains("made")).count(), 0);
     token.custodian();
@@ -318,16 +361,22 @@ fn a_setup_that_is_killed_while_it_makes_the_pair_leaves_nothing_in_the_way() {
 /// Each half is as it must be, and only using both shows that they are of two pairs.
 #[test]
 fn halves_of_two_pairs_stop_a_start() {
-    let token = TestToken::new();
-    intrude(&token, "crossed hsm-authd/attest/v1");
-    assert!(token.set_up(false).status.success());
-    let (exit, said) = token.refused(&token.boot);
-    assert_eq!(exit, i32::from(EXIT_START_FAILED));
-    assert!(said.contains("the public key of hsm-authd/attest/v1 does not verify"), "{said}");
+    for (label, words) in [
+        ("hsm-authd/attest/v1", "the public key of hsm-authd/attest/v1 does not fit"),
+        ("hsm-authd/audit/v1", "the public key of hsm-authd/audit/v1 does not fit"),
+        ("hsm-authd/import/v1", "the private key of hsm-authd/import/v1 does not unwrap"),
+    ] {
+        let token = TestToken::new();
+        intrude(&token, &format!("crossed {label}"));
+        assert!(token.set_up(false).status.success());
+        let (exit, said) = token.refused(&token.boot);
+        assert_eq!(exit, i32::from(EXIT_START_FAILED));
+        assert!(said.contains(words), "{said}");
 
-    let token = TestToken::new();
-    intrude(&token, "right hsm-authd/attest/v2");
-    token.custodian();
+        let token = TestToken::new();
+        intrude(&token, &format!("right {}", label.replace("v1", "v2")));
+        token.custodian();
+    }
 }
 
 #[test]
@@ -348,6 +397,23 @@ fn two_keys_of_one_label_and_labels_without_version_are_refused() {
 #[test]
 fn no_system_key_can_be_read_wrapped_or_weakened() {
     intrude(&TestToken::new(), "read and wrap every system key");
+}
+
+/// The same of any other module, on a token that is there: `HSM_AUTHD_TEST_MODULE` is its library, `_TOKEN` the
+/// token's label and `_PIN` a file with the user PIN; what else the module needs is taken from the environment too.
+#[test]
+fn no_system_key_can_be_read_wrapped_or_weakened_through_another_module() {
+    let given = |name: &str| std::env::var(format!("HSM_AUTHD_TEST_{name}")).ok();
+    let (Some(module), Some(label), Some(pin)) = (given("MODULE"), given("TOKEN"), given("PIN")) else {
+        return;
+    };
+    let mut token = TestToken::bare();
+    token.boot.module = module.into();
+    token.boot.token_label = label;
+    token.boot.pin_file = pin.into();
+    let output = token.set_up(false);
+    assert!(output.status.success(), "{:?}", lines(&output.stderr));
+    intrude(&token, "read and wrap every system key");
 }
 
 #[test]

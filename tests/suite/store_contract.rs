@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::attestation::Attestation;
-use hsm_authd::domain::audit::{AuditEntry, Event};
+use hsm_authd::domain::audit::{AuditEntry, Event, Logged, RowMark, RowMarks};
 use hsm_authd::domain::authorization::{Authorization, Means};
 use hsm_authd::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse, OtpToken, Status, Terminal,
-    UsedInput, WrappedSecret,
+    Credential, CredentialState, EncryptedPinHash, ImportedSeed, Kind, OcraToken, OcraUse, OtpToken, Status,
+    StoredSecret, Terminal, UsedInput,
 };
 use hsm_authd::domain::idempotency::IdempotencyRecord;
 use hsm_authd::domain::lockout::{Attempts, Lock};
+use hsm_authd::domain::log::TreeHash;
 use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
 use hsm_authd::domain::presentation::Presentation;
@@ -62,6 +63,7 @@ mod sqlite {
         extreme_values_survive,
         every_kind_survives_and_its_tombstone,
         a_used_input_is_found_until_it_is_removed,
+        a_blob_that_was_taken_is_found_in_its_tenant_alone,
         another_tenant_sees_nothing,
         lists_are_paged_in_the_order_of_making,
         what_is_over_is_found,
@@ -351,12 +353,17 @@ async fn an_entry_is_in_the_log_for_each_commit_and_no_other(open: Open<'_>) {
     let commit = |audit: &AuditEntry, rows: &[Sealed<Row>]| Commit { audit: audit.clone(), ..insert(rows) };
     assert_eq!(store.last_audit_unix_ms().await, Ok(None));
     given(&store, commit(&first, std::slice::from_ref(&state))).await;
-    assert_conflict(&store, commit(&entry(Event::Refused, 2), &[state])).await;
+    assert_conflict(&store, commit(&entry(Event::Refused, 2), std::slice::from_ref(&state))).await;
     given(&store, commit(&second, &[])).await;
 
-    assert_eq!(store.audit_entries(0, 10).await, Ok(vec![(1, first.clone()), (2, second.clone())]));
-    assert_eq!(store.audit_entries(0, 1).await, Ok(vec![(1, first)]));
-    assert_eq!(store.audit_entries(1, 10).await, Ok(vec![(2, second)]));
+    let rows = RowMarks(vec![RowMark::written(&state.row.key(), 1)]);
+    let first = Logged { seq: 1, entry: first, rows };
+    let second = Logged { seq: 2, entry: second, rows: RowMarks::default() };
+    assert_eq!(store.audit_entries(0, 10).await, Ok(vec![first.clone(), second.clone()]));
+    assert_eq!(store.audit_entries(0, 1).await, Ok(vec![first.clone()]));
+    assert_eq!(store.audit_entries(1, 10).await, Ok(vec![second.clone()]));
+    let (size, root) = (store.head().borrow().size, store.head().borrow().root);
+    assert_eq!((size, root), (2, TreeHash::of_node(first.leaf(), second.leaf())));
     assert_eq!(store.last_audit_unix_ms().await, Ok(Some(u64::MAX)));
 }
 
@@ -397,6 +404,7 @@ async fn extreme_values_survive(open: Open<'_>) {
         boot_id: BootId([0xff; 16]),
         run: RunId([0; 16]),
         trusted: true,
+        floor_unix_ms: 0,
     };
     let long = "\u{1f3e6}".repeat(128);
     let movers = [
@@ -419,7 +427,7 @@ async fn extreme_values_survive(open: Open<'_>) {
                     algorithm: Algorithm::Sha512,
                     digits: Digits::try_from(8).unwrap(),
                     moving_factor,
-                    secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
+                    secret: Some(StoredSecret::Wrapped { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
                 }),
                 deleted_unix_ms: Some(value),
                 ..rows.credential.row
@@ -468,7 +476,7 @@ async fn extreme_values_survive(open: Open<'_>) {
         given(&store, insert(std::slice::from_ref(&attestation))).await;
         assert_eq!(every_row(&store, 1_000).await.pop(), Some(attestation));
     }
-    let blob = |length| Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; length] });
+    let blob = |length| Some(StoredSecret::Wrapped { kek_version: u16::MAX, blob: vec![0xff; length] });
     let terminal =
         Kind::Terminal(Terminal { address: address(&"\u{1f4f1}".repeat(64)), secret: blob(1_000) });
     let rolling = Kind::Rolling(Rolling {
@@ -522,7 +530,7 @@ async fn extreme_values_survive(open: Open<'_>) {
         look_ahead: u8::MAX,
         skew_steps: u8::MAX,
         usage: OcraUse::Transaction,
-        secret: Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
+        secret: Some(StoredSecret::Wrapped { kek_version: u16::MAX, blob: vec![0xff; 1_000] }),
         pin_hash: Some(EncryptedPinHash { data_version: u16::MAX, blob: vec![0xff; 1_000] }),
     });
     let mut rows = enrolment(9_998, &"z".repeat(64), &long);
@@ -594,6 +602,27 @@ async fn a_used_input_is_found_until_it_is_removed(open: Open<'_>) {
     // Once it is forgotten, it may come again.
     given(&store, insert(&[any(one[1].clone())])).await;
     assert_eq!(store.inputs_of(id(1), 10).await, Ok(one.to_vec()));
+}
+
+async fn a_blob_that_was_taken_is_found_in_its_tenant_alone(open: Open<'_>) {
+    let store = open();
+    let [first, second] = [1, 2].map(|number| sealed(imported_seed(number)));
+    let theirs = sealed(ImportedSeed { tenant: tenant("bank-b"), credential: id(3), ..imported_seed(1) });
+    given(&store, insert(&[&first, &second, &theirs].map(|seed| any(seed.clone())))).await;
+    let taken = async |name, number: u8| store.imported_seed(&tenant(name), [number; 32]).await;
+    assert_eq!(taken("bank-a", 1).await, Ok(Some(first.clone())));
+    assert_eq!(taken("bank-b", 1).await, Ok(Some(theirs.clone())));
+    for (name, number) in [("bank-b", 2), ("bank-a", 3), ("bank-c", 1)] {
+        assert_eq!(taken(name, number).await, Ok(None), "{name} {number}");
+    }
+    // By another credential it is the same row: of two that bring it one is refused.
+    let again = ImportedSeed { credential: id(9), ..first.row.clone() };
+    assert_conflict(&store, insert(&[row(again)])).await;
+    for (number, seeds) in [(1, vec![first.clone()]), (2, vec![second]), (3, vec![theirs]), (4, vec![])] {
+        assert_eq!(store.imported_seeds_of(id(number)).await, Ok(seeds));
+    }
+    given(&store, remove(&[any(first)])).await;
+    assert_eq!((taken("bank-a", 1).await, store.imported_seeds_of(id(1)).await), (Ok(None), Ok(vec![])));
 }
 
 async fn another_tenant_sees_nothing(open: Open<'_>) {

@@ -138,7 +138,14 @@ async fn authorizations_past_their_time_are_found_the_longest_over_first() {
     let scratch = Scratch::new();
     let store = open(&scratch);
     let at = |unix_ms| {
-        let now = Now { unix_ms, boot_ms: 0, boot_id: BootId([0; 16]), run: RunId([0; 16]), trusted: true };
+        let now = Now {
+            unix_ms,
+            boot_ms: 0,
+            boot_id: BootId([0; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+            floor_unix_ms: 0,
+        };
         Deadline::after(&now, 0)
     };
     for (number, expires) in [(1, 300), (2, 100), (3, 200), (4, u64::MAX)] {

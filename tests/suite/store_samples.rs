@@ -7,8 +7,8 @@ use hsm_authd::domain::authorization::{Authorization, Means};
 use hsm_authd::domain::caller::{ClientName, Tenant};
 use hsm_authd::domain::certificate::CertificateChain;
 use hsm_authd::domain::credential::{
-    Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse,
-    OtpToken, Signer, Terminal, UsedInput, WrappedSecret,
+    Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, ImportedSeed, Kind,
+    OcraToken, OcraUse, OtpToken, Signer, StoredSecret, Terminal, UsedInput,
 };
 use hsm_authd::domain::id::{CredentialId, PresentationId, TransactionId};
 use hsm_authd::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
@@ -20,7 +20,7 @@ use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
 use hsm_authd::domain::presentation::Presentation;
 use hsm_authd::domain::rolling::{Binding, Evidence, LOOKUP_BYTES, Rolling, SALT_BYTES};
-use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed};
+use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed, TableSums};
 use hsm_authd::domain::signer::{PublicKey, SignatureAlgorithm};
 use hsm_authd::domain::time::{BootId, Deadline, Now, RunId};
 use hsm_authd::domain::transaction::{
@@ -62,7 +62,7 @@ pub fn credential(number: u128, tenant_name: &str, account_name: &str) -> Creden
             algorithm: Algorithm::Sha1,
             digits: Digits::default(),
             moving_factor: MovingFactor::Hotp { look_ahead: 10 },
-            secret: Some(WrappedSecret { kek_version: 1, blob: vec![7; 40] }),
+            secret: Some(StoredSecret::Wrapped { kek_version: 1, blob: vec![7; 40] }),
         }),
         deleted_unix_ms: None,
     }
@@ -79,7 +79,7 @@ pub fn other_kinds() -> Vec<Kind> {
         look_ahead: 3,
         skew_steps: 2,
         usage: OcraUse::Verify,
-        secret: Some(WrappedSecret { kek_version: 2, blob: vec![8; 40] }),
+        secret: Some(StoredSecret::Wrapped { kek_version: 2, blob: vec![8; 40] }),
         pin_hash,
     };
     let pin_hash = EncryptedPinHash { data_version: 1, blob: vec![9; 48] };
@@ -90,8 +90,8 @@ pub fn other_kinds() -> Vec<Kind> {
     let origins = vec!["https://bank.example".to_owned()];
     let party = RelyingParty::new(vec![4; 16], "bank.example".to_owned(), origins).unwrap();
     let chain: CertificateChain = serde_json::from_str("[[1, 2], [3]]").unwrap();
-    let secret = |byte| Some(WrappedSecret { kek_version: 2, blob: vec![byte; 40] });
-    let rolling = Rolling::new(WrappedSecret { kek_version: 2, blob: vec![1; 40] }, [6; SALT_BYTES]);
+    let secret = |byte| Some(StoredSecret::Wrapped { kek_version: 2, blob: vec![byte; 40] });
+    let rolling = Rolling::new(StoredSecret::Wrapped { kek_version: 2, blob: vec![1; 40] }, [6; SALT_BYTES]);
     vec![
         Kind::Ocra(token("OCRA-1:HOTP-SHA512-8:C-QN08-PSHA1", Some(pin_hash))),
         Kind::Ocra(OcraToken {
@@ -201,7 +201,14 @@ pub fn attestation(number: u128, jws: &str) -> Attestation {
 
 /// A reading of both clocks.
 fn now(unix_ms: u64) -> Now {
-    Now { unix_ms, boot_ms: 7, boot_id: BootId([3; 16]), run: RunId([0; 16]), trusted: true }
+    Now {
+        unix_ms,
+        boot_ms: 7,
+        boot_id: BootId([3; 16]),
+        run: RunId([0; 16]),
+        trusted: true,
+        floor_unix_ms: 0,
+    }
 }
 
 /// A pending transaction of a payer, made at `created_unix_ms` and open for five minutes.
@@ -344,21 +351,41 @@ pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Sealed<Row>>) -> RowSum {
     rows.into_iter().map(weight).fold(RowSum::default(), RowSum::plus)
 }
 
+/// How the sums change when `before` makes way for `rows`.
+fn difference(rows: &[Sealed<Row>], before: &[Sealed<Row>]) -> TableSums {
+    let mut sums = TableSums::default();
+    rows.iter().for_each(|row| sums.add(row.row.key().table(), weight(row)));
+    before.iter().for_each(|row| sums.subtract(row.row.key().table(), weight(row)));
+    sums
+}
+
 pub fn entry(event: Event, unix_ms: u64) -> AuditEntry {
     let actor = Actor { tenant: tenant("bank-a"), client: client("backend"), request_id: "req-1".to_owned() };
-    AuditEntry { unix_ms, event, actor: Some(actor), credential: Some(id(1)), transaction: None }
+    AuditEntry {
+        unix_ms,
+        event,
+        actor: Some(actor),
+        credential: Some(id(1)),
+        transaction: None,
+        detail: None,
+    }
 }
 
 /// A row of each table: an enrolment on a new account, an answer, a used input, an attestation, a
-/// transaction, a binding, a presentation, an authorization.
+/// transaction, a binding, a presentation, an authorization, a seed that came wrapped.
 pub fn one_of_each() -> Vec<Sealed<Row>> {
     let mut rows = rows_of(&enrolment(1, "bank-a", "acct-1"));
     rows.push(row(record("backend", "k-1", 9_000)));
     rows.push(row(used_input(1, 7, Some(9_000))));
     rows.push(row(attestation(1, "h.c.s")));
     rows.push(row(transaction(1, "acct-1", 1_000)));
-    rows.extend([row(binding(1)), row(presentation(1)), row(authorization(1))]);
+    rows.extend([row(binding(1)), row(presentation(1)), row(authorization(1)), row(imported_seed(1))]);
     rows
+}
+
+pub fn imported_seed(number: u128) -> ImportedSeed {
+    let fingerprint = [number as u8; 32];
+    ImportedSeed { tenant: tenant("bank-a"), fingerprint, version: 1, credential: id(number) }
 }
 
 /// An enrolment of every kind, each on an account of its own, numbered from `first`.
@@ -367,7 +394,7 @@ pub fn every_kind(first: u128) -> Vec<CredentialRows> {
         algorithm: Algorithm::Sha256,
         digits: Digits::try_from(8).unwrap(),
         moving_factor: MovingFactor::Totp { period_s: 30, skew_steps: 1 },
-        secret: Some(WrappedSecret { kek_version: 1, blob: vec![6; 40] }),
+        secret: Some(StoredSecret::Wrapped { kek_version: 1, blob: vec![6; 40] }),
     };
     let hotp = credential(0, "bank-a", "acct").kind;
     let kinds = [hotp, Kind::Otp(totp)].into_iter().chain(other_kinds());
@@ -386,7 +413,7 @@ pub fn change(before: &[Sealed<Row>], rows: &[Sealed<Row>]) -> Commit {
         standing: Vec::new(),
         rows: rows.to_vec(),
         removed: Vec::new(),
-        sum_change: sum(rows).minus(sum(before)),
+        sum_change: difference(rows, before),
         audit: entry(Event::Verified, 5_000),
     }
 }

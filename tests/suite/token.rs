@@ -35,7 +35,7 @@ impl TestToken {
         let folder = daemon.dir();
         let boot = Boot {
             module: SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
-            token_label: "hsm-authd-dev".to_owned(),
+            token_label: crate::prepared::DEV_LABEL.to_owned(),
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
         };
@@ -68,8 +68,15 @@ impl TestToken {
         Self { folder, boot }
     }
 
-    /// A token with its system keys.
+    /// A token with its system keys, which are those of every other such token.
     pub fn new() -> Self {
+        let token = Self::bare();
+        crate::prepared::write_token(&token.tokens());
+        token
+    }
+
+    /// A token with system keys of its own.
+    pub fn made() -> Self {
         let token = Self::bare();
         let output = token.set_up(true);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -116,6 +123,11 @@ impl TestToken {
         let path = self.folder.join(name);
         fs::write(&path, content).unwrap();
         path
+    }
+
+    /// Where the module keeps its tokens.
+    pub fn tokens(&self) -> PathBuf {
+        self.folder.join("tokens")
     }
 
     /// Hides the tokens from the module, as a pulled cable would.
@@ -215,7 +227,7 @@ impl Custodian {
 
     pub fn call(&mut self, request: Request) -> Result<Response, Fault> {
         self.calls += 1;
-        self.send(&Call { id: self.calls, request });
+        self.send(&Call { repeated: false, id: self.calls, request });
         let reply: Reply = self.receive().expect("a reply");
         assert_eq!(reply.id, self.calls);
         reply.result

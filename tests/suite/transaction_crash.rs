@@ -12,7 +12,7 @@ use crate::client::{Connection, Failure, Response};
 use crate::commit_errors::start_on;
 use crate::daemon::{Daemon, text};
 use crate::failing_disk::FailingDisk;
-use crate::ocra::{BY_BOTH, BY_COUNTER, BY_TIME, NOW, PLAIN};
+use crate::ocra::{BY_BOTH, BY_COUNTER, BY_TIME, NOW, PLAIN, STEP};
 use crate::pruning::{rows, sum};
 use crate::submissions::{Crowd, Dice};
 use crate::token::TestToken;
@@ -63,6 +63,7 @@ async fn responses(
     approver: &Approver,
     transaction: &Value,
     count: &mut u64,
+    step: u64,
 ) -> Vec<Value> {
     let own = bound("bank-a", transaction);
     let counter = credential(bank, &approver.id).await["counter"].as_u64();
@@ -70,7 +71,7 @@ async fn responses(
     for copy in 0..COPIES {
         *count += 1;
         let form = approver.forms()[copy % approver.forms().len()];
-        all.push(approver.made_for(&own, form, counter.unwrap_or(*count)));
+        all.push(approver.made_at(step, &own, form, counter.unwrap_or(*count)));
     }
     all
 }
@@ -131,9 +132,11 @@ async fn a_killed_daemon_approves_and_attests_once() {
             break;
         }
         let mut all = Vec::new();
+        // Whoever starts after a kill believes no code of a step that was within reach.
+        let [step, later] = [round * 3, round * 3 + 3].map(|minutes| STEP + minutes);
         for approver in &approvers {
             let transaction = approver.transaction(crowd.connection(1)).await;
-            let responses = responses(crowd.connection(1), approver, &transaction, &mut count).await;
+            let responses = responses(crowd.connection(1), approver, &transaction, &mut count, step).await;
             all.push((transaction, responses));
         }
         let (mut before, mut seen) = (vec![Vec::new(); all.len()], 0);
@@ -154,6 +157,7 @@ async fn a_killed_daemon_approves_and_attests_once() {
             }
         }
         daemon.resume();
+        daemon.set_clock(later * 60);
         crowd = Crowd::of(&daemon, "bank-a").await;
         let bank = crowd.connection(1);
         for (((transaction, responses), approver), before) in all.iter().zip(&approvers).zip(&before) {
@@ -166,6 +170,10 @@ async fn a_killed_daemon_approves_and_attests_once() {
             let right = match approver.hand {
                 // Perhaps a later count was accepted.
                 Hand::Authenticator(_) => approver.response(transaction, count + 1),
+                Hand::Token(_) => {
+                    let counter = credential(bank, &approver.id).await["counter"].as_u64().unwrap_or(0);
+                    approver.made_at(later, &bound("bank-a", transaction), approver.forms()[0], counter)
+                }
                 _ => responses[0].clone(),
             };
             let jws = settled(bank, &daemon, transaction, &right, before).await;
@@ -206,7 +214,7 @@ async fn an_attestation_that_was_not_written_was_never_made() {
     for mode in ["write-eio", "fsync-eio", "write-then-eio"] {
         for approver in &approvers {
             let transaction = approver.transaction(crowd.connection(1)).await;
-            let responses = responses(crowd.connection(1), approver, &transaction, &mut count).await;
+            let responses = responses(crowd.connection(1), approver, &transaction, &mut count, STEP).await;
             disk.set(mode);
             let answer = respond(crowd.connection(1), &transaction, &responses[0]).await;
             refused(&answer, 503, "unavailable");

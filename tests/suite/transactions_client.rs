@@ -130,7 +130,12 @@ impl Approver {
     }
 
     /// What it makes. `factor` is the counter of a token or an authenticator; a token's time is [`STEP`].
-    pub fn made_for(&self, Bound { input, digest }: &Bound, form: &str, factor: u64) -> Value {
+    pub fn made_for(&self, bound: &Bound, form: &str, factor: u64) -> Value {
+        self.made_at(STEP, bound, form, factor)
+    }
+
+    /// The same at another time of a token.
+    pub fn made_at(&self, step: u64, Bound { input, digest }: &Bound, form: &str, factor: u64) -> Value {
         let signed =
             |signature: &[u8]| json!({ "format": form, "signature": BASE64URL_NOPAD.encode(signature) });
         match (&self.hand, form) {
@@ -143,7 +148,7 @@ impl Approver {
                     question: &question,
                     counter: has("C").then_some(factor),
                     session: has("S").then_some(digest),
-                    step: has("T").then_some(STEP),
+                    step: has("T").then_some(step),
                 });
                 json!({ "otp": code })
             }

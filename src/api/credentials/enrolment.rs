@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use data_encoding::{BASE32, BASE32_NOPAD, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
+use data_encoding::BASE64URL_NOPAD;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
@@ -13,7 +13,7 @@ use crate::domain::certificate::CertificateChain;
 use crate::domain::credential::OcraUse;
 use crate::domain::multi_terminal::Address;
 use crate::domain::ocra::Suite;
-use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor, SEED_BYTES};
+use crate::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
 use crate::domain::signer::jwk::Jwk;
 use crate::domain::signer::{KeyError, PublicKey, SignatureAlgorithm};
 use crate::domain::webauthn::RelyingParty;
@@ -23,6 +23,7 @@ use crate::service::enrolment::{Enrolment, NewKind, NewOcraToken, NewOtpToken};
 use super::super::call::not_null;
 use super::super::problem::Problem;
 use super::super::schema;
+use super::seeds::{Export, export, seed};
 
 /// `POST /v1/credentials`
 #[derive(Deserialize)]
@@ -62,6 +63,9 @@ pub(super) struct HotpBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(schema_with = schema::seed_base32)]
     seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::seed_wrapped_base64)]
+    seed_wrapped_base64: Option<String>,
     /// The answer holds the seed as an `otpauth` URI, once. Only where the configuration allows it.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -94,6 +98,9 @@ pub(super) struct TotpBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(schema_with = schema::seed_base32)]
     seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::seed_wrapped_base64)]
+    seed_wrapped_base64: Option<String>,
     /// The answer holds the seed as an `otpauth` URI, once. Only where the configuration allows it.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -133,6 +140,9 @@ pub(super) struct OcraBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(schema_with = schema::seed_base32)]
     seed_base32: Option<Zeroizing<String>>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(schema_with = schema::seed_wrapped_base64)]
+    seed_wrapped_base64: Option<String>,
 }
 
 /// A device that signs. Its public key comes in one of the four forms.
@@ -219,12 +229,6 @@ pub(super) struct RollingBody {
     account: AccountRef,
 }
 
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum Export {
-    Otpauth,
-}
-
 fn hotp_digits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digits, D::Error> {
     Digits::for_hotp(u8::deserialize(deserializer)?).map_err(D::Error::custom)
 }
@@ -241,7 +245,7 @@ fn default_skew_steps() -> u64 {
     1
 }
 
-fn invalid(field: &'static str, reason: &'static str) -> Problem {
+pub(super) fn invalid(field: &'static str, reason: &'static str) -> Problem {
     Problem::Invalid { field, reason }
 }
 
@@ -258,8 +262,8 @@ impl TryFrom<EnrolBody> for Enrolment {
                     digits: body.digits,
                     moving_factor: MovingFactor::Hotp { look_ahead: look_ahead(body.look_ahead)? },
                     counter: counter(body.counter)?,
-                    seed: seed(body.seed_hex, body.seed_base32)?,
-                    export: body.export.is_some(),
+                    export: export(body.export, body.seed_wrapped_base64.is_some())?,
+                    seed: seed(body.seed_hex, body.seed_base32, body.seed_wrapped_base64)?,
                 }),
             ),
             EnrolBody::Totp(body) => {
@@ -275,8 +279,8 @@ impl TryFrom<EnrolBody> for Enrolment {
                             skew_steps: skew_steps(body.skew_steps)?,
                         },
                         counter: 0,
-                        seed: seed(body.seed_hex, body.seed_base32)?,
-                        export: body.export.is_some(),
+                        export: export(body.export, body.seed_wrapped_base64.is_some())?,
+                        seed: seed(body.seed_hex, body.seed_base32, body.seed_wrapped_base64)?,
                     }),
                 )
             }
@@ -326,7 +330,7 @@ impl TryFrom<OcraBody> for NewOcraToken {
             counter: counter(body.counter.unwrap_or(0))?,
             look_ahead: look_ahead(body.look_ahead.unwrap_or(look_ahead_default))?,
             skew_steps: skew_steps(body.skew_steps.unwrap_or(steps_default))?,
-            seed: seed(body.seed_hex, body.seed_base32)?,
+            seed: seed(body.seed_hex, body.seed_base32, body.seed_wrapped_base64)?,
             pin,
             suite,
         })
@@ -398,28 +402,5 @@ fn pin_text(pin: Zeroizing<String>) -> Result<SecretBytes, Problem> {
         Ok(SecretBytes::new(pin.as_bytes().to_vec()))
     } else {
         Err(invalid("pin", "must be 4 to 64 bytes without control characters"))
-    }
-}
-
-/// The seed, given in one way or in none.
-fn seed(
-    hex: Option<Zeroizing<String>>,
-    base32: Option<Zeroizing<String>>,
-) -> Result<Option<SecretBytes>, Problem> {
-    let (field, decoded) = match (hex, base32) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(invalid("seed_hex", "give seed_hex or seed_base32, not both")),
-        (Some(hex), None) => ("seed_hex", HEXLOWER_PERMISSIVE.decode(hex.as_bytes())),
-        (None, Some(base32)) => {
-            let upper = Zeroizing::new(base32.to_ascii_uppercase());
-            let encoding = if upper.ends_with('=') { BASE32 } else { BASE32_NOPAD };
-            ("seed_base32", encoding.decode(upper.as_bytes()))
-        }
-    };
-    let seed = decoded.map(SecretBytes::new).map_err(|_| invalid(field, "is not of that encoding"))?;
-    if SEED_BYTES.contains(&seed.len()) {
-        Ok(Some(seed))
-    } else {
-        Err(invalid(field, "must be 16 to 64 bytes"))
     }
 }

@@ -35,6 +35,14 @@ pub const TRANSACTION_SUITE: &str = "OCRA-1:HOTP-SHA256-8:QH40";
 pub const TERMINAL_ID: &str = "cred_1q8r5t0w2y4k6n9b3d7f1h5jzx";
 const WEBAUTHN_ID: &str = "ZXhhbXBsZS1jcmVkZW50aWFs";
 
+/// RFC 4226's test seed, encrypted to the example of `/v1/import-key`.
+const WRAPPED: &str = "\
+    Ms7CTtdxRodvrMK6DKJwRMIzgFD2NRJqZ8Y0o7DgvecbLQOw53S5KcwsFWOj5s1Ug4bzqXmVa/mB/nGFlUSdetak1gHt6ypDgyPr\
+    DjO7ksiP5Xyc1gHqPL6Bi1+x6yAON/CKDpcsmejaPXaZBWLu5MNzaLOUIWrbQ2akc5jc/Ie/bXcBxKxkCbDWK5V9rB2GPrFTd+OM\
+    Z71/gA1vgevYxVqJkgLdEdlPSLvM26tOxiQ4+D0GKm7u/Ht+dVYE9SHQ1csSl7iWwvBMeFCHESRd/VkqeB9V06u6SHXoeboUGqoM\
+    ay+/cBXKsPJ+4eZtX0yOWrsYPSw/jsNajwkk90biHETDRp5qm6neDR3ACjPwYNDgmNFBd6bJ1ivE/u7nYw7bd6EtZ/rWDWBOouUF\
+    Yx/0ifiyfTAj/wKP/W4YHU3s0VTD0ixshQWCfNJGXvaoxS4mq1M/NR3krjMhcG8mvHtQVrwLWI8BqXDJHqNzj5IB6XpIWr8cohbj\
+    3FZLP1dur53x";
 const SUITE: &str = "OCRA-1:HOTP-SHA256-8:C-QN08-PSHA1";
 const OTPAUTH: &str = "otpauth://totp/bank-a:account-1002?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=bank-a\
     &algorithm=SHA1&digits=6&period=30";
@@ -73,6 +81,11 @@ pub fn enrolments() -> Vec<Named> {
             "A counter, with RFC 4226's test seed",
             json!({ "type": "hotp", "account": "account-1001",
                 "seed_hex": "3132333435363738393031323334353637383930" }),
+        ),
+        example(
+            "hotp-wrapped",
+            "The same, the seed encrypted to the key of `/v1/import-key`: not taken by an appliance with another key",
+            json!({ "type": "hotp", "account": "account-1001", "seed_wrapped_base64": WRAPPED }),
         ),
         example(
             "totp",
@@ -266,6 +279,7 @@ fn credential(id: &str, account: &str, kind: KindView) -> CredentialView {
         account: account.to_owned(),
         tenant: "bank-a".to_owned(),
         state: Status::Active,
+        resumable: None,
         kind,
         failures: 0,
         created_at: rfc3339(1_893_456_000_000),

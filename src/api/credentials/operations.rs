@@ -24,8 +24,12 @@ use super::schemas::VerifyForms;
 use super::{ListBody, ListQuery};
 
 const ENROL: &str = "\
-With one of the two seed fields the seed is imported; with both it is an error; with none the HSM generates it, and \
-nobody ever sees it. An imported or exported seed passes the front's memory once.
+With one of the three seed fields the seed is imported; with several it is an error; with none the HSM generates it, and \
+nobody ever sees it. A seed that is imported in the clear, or exported, passes the front's memory once. One that is \
+encrypted to the key of `/v1/import-key` (`seed_wrapped_base64`) passes it closed, and is opened in the HSM. Of one that \
+cannot be opened, or is not 64 bytes, it is never said which. A configuration may take no seed in the clear: 422.
+
+409: those very bytes of `seed_wrapped_base64` were taken before in this tenant.
 
 An `ocra` credential's fields have to fit its suite: one for an input that the suite does not have (`counter`, \
 `look_ahead`, `skew_steps`, `pin`) is 422. Its `use` is for its life: with `transaction`, `/verify` is 409 whatever \
@@ -88,7 +92,11 @@ acknowledged; the credential is not active, or not `rolling`.";
 
 const REBIND: &str = "\
 Its terminal is lost, or has lost its temporary code: a new secret and a new `salt`, and `/activate` again. What the \
-terminal had is worth nothing from here on. Failures stay. 409: it is suspended, or not `rolling`.";
+terminal had is worth nothing from here on. Failures stay. 409: it is suspended and can be resumed, or not `rolling`.";
+
+const RESUME: &str = "\
+It verifies again. What `/suspend` suspended takes `enroll`, what a recovery of the database suspended takes `admin`. \
+409: it is not suspended, or not `resumable`.";
 
 /// All routes of this folder.
 pub(in super::super) fn operations() -> Vec<Operation> {
@@ -186,7 +194,7 @@ pub(in super::super) fn operations() -> Vec<Operation> {
             .said("Suspend", "It verifies nothing until it is resumed. 409: it is suspended.")
             .changes("It is suspended.", changed(Status::Suspended)),
         change(HttpMethod::Post, "/v1/credentials/{id}/resume", "resume", Action::Resume)
-            .said("Resume", "It verifies again. 409: it is active.")
+            .said("Resume", RESUME)
             .changes("It is active.", hotp()),
         change(HttpMethod::Post, "/v1/credentials/{id}/unlock", "unlock", Action::Unlock)
             .said(
@@ -212,7 +220,7 @@ fn operation(
 /// A route that says everything by its path.
 fn change(method: HttpMethod, path: &'static str, id: &'static str, action: Action) -> Operation {
     let asked = Asked::NoFields(reference::<NoFields>());
-    Operation { asked, ..Operation::new(method, path, id).permitted(&[action.permission()]) }
+    Operation { asked, ..Operation::new(method, path, id).permitted(action.permissions()) }
 }
 
 impl Operation {

@@ -82,6 +82,12 @@ pub enum Form {
         schema: Box<RefOr<Schema>>,
         examples: Vec<Named>,
     },
+    /// A text of this media type.
+    Text {
+        media_type: &'static str,
+        schema: Box<RefOr<Schema>>,
+        examples: Vec<Named>,
+    },
     /// A picture of one of these media types: the one that `Accept` asks for.
     Picture(Vec<&'static str>),
 }
@@ -275,6 +281,9 @@ impl Answered {
         let mut response = match &self.form {
             Form::Json { schema, examples } => {
                 answer(self.description).content(JSON, content((**schema).clone(), examples.clone()))
+            }
+            Form::Text { media_type, schema, examples } => {
+                answer(self.description).content(*media_type, content((**schema).clone(), examples.clone()))
             }
             Form::Picture(media_types) => media_types
                 .iter()

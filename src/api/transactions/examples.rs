@@ -183,7 +183,14 @@ fn device(device: Device) -> Option<Method> {
 /// A transaction that was just made.
 fn made(id: u8, method: Option<Method>) -> Option<Transaction> {
     let boot_id = BootId([0; 16]);
-    let now = Now { unix_ms: CREATED_UNIX_MS, boot_ms: 0, boot_id, run: RunId([0; 16]), trusted: true };
+    let now = Now {
+        unix_ms: CREATED_UNIX_MS,
+        boot_ms: 0,
+        boot_id,
+        run: RunId([0; 16]),
+        trusted: true,
+        floor_unix_ms: 0,
+    };
     let label = |text: &str| Label::try_from(text.to_owned()).ok();
     Some(Transaction {
         id: TransactionId::from_random([id; 16]),

@@ -1,30 +1,20 @@
 //! Which system keys there are, what each must be, and which the token holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::super::pkcs11::{Half, Material, Object, Pkcs11Error, Session, Shape, Use};
+pub use crate::domain::system_key::KeyKind as Kind;
 
-/// The system keys, which [`token`](super::super::token) makes and every custodian needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// AES-256: wraps the secrets of credentials.
-    Kek,
-    /// 32 bytes: the keys of seals, sums and fingerprints come from it.
-    Row,
-    /// AES-256: for small secrets, such as PIN hashes.
-    Data,
-    /// A P-256 key pair: signs attestations.
-    Attest,
-}
+use super::super::pkcs11::{Half, Material, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Use};
+use crate::hsm::messages::Fault;
 
 /// What a key of some kind must be, in the token.
 #[derive(Clone, Copy, Debug)]
 pub enum Form {
-    /// A secret key.
-    Secret(Shape),
+    /// A secret key, and what it is for.
+    Secret(Shape, Purpose),
     /// A key pair: a private key and a public key, of one label.
-    Pair,
+    Pair(PairForm),
 }
 
 /// The shape of `kek`.
@@ -35,25 +25,14 @@ const fn system_key(material: Material, purpose: Use) -> Shape {
 }
 
 impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Kek, Self::Row, Self::Data, Self::Attest];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Kek => "kek",
-            Self::Row => "row",
-            Self::Data => "data",
-            Self::Attest => "attest",
-        }
-    }
-
     /// What such a key must be, in the token.
     pub fn form(self) -> Form {
         match self {
-            Self::Kek => Form::Secret(KEK),
-            Self::Row => Form::Secret(system_key(Material::Generic, Use::Sign)),
-            Self::Data => Form::Secret(system_key(Material::Aes, Use::Cipher)),
-            Self::Attest => Form::Pair,
+            Self::Kek => Form::Secret(KEK, Purpose::AesKeyWrap),
+            Self::Row => Form::Secret(system_key(Material::Generic, Use::Sign), Purpose::HmacSha256),
+            Self::Data => Form::Secret(system_key(Material::Aes, Use::Cipher), Purpose::AesGcm),
+            Self::Attest | Self::Audit => Form::Pair(PairForm::P256),
+            Self::Import => Form::Pair(PairForm::Rsa3072),
         }
     }
 }
@@ -80,7 +59,7 @@ impl KeyName {
     /// A label of a system key that names no version.
     fn parse(label: &str) -> Option<Result<Self, KeyError>> {
         let (name, version) = label.strip_prefix("hsm-authd/")?.split_once('/')?;
-        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name)?;
+        let kind = Kind::parse(name)?;
         let version = version.strip_prefix('v').and_then(|digits| digits.parse().ok());
         // Spelt back, so that v01 and v+1 are no other names of v1.
         let key = version.map(|version| Self { kind, version });
@@ -90,16 +69,29 @@ impl KeyName {
         })
     }
 
-    /// The label of the mark that stands in the token while this pair is made. Custodians start on no key that has
-    /// one, so that what is marked has never signed.
+    /// The label of its public half once the private one is gone: it still says what verifies.
+    pub fn retired(self) -> String {
+        format!("hsm-authd/{}/retired/v{}", self.kind.name(), self.version)
+    }
+
+    /// The pair whose public half a label keeps. Only what signs is kept.
+    fn of_retired(label: &str) -> Option<Self> {
+        let (kind, version) = label.strip_prefix("hsm-authd/")?.split_once("/retired/")?;
+        let name = Self::parse(&format!("hsm-authd/{kind}/{version}"))?.ok()?;
+        matches!(name.kind.form(), Form::Pair(PairForm::P256)).then_some(name)
+    }
+
+    /// The label of the mark that stands in the token while this key is made. Custodians start on no key that has
+    /// one, so that what is marked was never used.
     pub fn mark(self) -> String {
         format!("{MARK}{}/v{}", self.kind.name(), self.version)
     }
 
-    /// The pair that a label marks. No other key is ever marked: what a mark says may be removed.
+    /// The key that a label marks. The first version of a secret key is never marked: what a mark says may be
+    /// removed.
     fn marked(label: &str) -> Option<Self> {
         let name = Self::parse(&format!("hsm-authd/{}", label.strip_prefix(MARK)?))?.ok()?;
-        matches!(name.kind.form(), Form::Pair).then_some(name)
+        (name.version > 1 || matches!(name.kind.form(), Form::Pair(_))).then_some(name)
     }
 }
 
@@ -124,12 +116,12 @@ pub enum KeyError {
     #[error("an object labelled {0} is neither a private nor a public key: remove it")]
     NoHalf(KeyName),
     /// More than one private or public key of one pair.
-    #[error("several {0}s are labelled {1}: remove all but that of the pair that signed")]
+    #[error("several {0}s are labelled {1}: remove all but that of the pair that was used")]
     HalfTwice(Half, KeyName),
-    /// A half alone: what is missing, and what is there. Nothing in the token says whether the pair ever signed.
+    /// A half alone: what is missing, and what is there. Nothing in the token says whether the pair was ever used.
     #[error(
         "the {0} of {1} is missing: put it back, or remove the {2} of that label and run `hsm-authd init`, \
-         which makes a new pair; attestations of the old one then verify no more"
+         which makes a new pair; what the old one signed then verifies no more, and what was wrapped for it opens no more"
     )]
     HalfMissing(Half, KeyName, Half),
     /// A half that is not what it must be.
@@ -141,8 +133,14 @@ pub enum KeyError {
     #[error("key {0} is not finished: run `hsm-authd init`")]
     Unfinished(KeyName),
     /// Halves of two pairs.
-    #[error("the public key of {0} does not verify what its private key signs: put the right one back")]
+    #[error("the public key of {0} does not fit its private key: put the right one back")]
     OtherPair(KeyName),
+    /// A private half that does not unwrap what the public one wrapped.
+    #[error("the private key of {0} does not unwrap what its public key wraps ({1}): put the right one back")]
+    Unwraps(KeyName, Pkcs11Error),
+    /// The token's first anchor.
+    #[error("the anchor of the log cannot be made: {0}")]
+    Anchor(Fault),
     /// A kind of which there is no version.
     #[error("there is no key hsm-authd/{}/v1: run `hsm-authd init`", .0.name())]
     Missing(Kind),
@@ -155,9 +153,9 @@ pub enum Found {
     Secret(Object),
     /// Two objects. Whether they are of one pair is not known yet.
     Pair {
-        /// It signs.
+        /// It signs or unwraps.
         private: Object,
-        /// It verifies.
+        /// It verifies or wraps.
         public: Object,
     },
 }
@@ -171,7 +169,7 @@ fn marked(session: &Session, object: Object, label: &str) -> Result<Option<KeyNa
     })
 }
 
-/// Pairs whose making was interrupted: the marks, and the objects that were made.
+/// Keys whose making was interrupted: the marks, and the objects that were made.
 ///
 /// # Errors
 /// The HSM failed.
@@ -190,36 +188,81 @@ pub fn unfinished(session: &Session) -> Result<BTreeMap<KeyName, [Vec<Object>; 2
     Ok(unfinished)
 }
 
-/// All system keys in the token, attributes checked.
+/// The system keys in a token.
+pub struct Survey {
+    /// Those that are finished, attributes checked.
+    pub keys: BTreeMap<KeyName, Found>,
+    /// The public halves of pairs whose private ones were retired, attributes checked.
+    pub retired: BTreeMap<KeyName, Object>,
+    /// What is left of pairs whose retirement was interrupted.
+    pub halves: BTreeMap<KeyName, Vec<Object>>,
+}
+
+impl Survey {
+    /// The newest version of a kind.
+    pub fn newest(&self, kind: Kind) -> Option<u16> {
+        self.keys.keys().filter(|name| name.kind == kind).map(|name| name.version).max()
+    }
+}
+
+/// All system keys in the token. What is being made, or was begun and interrupted, is passed over where there is
+/// another version of its kind.
 ///
 /// # Errors
 /// The first key that is not what it must be.
-pub fn survey(session: &Session) -> Result<BTreeMap<KeyName, Found>, KeyError> {
+pub fn survey(session: &Session) -> Result<Survey, KeyError> {
     let mut objects: BTreeMap<KeyName, Vec<Object>> = BTreeMap::new();
+    let mut unfinished = BTreeSet::new();
+    let mut retired: BTreeMap<KeyName, Vec<Object>> = BTreeMap::new();
     for (object, label) in session.labelled_objects()? {
         if let Some(name) = marked(session, object, &label)? {
-            return Err(KeyError::Unfinished(name));
+            unfinished.insert(name);
+        } else if let Some(name) = KeyName::of_retired(&label) {
+            // One that is not private needs no PIN, and would say what our signatures are.
+            if session.is_private(object)? {
+                retired.entry(name).or_default().push(object);
+            }
+        } else if let Some(name) = KeyName::parse(&label) {
+            objects.entry(name?).or_default().push(object);
         }
-        let Some(name) = KeyName::parse(&label) else { continue };
-        objects.entry(name?).or_default().push(object);
+    }
+    objects.retain(|name, _| !unfinished.contains(name));
+    let halves = objects.extract_if(.., |name, _| retired.contains_key(name)).collect();
+    if let Some(name) = unfinished.iter().find(|name| !objects.keys().any(|key| key.kind == name.kind)) {
+        return Err(KeyError::Unfinished(*name));
     }
     let found = |(name, objects): (KeyName, Vec<Object>)| {
         let key = match name.kind.form() {
-            Form::Secret(shape) => secret(session, name, &shape, &objects),
-            Form::Pair => pair(session, name, &objects),
+            Form::Secret(shape, purpose) => secret(session, name, &shape, purpose, &objects),
+            Form::Pair(form) => pair(session, name, form, &objects),
         };
         key.map(|key| (name, key))
     };
-    objects.into_iter().map(found).collect()
+    let kept = |(name, objects): (KeyName, Vec<Object>)| {
+        let [object] = *objects else { return Err(KeyError::HalfTwice(Half::Public, name)) };
+        let checked = session.check_retired(object);
+        checked.map(|()| (name, object)).map_err(|error| KeyError::WrongHalf(Half::Public, name, error))
+    };
+    Ok(Survey {
+        keys: objects.into_iter().map(found).collect::<Result<_, _>>()?,
+        retired: retired.into_iter().map(kept).collect::<Result<_, _>>()?,
+        halves,
+    })
 }
 
-fn secret(session: &Session, name: KeyName, shape: &Shape, objects: &[Object]) -> Result<Found, KeyError> {
+fn secret(
+    session: &Session,
+    name: KeyName,
+    shape: &Shape,
+    purpose: Purpose,
+    objects: &[Object],
+) -> Result<Found, KeyError> {
     let [object] = *objects else { return Err(KeyError::Twice(name)) };
-    session.check(object, shape).map_err(|error| KeyError::Wrong(name, error))?;
-    Ok(Found::Secret(object))
+    let checked = session.check(object, shape).and_then(|()| session.check_purpose(object, purpose));
+    checked.map(|()| Found::Secret(object)).map_err(|error| KeyError::Wrong(name, error))
 }
 
-fn pair(session: &Session, name: KeyName, objects: &[Object]) -> Result<Found, KeyError> {
+fn pair(session: &Session, name: KeyName, form: PairForm, objects: &[Object]) -> Result<Found, KeyError> {
     let (mut private, mut public) = (None, None);
     for object in objects {
         let half = session.half(*object)?.ok_or(KeyError::NoHalf(name))?;
@@ -230,7 +273,7 @@ fn pair(session: &Session, name: KeyName, objects: &[Object]) -> Result<Found, K
         if place.replace(*object).is_some() {
             return Err(KeyError::HalfTwice(half, name));
         }
-        session.check_half(*object, half).map_err(|error| KeyError::WrongHalf(half, name, error))?;
+        session.check_half(*object, half, form).map_err(|error| KeyError::WrongHalf(half, name, error))?;
     }
     match (private, public) {
         (Some(private), Some(public)) => Ok(Found::Pair { private, public }),
@@ -251,15 +294,22 @@ mod tests {
                 assert_eq!(KeyName::parse(&name.to_string()).unwrap().unwrap(), name);
             }
         }
-        for other in ["", "hsm-authd/audit/v1", "hsm-authd/kek", "kek/v1", "hsm-authd/Kek/v1"] {
+        for other in ["", "hsm-authd/other/v1", "hsm-authd/kek", "kek/v1", "hsm-authd/Kek/v1"] {
             assert!(KeyName::parse(other).is_none(), "{other}");
             assert!(KeyName::marked(other).is_none(), "{other}");
         }
         for kind in Kind::ALL {
             let name = KeyName { kind, version: 7 };
             assert!(KeyName::parse(&name.mark()).is_none(), "a mark is no key");
-            assert_eq!(KeyName::marked(&name.mark()), (kind == Kind::Attest).then_some(name));
+            assert_eq!(KeyName::marked(&name.mark()), Some(name));
+            let first = KeyName { kind, version: 1 };
+            let is_pair = matches!(kind.form(), Form::Pair(_));
+            assert_eq!(KeyName::marked(&first.mark()), is_pair.then_some(first));
+            let signs = matches!(kind.form(), Form::Pair(PairForm::P256));
+            assert!(!matches!(KeyName::parse(&name.retired()), Some(Ok(_))), "what is retired is no key");
+            assert_eq!(KeyName::of_retired(&name.retired()), signs.then_some(name));
         }
+        assert!(KeyName::of_retired("hsm-authd/attest/retired/v01").is_none());
         assert!(KeyName::marked("hsm-authd/unfinished/attest/v01").is_none());
         for bad in ["v0", "v01", "v+1", "1", "v65536", "v", "v1 ", "v1/v1"] {
             assert!(KeyName::parse(&format!("hsm-authd/kek/{bad}")).unwrap().is_err(), "{bad}");

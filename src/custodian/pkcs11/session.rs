@@ -1,9 +1,12 @@
 //! A session: keys and what is done with them.
 
+use std::collections::HashSet;
+
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::mechanisms::Purpose;
 use super::shape::{Material, Shape, Use};
 use super::{Cause, Pkcs11Error, constant};
 use crate::domain::otp::Algorithm;
@@ -24,15 +27,24 @@ impl Session {
         Self(session)
     }
 
-    /// Every token object that has a label, with it. Labels that are no UTF-8 are nobody's of ours.
+    /// Every token object that has a label, with it, but for secrets of credentials, of which there may be thousands.
+    /// Labels that are no UTF-8 are nobody's of ours.
     ///
     /// # Errors
     /// The search failed.
     pub fn labelled_objects(&self) -> Result<Vec<(Object, String)>, Pkcs11Error> {
+        let secrets: HashSet<_> = self.residents()?.into_iter().map(|object| object.0.handle()).collect();
         let mut found = Vec::new();
         // Not by class: an object that a crash left half made may have a label and nothing else.
         for handle in self.0.find_objects(&[Attribute::Token(true)])? {
-            let attributes = self.0.get_attributes(handle, &[AttributeType::Label])?;
+            if secrets.contains(&handle.handle()) {
+                continue;
+            }
+            let attributes = match self.attributes(Object(handle), &[AttributeType::Label]) {
+                // A credential's secret, deleted meanwhile by another custodian.
+                Err(error) if error.is_gone() => continue,
+                other => other?,
+            };
             if let [Attribute::Label(label)] = attributes.as_slice()
                 && let Ok(label) = std::str::from_utf8(label)
             {
@@ -40,6 +52,10 @@ impl Session {
             }
         }
         Ok(found)
+    }
+
+    fn attributes(&self, object: Object, types: &[AttributeType]) -> Result<Vec<Attribute>, Pkcs11Error> {
+        Ok(self.0.get_attributes(object.0, types)?)
     }
 
     /// Whether only who is logged in can have made this object (PKCS #11 3.1, C_CreateObject).
@@ -71,22 +87,39 @@ impl Session {
         }
     }
 
-    /// Generates a key. One with a label is made unmodifiable, unless it wraps.
+    /// Generates a key.
     ///
     /// # Errors
     /// `C_GenerateKey` failed.
-    pub fn generate(&self, shape: &Shape, label: Option<&str>) -> Result<Object, Pkcs11Error> {
+    pub fn generate(&self, shape: &Shape) -> Result<Object, Pkcs11Error> {
+        self.generate_with(shape, &[])
+    }
+
+    /// Generates a key with a label, for one purpose. It is made unmodifiable, unless it wraps.
+    ///
+    /// # Errors
+    /// `C_GenerateKey` failed.
+    pub fn generate_labelled(
+        &self,
+        shape: &Shape,
+        label: &str,
+        purpose: Purpose,
+    ) -> Result<Object, Pkcs11Error> {
+        let label = Attribute::Label(label.as_bytes().to_vec());
+        // A key that is to be copied to a session object must allow it: the copy's CKA_TOKEN is
+        // a modification. No module lets go of CKA_SENSITIVE or non-extractability for that.
+        let modifiable = Attribute::Modifiable(shape.purpose == Some(Use::Wrap));
+        let besides = [label, modifiable];
+        self.made_for(purpose, |allowed| self.generate_with(shape, &[&besides[..], allowed].concat()))
+    }
+
+    fn generate_with(&self, shape: &Shape, besides: &[Attribute]) -> Result<Object, Pkcs11Error> {
         let mechanism = match shape.material {
             Material::Aes => Mechanism::AesKeyGen,
             Material::Generic => Mechanism::GenericSecretKeyGen,
         };
         let mut template = shape.all_attributes()?;
-        if let Some(label) = label {
-            template.push(Attribute::Label(label.as_bytes().to_vec()));
-            // A key that is to be copied to a session object must allow it: the copy's CKA_TOKEN is
-            // a modification. No module lets go of CKA_SENSITIVE or non-extractability for that.
-            template.push(Attribute::Modifiable(shape.purpose == Some(Use::Wrap)));
-        }
+        template.extend_from_slice(besides);
         Ok(Object(self.0.generate_key(&mechanism, &template)?))
     }
 
@@ -151,6 +184,14 @@ impl Session {
             Algorithm::Sha512 => MechanismType::SHA512_HMAC,
         }]));
         Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &template)?))
+    }
+
+    /// The key in `blob` as an object of this shape, whose length the module takes from the blob.
+    ///
+    /// # Errors
+    /// `C_UnwrapKey` failed: also if the blob is not what this `kek` wrapped.
+    pub fn unwrap(&self, kek: Object, blob: &[u8], shape: &Shape) -> Result<Object, Pkcs11Error> {
+        Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &shape.attributes())?))
     }
 
     /// The HMAC of `message`: [`Algorithm::output_bytes`] of it, zeroized on drop.

@@ -71,7 +71,14 @@ mod tests {
     const RUN: RunId = RunId([1; 16]);
 
     fn at(ms: u64) -> Now {
-        Now { unix_ms: 1_000_000 + ms, boot_ms: ms, boot_id: BootId([1; 16]), run: RUN, trusted: true }
+        Now {
+            unix_ms: 1_000_000 + ms,
+            boot_ms: ms,
+            boot_id: BootId([1; 16]),
+            run: RUN,
+            trusted: true,
+            floor_unix_ms: 0,
+        }
     }
 
     fn method(terminals: u8, window_s: Option<u64>, interval: Option<(u16, u16)>) -> MultiTerminal {

@@ -4,12 +4,14 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::Row;
+use super::{Row, Table};
 use crate::domain::account::{Account, AccountRef};
 use crate::domain::attestation::Attestation;
 use crate::domain::authorization::Authorization;
 use crate::domain::caller::Tenant;
-use crate::domain::credential::{Credential, CredentialState, Kind, OtpToken, UsedInput, WrappedSecret};
+use crate::domain::credential::{
+    Credential, CredentialState, ImportedSeed, Kind, OtpToken, StoredSecret, UsedInput,
+};
 use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
@@ -38,6 +40,7 @@ pub enum Spelling<'a> {
     Binding(Cow<'a, Binding>),
     Presentation(Cow<'a, Presentation>),
     Authorization(Cow<'a, Authorization>),
+    ImportedSeed(Cow<'a, ImportedSeed>),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -50,7 +53,7 @@ pub struct OtpCredential<'a> {
     algorithm: Algorithm,
     digits: Digits,
     moving_factor: MovingFactor,
-    secret: Cow<'a, Option<WrappedSecret>>,
+    secret: Cow<'a, Option<StoredSecret>>,
     deleted_unix_ms: Option<u64>,
 }
 
@@ -106,6 +109,24 @@ impl<'a> PlainTransaction<'a> {
 }
 
 impl<'a> Spelling<'a> {
+    /// The table of the spelling of this number.
+    pub fn table(number: u8) -> Option<Table> {
+        Some(match number {
+            0 | 4 => Table::Credential,
+            1 => Table::State,
+            2 => Table::Account,
+            3 => Table::Idempotency,
+            5 => Table::UsedInput,
+            6 => Table::Attestation,
+            7 | 8 => Table::Transaction,
+            9 => Table::Binding,
+            10 => Table::Presentation,
+            11 => Table::Authorization,
+            12 => Table::ImportedSeed,
+            _ => return None,
+        })
+    }
+
     pub fn of(row: &'a Row) -> Self {
         match row {
             Row::Credential(row) => match &row.kind {
@@ -135,6 +156,7 @@ impl<'a> Spelling<'a> {
             Row::Binding(row) => Self::Binding(Cow::Borrowed(row)),
             Row::Presentation(row) => Self::Presentation(Cow::Borrowed(row)),
             Row::Authorization(row) => Self::Authorization(Cow::Borrowed(row)),
+            Row::ImportedSeed(row) => Self::ImportedSeed(Cow::Borrowed(row)),
         }
     }
 
@@ -165,6 +187,7 @@ impl<'a> Spelling<'a> {
             Self::Binding(row) => Row::Binding(row.into_owned()),
             Self::Presentation(row) => Row::Presentation(row.into_owned()),
             Self::Authorization(row) => Row::Authorization(row.into_owned()),
+            Self::ImportedSeed(row) => Row::ImportedSeed(row.into_owned()),
         }
     }
 }
@@ -246,7 +269,7 @@ mod tests {
                 deleted_unix_ms: None,
             })
         };
-        let secret = Some(WrappedSecret { kek_version: 1, blob: vec![7; 32] });
+        let secret = Some(StoredSecret::Wrapped { kek_version: 1, blob: vec![7; 32] });
         let pin_hash = Some(EncryptedPinHash { data_version: 1, blob: vec![9; 48] });
         let input = UsedInput {
             id: CredentialId::from_random([7; 16]),
@@ -263,6 +286,7 @@ mod tests {
         ];
         for (row, spelling) in rows.into_iter().zip(OCRA_SPELLINGS) {
             assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), spelling);
+            assert_eq!(row.encode().table(), Some(row.key().table()));
             assert_eq!(row.encode().decode(), Some(row));
         }
     }
@@ -349,6 +373,7 @@ mod tests {
         ];
         for (row, spelling) in rows.into_iter().zip(TRANSACTION_SPELLINGS) {
             assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), spelling);
+            assert_eq!(row.encode().table(), Some(row.key().table()));
             assert_eq!(row.encode().decode(), Some(row));
         }
     }
@@ -372,10 +397,14 @@ mod tests {
         "1068736d2d61757468642f726f772f763104878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d6106616363\
          742d3102e80706000606060606060606060606060606060600010963617365203437313101a846",
     ];
-    const STATE_SPELLINGS: [&str; 2] = [
+    const STATE_SPELLINGS: [&str; 4] = [
         "1068736d2d61757468642f726f772f763101878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d6101030000\
          0000000000",
         "1068736d2d61757468642f726f772f763101878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d6101040000\
+         0000000000",
+        "1068736d2d61757468642f726f772f763101878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d6101050000\
+         0000000000",
+        "1068736d2d61757468642f726f772f763101878e9cb8f0e0c183878e9cb8f0e0c183870e0662616e6b2d6101060000\
          0000000000",
     ];
     const MULTI_TERMINAL_SPELLINGS: [&str; 5] = [
@@ -451,6 +480,7 @@ mod tests {
     fn assert_spelt<const N: usize>(rows: [Row; N], spellings: [&str; N]) {
         for (row, spelling) in rows.into_iter().zip(spellings) {
             assert_eq!(data_encoding::HEXLOWER.encode(row.encode().as_bytes()), spelling, "{row:?}");
+            assert_eq!(row.encode().table(), Some(row.key().table()));
             assert_eq!(row.encode().decode(), Some(row));
         }
     }
@@ -473,8 +503,14 @@ mod tests {
 
     /// A moment one second after 1 s since 1970, and 7 ms since boot.
     fn moment() -> Deadline {
-        let now =
-            Now { unix_ms: 1_000, boot_ms: 7, boot_id: BootId([1; 16]), run: RunId([0; 16]), trusted: true };
+        let now = Now {
+            unix_ms: 1_000,
+            boot_ms: 7,
+            boot_id: BootId([1; 16]),
+            run: RunId([0; 16]),
+            trusted: true,
+            floor_unix_ms: 0,
+        };
         Deadline::after(&now, 1_000)
     }
 
@@ -489,7 +525,7 @@ mod tests {
             kind,
             deleted_unix_ms: None,
         };
-        let wrapped = |byte| WrappedSecret { kek_version: 1, blob: vec![byte; 40] };
+        let wrapped = |byte| StoredSecret::Wrapped { kek_version: 1, blob: vec![byte; 40] };
         let address = "+49 170 1234567".to_owned().try_into().unwrap();
         let terminal = credential(Kind::Terminal(Terminal { address, secret: Some(wrapped(7)) }));
         let gone = terminal.deleted(9_000);
@@ -503,7 +539,8 @@ mod tests {
         assert_spelt([pending, active, gone].map(Row::Credential), ROLLING_SPELLINGS);
 
         let state = |status| CredentialState { status, ..CredentialState::new(id(7), tenant(), 0, 0) };
-        assert_spelt([Status::Pending, Status::Unauthorized].map(state).map(Row::State), STATE_SPELLINGS);
+        let later = [Status::Pending, Status::Unauthorized, Status::Recovered, Status::Stranded];
+        assert_spelt(later.map(state).map(Row::State), STATE_SPELLINGS);
     }
 
     #[test]

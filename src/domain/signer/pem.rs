@@ -1,9 +1,9 @@
 //! A public key in PEM: a SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7; RFC 7468, section 13).
 
 use data_encoding::BASE64;
-use x509_cert::der::asn1::{AnyRef, ObjectIdentifier, UintRef};
-use x509_cert::der::{Decode, Reader, SliceReader};
-use x509_cert::spki::SubjectPublicKeyInfoRef;
+use x509_cert::der::asn1::{AnyRef, BitStringRef, ObjectIdentifier, UintRef};
+use x509_cert::der::{Decode, Encode, Reader, SliceReader, Tag};
+use x509_cert::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
 
 use super::{HOLDS_PRIVATE_KEY, KeyError, P256Key, PublicKey, RsaKey};
 
@@ -37,6 +37,37 @@ impl PublicKey {
     /// The text is something else, or the key is not one of [`PublicKey`]'s.
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
         Self::from_key_info(&block(text)?)
+    }
+
+    /// One `PUBLIC KEY` block, in lines of 64 characters (RFC 7468, section 2), each with its end.
+    ///
+    /// # Errors
+    /// None for a key that was checked: DER has room for it.
+    pub fn to_pem(&self) -> Result<String, KeyError> {
+        let base64 = BASE64.encode(&self.to_key_info().map_err(|_| NO_KEY_INFO)?);
+        let mut pem = format!("{BEGIN}\n");
+        for (place, character) in base64.chars().enumerate() {
+            if place > 0 && place % 64 == 0 {
+                pem.push('\n');
+            }
+            pem.push(character);
+        }
+        pem.push_str(&format!("\n{END}\n"));
+        Ok(pem)
+    }
+
+    /// The key as a SubjectPublicKeyInfo in DER.
+    fn to_key_info(&self) -> x509_cert::der::Result<Vec<u8>> {
+        let (oid, parameters, key) = match self {
+            Self::P256(key) => (EC_PUBLIC_KEY, AnyRef::from(&PRIME256V1), key.point().to_vec()),
+            Self::Rsa(key) => {
+                let numbers =
+                    [UintRef::new(&key.modulus)?.to_der()?, UintRef::new(&key.exponent)?.to_der()?].concat();
+                (RSA_ENCRYPTION, AnyRef::NULL, AnyRef::new(Tag::Sequence, &numbers)?.to_der()?)
+            }
+        };
+        let algorithm = AlgorithmIdentifierRef { oid, parameters: Some(parameters) };
+        SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(&key)? }.to_der()
     }
 
     /// From a SubjectPublicKeyInfo in DER.
@@ -116,6 +147,13 @@ mod tests {
 
     fn refused(text: &str) -> KeyError {
         PublicKey::from_pem(text).unwrap_err()
+    }
+
+    #[test]
+    fn a_key_is_written_as_openssl_writes_it() {
+        for name in ["p256", "rsa2048", "rsa4096"] {
+            assert_eq!(key_named(name).to_pem().unwrap().trim_end(), pem_named(name).trim_end(), "{name}");
+        }
     }
 
     /// The DER of a key of the vectors.

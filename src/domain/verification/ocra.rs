@@ -4,7 +4,8 @@
 //! session, time step) is remembered, and its code is a repeat from then on.
 
 use super::{
-    Candidate, Factor, Plan, Refusal, Subject, Verdict, accepted, admit, around, counters, plan, succeeded,
+    Candidate, Factor, Plan, Refusal, Subject, Verdict, accepted, admit, around, beyond_floor, counters,
+    plan, succeeded,
 };
 use crate::domain::credential::{OcraToken, UsedInput};
 use crate::domain::ocra::Challenge;
@@ -19,6 +20,11 @@ pub fn steps(token: &OcraToken, now: &Now) -> Vec<Option<u64>> {
             around(time_step(now.unix_ms, period_s), token.skew_steps.into()).map(Some).collect()
         }
     }
+}
+
+/// The first time step whose code cannot have been accepted and forgotten; 0 for a suite without T.
+pub fn first_step(token: &OcraToken, now: &Now) -> u64 {
+    token.suite.time_step_s().map_or(0, |period_s| beyond_floor(now, period_s, token.skew_steps, 0))
 }
 
 /// The inputs that [`begin`] has to know of whether they were accepted before; none for a suite with C.
@@ -49,7 +55,11 @@ pub fn begin(
     } else {
         by_input(subject, token, challenge, used, &steps)
     };
-    Ok(plan(subject, now, repeated.into_iter().chain(fresh).collect()))
+    let first = first_step(token, now);
+    let is_lost = |candidate: &Candidate| candidate.factor.time_step.is_some_and(|step| step < first);
+    let (mut maybe_used, fresh): (Vec<_>, Vec<_>) = fresh.into_iter().partition(is_lost);
+    maybe_used.iter_mut().for_each(|candidate| candidate.verdict = Verdict::Repeated);
+    Ok(plan(subject, now, repeated.into_iter().chain(maybe_used).chain(fresh).collect()))
 }
 
 fn by_counter(
@@ -180,6 +190,26 @@ mod tests {
         else {
             panic!("by a clock that stepped")
         };
+    }
+
+    #[test]
+    fn a_step_whose_acceptance_may_be_forgotten_counts_as_used() {
+        let lost = Now { floor_unix_ms: 6_000_000, ..at(6_060) };
+        for (suite, counter) in
+            [("OCRA-1:HOTP-SHA1-6:QN08-T1M", None), ("OCRA-1:HOTP-SHA1-6:C-QN08-T1M", Some(0))]
+        {
+            let token = OcraToken { look_ahead: 0, ..token(suite, 1) };
+            let rows = Rows::of(Kind::Ocra(token.clone()), 0);
+            let asked = challenge(&token, "1");
+            let plan = begin(rows.subject(), &token, &asked, &[], &lost).unwrap();
+            let expected =
+                [(101, true), (100, true), (102, false)].map(|(step, used)| (counter, Some(step), used));
+            assert_eq!(factors(&plan), expected, "{suite}");
+        }
+        let token = token("OCRA-1:HOTP-SHA1-6:QN08", 0);
+        let rows = Rows::of(Kind::Ocra(token.clone()), 0);
+        let plan = begin(rows.subject(), &token, &challenge(&token, "1"), &[], &lost).unwrap();
+        assert_eq!(factors(&plan), [(None, None, false)], "no clock tells");
     }
 
     #[test]

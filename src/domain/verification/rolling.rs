@@ -25,12 +25,12 @@ pub fn accepted(subject: Subject<'_>, binding: &Binding) -> CredentialState {
 mod tests {
     use super::super::tests::{Rows, at};
     use super::*;
-    use crate::domain::credential::{Kind, Status, WrappedSecret};
+    use crate::domain::credential::{Kind, Status, StoredSecret};
     use crate::domain::lockout::Locked;
     use crate::domain::rolling::{LOOKUP_BYTES, Rolling, SALT_BYTES};
 
     fn rows() -> Rows {
-        let secret = WrappedSecret { kek_version: 1, blob: vec![7; 40] };
+        let secret = StoredSecret::Wrapped { kek_version: 1, blob: vec![7; 40] };
         Rows::of(Kind::Rolling(Rolling::new(secret, [5; SALT_BYTES])), 1)
     }
 

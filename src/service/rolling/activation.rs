@@ -1,12 +1,13 @@
 //! Binding a rolling credential to its terminal (seed B, step 301): once, and told again until the terminal has it.
 
 use crate::domain::audit::Event;
-use crate::domain::credential::{Kind, Status, WrappedSecret};
+use crate::domain::credential::{Kind, Status};
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
 use crate::domain::rolling::{Binding, Evidence};
 use crate::domain::row::Row;
 use crate::domain::time::Now;
+use crate::hsm::NewSecret;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::secret::SecretBytes;
 use crate::store::Commit;
@@ -46,18 +47,18 @@ impl Service {
         let tenant = ask.caller.tenant.clone();
         let first = self.load_rolling(&tenant, id).await?;
         let _guard = self.locks.lock(&tenant, &first.rows.credential.row.account).await?;
-        let mut wrapped = None;
+        let mut kept = None;
         for _ in 0..RACES_MAX {
             let all = self.load_rolling(&tenant, id).await?;
             let now = self.now();
             let told = match all.rows.state.row.status {
                 Status::Pending => {
-                    let key = match &wrapped {
+                    let key = match &mut kept {
                         Some(key) => key,
                         // Exposed to be sent to the custodian.
                         None => {
                             let key = SecretBytes::new(activation.identity_key.expose().to_vec());
-                            wrapped.insert(self.hsm.import(Algorithm::Sha256, key).await?.wrapped)
+                            kept.insert(self.hsm.import(Algorithm::Sha256, key).await?)
                         }
                     };
                     self.bind(&ask, &memory, &all, (key, &activation.evidence), &now).await?
@@ -78,7 +79,7 @@ impl Service {
         ask: &Ask,
         memory: &Memory<'_>,
         all: &RollingRows,
-        (identity_key, evidence): (&WrappedSecret, &Evidence),
+        (identity_key, evidence): (&mut NewSecret, &Evidence),
         now: &Now,
     ) -> Result<Option<RollingAnswer>, Refused> {
         let rows = &all.rows;
@@ -86,7 +87,7 @@ impl Service {
         let credential = &rows.credential.row;
         let opened = self.hsm.open_epoch(credential.id, standing.clone()).await?;
         let binding = Binding::first(credential.id, credential.tenant.clone(), opened.lookup);
-        let rolling = all.rolling.clone().activated(identity_key.clone(), evidence.clone());
+        let rolling = all.rolling.clone().activated(identity_key.stored.clone(), evidence.clone());
         let credential = credential.with_kind(Kind::Rolling(rolling));
         let state = rows.state.row.with_status(Status::Active).bound(binding.version);
         let view = CredentialView::new(&credential, &state);
@@ -105,8 +106,9 @@ impl Service {
             sum_change: sealed.sum_change,
             audit: audit(ask, now, Event::Activated, id),
         };
+        let claims = std::slice::from_mut(&mut identity_key.claim);
         Ok(self
-            .commit(commit)
+            .commit_naming(commit, claims)
             .await?
             .map(|durable| RollingAnswer { answer: answer.release(durable), code: Some(opened.into()) }))
     }

@@ -1,11 +1,12 @@
 //! A rolling credential that lost its terminal, or whose terminal lost its temporary code: bound anew.
 
 use crate::domain::audit::Event;
-use crate::domain::credential::{Kind, Status, WrappedSecret};
+use crate::domain::credential::{Kind, ObjectId, Status, StoredSecret};
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
 use crate::domain::rolling::{Rolling, SALT_BYTES};
 use crate::domain::row::Row;
+use crate::hsm::Claim;
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::store::Commit;
 
@@ -19,7 +20,8 @@ impl Service {
     /// its failures stay.
     ///
     /// # Errors
-    /// [`Refused`]; then nothing changed. [`Refused::Conflict`] while it is suspended.
+    /// [`Refused`]; then nothing changed. [`Refused::Conflict`] while it is suspended, unless a turned back database is why
+    /// and nothing else helps.
     pub async fn rebind(&self, mut ask: Ask, id: Option<CredentialId>) -> Result<Answer, Refused> {
         let memory = match self.recall(&mut ask).await? {
             Recall::Answered(answer) => return Ok(answer),
@@ -32,14 +34,16 @@ impl Service {
         let mut fresh = None;
         for _ in 0..RACES_MAX {
             let RollingRows { rows, binding, .. } = self.load_rolling(&tenant, id).await?;
-            if !matches!(rows.state.row.status, Status::Active | Status::Pending) {
+            if !matches!(rows.state.row.status, Status::Active | Status::Pending | Status::Stranded) {
                 return Err(Refused::Conflict);
             }
-            let rolling = match &fresh {
-                Some(rolling) => rolling,
+            let (rolling, claim) = match &mut fresh {
+                Some(fresh) => fresh,
                 None => fresh.insert(self.new_rolling().await?),
             };
             let now = self.now();
+            let replaced: Vec<ObjectId> =
+                rows.credential.row.kind.secrets().filter_map(StoredSecret::object).collect();
             let credential = rows.credential.row.with_kind(Kind::Rolling(rolling.clone()));
             let state = rows.state.row.with_status(Status::Pending).bound(0);
             let answer = Answer::Changed(CredentialView::new(&credential, &state));
@@ -64,7 +68,8 @@ impl Service {
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, Event::Rebound, id),
             };
-            if let Some(durable) = self.commit(commit).await? {
+            if let Some(durable) = self.commit_naming(commit, std::slice::from_mut(claim)).await? {
+                self.hsm.destroy(replaced).await;
                 return Ok(answer.release(durable));
             }
         }
@@ -72,11 +77,11 @@ impl Service {
     }
 
     /// The secrets of a binding that is to come: secret and salt are the HSM's.
-    pub(in super::super) async fn new_rolling(&self) -> Result<Rolling, Refused> {
-        let secret: WrappedSecret = self.hsm.generate(Algorithm::Sha256, false).await?.wrapped;
+    pub(in super::super) async fn new_rolling(&self) -> Result<(Rolling, Claim), Refused> {
+        let made = self.hsm.generate(Algorithm::Sha256, false).await?;
         let random = self.hsm.random().await?;
         let salt: [u8; SALT_BYTES] =
             std::array::from_fn(|place| random.get(place).copied().unwrap_or_default());
-        Ok(Rolling::new(secret, salt))
+        Ok((Rolling::new(made.stored, salt), made.claim))
     }
 }

@@ -338,8 +338,8 @@ mod tests {
             ]),
             attest: Some(Attest { transaction: transaction.id, tenant: transaction.tenant, claims }),
         };
-        let bytes =
-            encode(&Call { id: u64::MAX, request: Request::CheckOtp(check) }).map(|frame| frame.len());
+        let bytes = encode(&Call { repeated: false, id: u64::MAX, request: Request::CheckOtp(check) })
+            .map(|frame| frame.len());
         assert!(bytes.as_ref().is_ok_and(|bytes| *bytes < FRAME_BYTES_MAX * 15 / 16), "{bytes:?}");
         // Without a counter there are five candidates, each with the input that it would use up.
         assert!(Row::UsedInput(input).encode().as_bytes().len() < 256);

@@ -5,9 +5,10 @@ use rusqlite::Row;
 use super::super::rows::{status_name, usage_name};
 use super::{Columns, Fault, Table};
 use crate::domain::credential::{
-    Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, Kind, OcraToken, OcraUse,
-    OtpToken, Signer, Status, Terminal, UsedInput, WrappedSecret,
+    Authenticator, CertifiedSigner, Credential, CredentialState, EncryptedPinHash, ImportedSeed, Kind,
+    OcraToken, OcraUse, OtpToken, Signer, Status, StoredSecret, Terminal, UsedInput,
 };
+use crate::domain::id::CredentialId;
 use crate::domain::ocra::Suite;
 use crate::domain::otp::{Algorithm, Digits, MovingFactor};
 use crate::domain::rolling::Rolling;
@@ -79,6 +80,11 @@ pub(super) const USED_INPUT: Table = Table {
         "seal_key_version",
         "seal",
     ],
+};
+
+pub(super) const IMPORTED_SEED: Table = Table {
+    name: "imported_seed",
+    columns: &["tenant", "fingerprint", "version", "credential", "seal_key_version", "seal"],
 };
 
 /// A row of `SELECT * FROM credential`.
@@ -164,7 +170,7 @@ fn kind(columns: &Columns<'_>) -> Result<Kind, Fault> {
             Kind::Rolling(Rolling {
                 secret: secret(columns)?,
                 salt: columns.get("salt")?,
-                identity_key: wrapped(columns, "identity_key_version", "identity_key")?,
+                identity_key: stored(columns, "identity_key_version", "identity_key")?,
                 evidence: columns.text("evidence")?,
             }),
             &["kek_version", "secret", "salt", "identity_key_version", "identity_key", "evidence"],
@@ -218,18 +224,20 @@ fn signer(columns: &Columns<'_>) -> Result<Signer, Fault> {
     })
 }
 
-fn secret(columns: &Columns<'_>) -> Result<Option<WrappedSecret>, Fault> {
-    wrapped(columns, "kek_version", "secret")
+fn secret(columns: &Columns<'_>) -> Result<Option<StoredSecret>, Fault> {
+    stored(columns, "kek_version", "secret")
 }
 
-/// A wrapped secret in two columns, or none in both.
-fn wrapped(
+/// A secret in two columns, or none in both.
+fn stored(
     columns: &Columns<'_>,
     version: &'static str,
     blob: &'static str,
-) -> Result<Option<WrappedSecret>, Fault> {
+) -> Result<Option<StoredSecret>, Fault> {
     match (columns.get(version)?, columns.get(blob)?) {
-        (Some(kek_version), Some(blob)) => Ok(Some(WrappedSecret { kek_version, blob })),
+        (Some(kek_version), Some(bytes)) => {
+            StoredSecret::from_parts(kek_version, bytes).map(Some).map_err(|_| columns.invalid(blob))
+        }
         (None, None) => Ok(None),
         _ => Err(columns.invalid(blob)),
     }
@@ -245,6 +253,17 @@ pub fn used_input(row: &Row<'_>) -> Result<Sealed<UsedInput>, Fault> {
         version: columns.u64("version")?,
         time_step: columns.optional_u64("time_step")?,
         expires_unix_ms: columns.optional_u64("expires_unix_ms")?,
+    })
+}
+
+/// A row of `SELECT * FROM imported_seed`.
+pub fn imported_seed(row: &Row<'_>) -> Result<Sealed<ImportedSeed>, Fault> {
+    let columns = Columns { row, table: &IMPORTED_SEED };
+    columns.sealed(ImportedSeed {
+        tenant: columns.tenant()?,
+        fingerprint: columns.get("fingerprint")?,
+        version: columns.u64("version")?,
+        credential: columns.get("credential").map(CredentialId::from_random)?,
     })
 }
 

@@ -4,7 +4,8 @@ use rusqlite::{Connection, Result, params};
 
 use super::{bytes, lock_bytes, put};
 use crate::domain::credential::{
-    Credential, CredentialState, EncryptedPinHash, Kind, OcraUse, Signer, Status, UsedInput, WrappedSecret,
+    Credential, CredentialState, EncryptedPinHash, ImportedSeed, Kind, OcraUse, Signer, Status, StoredSecret,
+    UsedInput,
 };
 use crate::domain::otp::MovingFactor;
 use crate::domain::row::Seal;
@@ -21,14 +22,14 @@ struct KindColumns<'a> {
     skew_steps: Option<u8>,
     suite: Option<&'a str>,
     usage: Option<&'static str>,
-    secret: Option<&'a WrappedSecret>,
+    secret: Option<&'a StoredSecret>,
     pin_hash: Option<&'a EncryptedPinHash>,
     public_key: Option<Vec<u8>>,
     certificate_chain: Option<Vec<u8>>,
     relying_party: Option<Vec<u8>>,
     address: Option<&'a str>,
     salt: Option<&'a [u8]>,
-    identity_key: Option<&'a WrappedSecret>,
+    identity_key: Option<&'a StoredSecret>,
     evidence: Option<&'a str>,
 }
 
@@ -133,8 +134,8 @@ pub fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) 
             kind.skew_steps,
             kind.suite,
             kind.usage,
-            kind.secret.map(|secret| secret.kek_version),
-            kind.secret.map(|secret| &secret.blob),
+            kind.secret.map(|secret| secret.parts().0),
+            kind.secret.map(|secret| secret.parts().1),
             kind.pin_hash.map(|hash| hash.data_version),
             kind.pin_hash.map(|hash| &hash.blob),
             kind.public_key,
@@ -142,8 +143,8 @@ pub fn write_credential(connection: &Connection, row: &Credential, seal: &Seal) 
             kind.relying_party,
             kind.address,
             kind.salt,
-            kind.identity_key.map(|key| key.kek_version),
-            kind.identity_key.map(|key| &key.blob),
+            kind.identity_key.map(|key| key.parts().0),
+            kind.identity_key.map(|key| key.parts().1),
             kind.evidence,
             row.deleted_unix_ms.map(u64::cast_signed),
             seal.key_version,
@@ -204,6 +205,25 @@ pub fn write_used_input(connection: &Connection, row: &UsedInput, seal: &Seal) -
     )
 }
 
+pub fn write_imported_seed(connection: &Connection, row: &ImportedSeed, seal: &Seal) -> Result<bool> {
+    put(
+        connection,
+        row.version,
+        "INSERT INTO imported_seed (tenant, fingerprint, version, credential, seal_key_version, seal)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "UPDATE imported_seed SET (version, credential, seal_key_version, seal) = (?3, ?4, ?5, ?6)
+         WHERE tenant = ?1 AND fingerprint = ?2 AND version = ?7",
+        params![
+            row.tenant.as_str(),
+            row.fingerprint,
+            row.version.cast_signed(),
+            row.credential.to_bytes(),
+            seal.key_version,
+            seal.mac,
+        ],
+    )
+}
+
 pub fn status_name(status: Status) -> &'static str {
     match status {
         Status::Active => "active",
@@ -211,6 +231,8 @@ pub fn status_name(status: Status) -> &'static str {
         Status::Deleted => "deleted",
         Status::Pending => "pending",
         Status::Unauthorized => "unauthorized",
+        Status::Recovered => "recovered",
+        Status::Stranded => "stranded",
     }
 }
 

@@ -110,7 +110,7 @@ mod tests {
     use crate::domain::caller::Caller;
     use crate::domain::certificate::Trust;
     use crate::domain::id::PresentationId;
-    use crate::domain::row::{Row, RowSum};
+    use crate::domain::row::{Row, TableSums};
     use crate::hsm::Hsm;
     use crate::service::enrolment::{Enrolment, NewKind};
     use crate::service::pruning::tests::{longest, longest_transaction, sealed};
@@ -120,12 +120,13 @@ mod tests {
     fn service(store: Store, terminal_cooling_seconds: u32, has_stepped: bool) -> Service {
         Service::new(
             store,
-            Hsm::new(1, tokio::sync::mpsc::unbounded_channel().0),
+            Hsm::new(1, (Default::default(), 1), tokio::sync::mpsc::unbounded_channel().0),
             Arc::new(WatchedClock::new(Box::new(SystemClock), has_stepped).unwrap()),
             Policies {
                 credentials: CredentialPolicy { terminal_cooling_seconds, ..Default::default() },
                 transactions: Default::default(),
                 attestations: Default::default(),
+                audit: Default::default(),
             },
             Trust::none(),
         )
@@ -171,13 +172,14 @@ mod tests {
                     standing: Vec::new(),
                     rows: vec![sealed(Row::UsedInput(used))],
                     removed: Vec::new(),
-                    sum_change: RowSum::default(),
+                    sum_change: TableSums::default(),
                     audit: AuditEntry {
                         unix_ms: 0,
                         event: Event::Verified,
                         actor: None,
                         credential: None,
                         transaction: None,
+                        detail: None,
                     },
                 };
                 let _durable = store.commit(commit).await.unwrap();
@@ -228,6 +230,8 @@ mod tests {
             client: "c".to_owned().try_into().unwrap(),
             tenant: "t".to_owned().try_into().unwrap(),
             delivers: false,
+            enrolls: true,
+            administers: false,
         };
         let ask = Ask { caller, request_id: String::new(), idempotency: None };
         let wanted = Enrolment {

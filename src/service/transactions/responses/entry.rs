@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::domain::account::Account;
     use crate::domain::attestation::Claims;
-    use crate::domain::credential::{Credential, Kind, Terminal, WrappedSecret};
+    use crate::domain::credential::{Credential, Kind, StoredSecret, Terminal};
     use crate::domain::id::CredentialId;
     use crate::domain::multi_terminal::{EntryOrder, EntryRule, FrozenTerminal, Interval};
     use crate::domain::time::{Deadline, RunId};
@@ -225,7 +225,7 @@ mod tests {
         let account = Account::new(credential.tenant.clone(), credential.account.clone());
         let account = Account { version: u64::MAX, attempts: state.attempts, epoch: u32::MAX, ..account };
         let terminal = |number: u8| {
-            let secret = Some(WrappedSecret { kek_version: u16::MAX, blob: vec![0xff; 40] });
+            let secret = Some(StoredSecret::Wrapped { kek_version: u16::MAX, blob: vec![0xff; 40] });
             let kind = Kind::Terminal(Terminal { address: address(), secret });
             Credential {
                 id: CredentialId::from_random([number; 16]),
@@ -243,6 +243,7 @@ mod tests {
             boot_id: crate::domain::time::BootId([0xff; 16]),
             run: RunId([0xff; 16]),
             trusted: true,
+            floor_unix_ms: 0,
         };
         let interval = Some(Interval { interval_s: u16::MAX, tolerance_s: u16::MAX });
         transaction.method = Method::MultiTerminal(MultiTerminal {
@@ -280,7 +281,7 @@ mod tests {
             rows: rows.iter().map(Row::encode).collect(),
         };
         let fits = |request: Request| {
-            let bytes = encode(&Call { id: u64::MAX, request }).map(|frame| frame.len());
+            let bytes = encode(&Call { repeated: false, id: u64::MAX, request }).map(|frame| frame.len());
             assert!(bytes.as_ref().is_ok_and(|bytes| *bytes < FRAME_BYTES_MAX * 15 / 16), "{bytes:?}");
             bytes.unwrap()
         };

@@ -1,0 +1,206 @@
+//! What an operator has done with the system keys: look at them, add a version, remove one.
+//!
+//! In a process of its own, like [`super::token`]. It asks the database nothing: whether a version is still in use is for
+//! its parent to know.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+use super::check_values::{check_value, of_public};
+use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey};
+use super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
+use super::token::{discard_unfinished, make_key};
+use super::{
+    Frames, StartFailure, check_mechanisms, find_token, load_module, login, read_pin, shut_in, write_frame,
+};
+use crate::domain::signer::PublicKey;
+use crate::hsm::messages::Boot;
+
+/// What to do, and where: one frame on standard input ([`crate::hsm::messages::encode`]).
+#[derive(Clone, Serialize, Deserialize)]
+pub struct KeyWork {
+    /// Module, token and user PIN, as a custodian will use them.
+    pub boot: Boot,
+    /// What to do.
+    pub task: KeyTask,
+}
+
+/// What can be done. The answer is one frame on standard output.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum KeyTask {
+    /// Describes every system key. -> [`KeyTaskDone::Listed`]
+    List,
+    /// Makes the next version. -> [`KeyTaskDone::Rotated`]
+    Rotate(Kind),
+    /// Destroys an old version; of a pair that signs, its public half stays to verify. -> [`KeyTaskDone::Retired`]
+    Retire(Kind, u16),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum KeyTaskDone {
+    /// To [`KeyTask::List`].
+    Listed(Vec<KeyDescription>),
+    /// To [`KeyTask::Rotate`]: the new version.
+    Rotated(u16),
+    /// To [`KeyTask::Retire`].
+    Retired,
+}
+
+/// A system key as the HSM reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyDescription {
+    /// Its label.
+    pub label: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// From 1.
+    pub version: u16,
+    /// Whether only the public half is left.
+    pub retired: bool,
+    /// Such as `AES-256`.
+    pub algorithm: String,
+    /// Three bytes in hex that differ for another key.
+    pub check_value: String,
+    /// Its objects, each with its attributes by name.
+    pub objects: Vec<Vec<(String, String)>>,
+}
+
+/// The main of the hidden subcommand `hsm-authd key-task`.
+///
+/// Returns success, or [`EXIT_PIN_REFUSED`](super::EXIT_PIN_REFUSED) or
+/// [`EXIT_START_FAILED`](super::EXIT_START_FAILED) with one line on standard error.
+pub fn run_key_task(supervisor_pid: i32) -> ExitCode {
+    if let Err(failure) = shut_in(supervisor_pid, c"hsm-key-task") {
+        return failure.report();
+    }
+    let work = match Frames::new(io::stdin().lock()).next::<KeyWork>() {
+        Ok(Some(work)) => work,
+        Ok(None) => return StartFailure::new("standard input holds no task: run `hsm-authd keys`").report(),
+        Err(error) => return StartFailure::new(format!("standard input holds no task ({error})")).report(),
+    };
+    let told = do_task(&work).and_then(|done| {
+        let mut output = io::stdout().lock();
+        let written = write_frame(&mut output, &done).and_then(|_| output.flush());
+        written.map_err(|error| StartFailure::new(format!("standard output: {error}")))
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn do_task(work: &KeyWork) -> Result<KeyTaskDone, StartFailure> {
+    let label = &work.boot.token_label;
+    let pin = read_pin(&work.boot.pin_file)?;
+    let module = load_module(&work.boot.module)?;
+    let token = find_token(&module, label)?
+        .ok_or_else(|| StartFailure::new(format!("no token is labelled {label}: run `hsm-authd init`")))?;
+    check_mechanisms(&module, &token, label)?;
+    let session = login(&module, &token, &pin, &work.boot)?;
+    let of_keys = |error: KeyError| StartFailure::keys(label, &error);
+    match work.task {
+        KeyTask::List => list(&session).map(KeyTaskDone::Listed).map_err(of_keys),
+        KeyTask::Rotate(kind) => rotate(&session, label, kind).map(KeyTaskDone::Rotated),
+        KeyTask::Retire(kind, version) => {
+            retire(&session, KeyName { kind, version })?;
+            Ok(KeyTaskDone::Retired)
+        }
+    }
+}
+
+fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
+    let Survey { keys, retired, .. } = survey(session)?;
+    let mut described = Vec::new();
+    for (name, key) in keys {
+        let objects = match key {
+            Found::Secret(object) => vec![object],
+            Found::Pair { private, public } => vec![private, public],
+        };
+        let check_value = check_value(session, name.kind, key)?;
+        described.push(description(session, name, &objects, check_value, None)?);
+    }
+    for (name, public) in retired {
+        let check_value = of_public(session, public, PairForm::P256)?;
+        described.push(description(session, name, &[public], check_value, Some(name.retired()))?);
+    }
+    described.sort_by_key(|key| (key.kind, key.version));
+    Ok(described)
+}
+
+fn description(
+    session: &Session,
+    name: KeyName,
+    objects: &[Object],
+    check_value: String,
+    retired: Option<String>,
+) -> Result<KeyDescription, KeyError> {
+    let algorithm = match (name.kind, name.kind.form()) {
+        (Kind::Row, _) => "HMAC-SHA-256",
+        (_, Form::Secret(..)) => "AES-256",
+        (_, Form::Pair(PairForm::P256)) => "P-256",
+        (_, Form::Pair(PairForm::Rsa3072)) => "RSA-3072",
+    };
+    let objects = objects.iter().map(|object| session.described(*object));
+    Ok(KeyDescription {
+        kind: name.kind,
+        version: name.version,
+        retired: retired.is_some(),
+        label: retired.unwrap_or_else(|| name.to_string()),
+        algorithm: algorithm.to_owned(),
+        check_value,
+        objects: objects.collect::<Result<_, _>>()?,
+    })
+}
+
+fn rotate(session: &Session, label: &str, kind: Kind) -> Result<u16, StartFailure> {
+    // What an interrupted rotation left was never used.
+    discard_unfinished(session, label, &mut io::sink())?;
+    let there = survey(session).map_err(|error| StartFailure::keys(label, &error))?;
+    let newest = there.newest(kind).ok_or_else(|| StartFailure::keys(label, &KeyError::Missing(kind)))?;
+    let kept = there.retired.keys().filter(|name| name.kind == kind).map(|name| name.version).max();
+    let next = newest.max(kept.unwrap_or(0)).checked_add(1);
+    let version =
+        next.ok_or_else(|| StartFailure::new(format!("there is no version of {kind} after the last")))?;
+    let name = KeyName { kind, version };
+    make_key(session, name)
+        .map_err(|error| StartFailure::new(format!("key {name} cannot be made ({error})")))?;
+    Ok(version)
+}
+
+fn retire(session: &Session, name: KeyName) -> Result<(), StartFailure> {
+    let there = survey(session).map_err(|error| StartFailure::new(error.to_string()))?;
+    if there.newest(name.kind) == Some(name.version) {
+        return Err(StartFailure::new(format!(
+            "{name} is the newest of its kind: run `hsm-authd keys rotate {}` first",
+            name.kind
+        )));
+    }
+    let failed = |error: Pkcs11Error| StartFailure::new(format!("{name} cannot be retired ({error})"));
+    match (there.keys.get(&name), there.halves.get(&name)) {
+        (Some(Found::Secret(key)), _) => session.destroy(*key).map_err(failed),
+        (Some(Found::Pair { private, public }), _) => {
+            retire_pair(session, name, *private, *public).map_err(failed)
+        }
+        // The public half is kept already: what is left is what was interrupted.
+        (None, Some(halves)) => halves.iter().try_for_each(|object| session.destroy(*object)).map_err(failed),
+        (None, None) => Err(StartFailure::new(format!("there is no key {name}"))),
+    }
+}
+
+/// A crash leaves either half without the other: what was kept of it, or its mark, says that both are to go.
+fn retire_pair(session: &Session, name: KeyName, private: Object, public: Object) -> Result<(), Pkcs11Error> {
+    let Form::Pair(form) = name.kind.form() else { return Ok(()) };
+    let mark = match session.public_half(public, form)? {
+        PublicKey::P256(key) => {
+            session.keep_public_half(&key, &name.retired())?;
+            None
+        }
+        PublicKey::Rsa(_) => Some(session.mark(&name.mark())?),
+    };
+    session.destroy(private)?;
+    session.destroy(public)?;
+    mark.map_or(Ok(()), |mark| session.destroy(mark))
+}

@@ -1,0 +1,166 @@
+//! Secrets of credentials that are token objects: made with their label and id, found by them.
+
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType};
+use zeroize::Zeroize;
+
+use super::Pkcs11Error;
+use super::session::{Object, Session};
+use super::shape::{Material, Shape, Use};
+use crate::domain::otp::Algorithm;
+
+/// What all of them are labelled.
+const LABEL: &str = "hsm-authd/secret";
+
+/// What each must be.
+const SHAPE: Shape = Shape {
+    material: Material::Generic,
+    length_bytes: None,
+    token: true,
+    extractable: false,
+    purpose: Some(Use::Sign),
+};
+
+impl Session {
+    /// Every one that there is, whole or not.
+    ///
+    /// # Errors
+    /// The search failed.
+    pub fn residents(&self) -> Result<Vec<Object>, Pkcs11Error> {
+        self.found(&[Attribute::Token(true), label()])
+    }
+
+    /// Those of this id: one, if it is there and nobody tampered with the token.
+    ///
+    /// # Errors
+    /// The search failed.
+    pub fn residents_of(&self, id: &[u8]) -> Result<Vec<Object>, Pkcs11Error> {
+        self.found(&[Attribute::Token(true), label(), Attribute::Id(id.to_vec())])
+    }
+
+    fn found(&self, template: &[Attribute]) -> Result<Vec<Object>, Pkcs11Error> {
+        Ok(self.0.find_objects(template)?.into_iter().map(Object).collect())
+    }
+
+    /// The object's id, empty if it has none.
+    ///
+    /// # Errors
+    /// The attribute cannot be read: also if the object is gone.
+    pub fn id(&self, object: Object) -> Result<Vec<u8>, Pkcs11Error> {
+        match self.0.get_attributes(object.0, &[AttributeType::Id])?.pop() {
+            Some(Attribute::Id(id)) => Ok(id),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Has the HSM make one of so many bytes: nobody ever sees it.
+    ///
+    /// # Errors
+    /// `C_GenerateKey` failed.
+    pub fn generate_resident(
+        &self,
+        id: &[u8],
+        algorithm: Algorithm,
+        length_bytes: usize,
+    ) -> Result<Object, Pkcs11Error> {
+        let mut template = template(id, algorithm);
+        template.push(Attribute::ValueLen(length_bytes.try_into()?));
+        Ok(Object(self.0.generate_key(&Mechanism::GenericSecretKeyGen, &template)?))
+    }
+
+    /// Makes one of `value`.
+    ///
+    /// # Errors
+    /// `C_CreateObject` failed.
+    pub fn create_resident(
+        &self,
+        id: &[u8],
+        algorithm: Algorithm,
+        value: &[u8],
+    ) -> Result<Object, Pkcs11Error> {
+        let mut template = template(id, algorithm);
+        template.push(Attribute::Value(value.to_vec()));
+        let created = self.0.create_object(&template);
+        for attribute in &mut template {
+            if let Attribute::Value(copy) = attribute {
+                copy.zeroize();
+            }
+        }
+        Ok(Object(created?))
+    }
+
+    /// Makes one of a blob that this `kek` wrapped. Of a session object it comes by this way, not by `C_CopyObject`: that
+    /// cannot say what a key may be used for (`CKA_ALLOWED_MECHANISMS`).
+    ///
+    /// # Errors
+    /// `C_UnwrapKey` failed.
+    pub fn unwrap_resident(
+        &self,
+        kek: Object,
+        blob: &[u8],
+        id: &[u8],
+        algorithm: Algorithm,
+    ) -> Result<Object, Pkcs11Error> {
+        Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &template(id, algorithm))?))
+    }
+
+    /// Reads the attributes of one back, and has the HSM use it: one that a crash left half made may lack nothing but
+    /// its value.
+    ///
+    /// # Errors
+    /// It is not whole, or not for `algorithm`; or the HSM failed.
+    pub fn check_resident(&self, object: Object, id: &[u8], algorithm: Algorithm) -> Result<(), Pkcs11Error> {
+        self.check(object, &SHAPE)?;
+        self.check_attributes(object, &[label(), Attribute::Id(id.to_vec()), allowed(algorithm)])?;
+        self.hmac(algorithm, object, b"hsm-authd/secret/check/v1").map(drop)
+    }
+}
+
+fn label() -> Attribute {
+    Attribute::Label(LABEL.as_bytes().to_vec())
+}
+
+/// Good for one HMAC, as an unwrapped secret is.
+fn allowed(algorithm: Algorithm) -> Attribute {
+    Attribute::AllowedMechanisms(vec![match algorithm {
+        Algorithm::Sha1 => MechanismType::SHA1_HMAC,
+        Algorithm::Sha256 => MechanismType::SHA256_HMAC,
+        Algorithm::Sha512 => MechanismType::SHA512_HMAC,
+    }])
+}
+
+/// What a new one is given, but for what it is made of.
+fn template(id: &[u8], algorithm: Algorithm) -> Vec<Attribute> {
+    let mut template = SHAPE.attributes();
+    template.extend([label(), Attribute::Id(id.to_vec()), allowed(algorithm), Attribute::Modifiable(false)]);
+    template
+}
+
+#[cfg(test)]
+impl Session {
+    /// What a crash may leave of one: an object that is none of ours but for its label, and its id if that is not empty.
+    pub fn half_made(&self, id: &[u8]) -> Object {
+        let mut template = vec![
+            Attribute::Class(cryptoki::object::ObjectClass::SECRET_KEY),
+            Attribute::KeyType(cryptoki::object::KeyType::GENERIC_SECRET),
+            Attribute::Token(true),
+            Attribute::Value(vec![1; 24]),
+            label(),
+        ];
+        if !id.is_empty() {
+            template.push(Attribute::Id(id.to_vec()));
+        }
+        Object(self.0.create_object(&template).unwrap())
+    }
+
+    /// Which attempts to weaken it succeed.
+    pub fn weakened(&self, object: Object) -> [bool; 4] {
+        [
+            Attribute::Sensitive(false),
+            Attribute::Extractable(true),
+            Attribute::Sign(false),
+            Attribute::AllowedMechanisms(vec![MechanismType::SHA256_HMAC]),
+        ]
+        .map(|attribute| self.0.update_attributes(object.0, &[attribute]).is_ok())
+    }
+}

@@ -1,0 +1,215 @@
+//! `hsm-authd keys`: what an operator sees of the system keys, and does with them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::Ending;
+use crate::config::{Config, HsmConfig};
+use crate::custodian::key_task::{KeyDescription, KeyTask, KeyTaskDone, KeyWork};
+use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::row::TableSums;
+use crate::domain::system_key::{KeyKind, NewestKeys};
+use crate::hsm::messages::{self, FRAME_BYTES_MAX};
+use crate::init;
+use crate::store::usage::{key_usage, rotations};
+use crate::store::{Commit, Store};
+use crate::supervisor;
+
+mod rewrapping;
+mod socket;
+mod table;
+
+use socket::Unreachable;
+
+/// `hsm-authd keys`
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Show every system key: its version, its attributes as the HSM reports them, and what still needs it.
+    List {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// As JSON, for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the next version of a key, and have a running service use it.
+    Rotate {
+        /// kek, row, data, attest, audit or import.
+        #[arg(value_parser = parse_kind)]
+        kind: KeyKind,
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Bring everything that is stored under the newest keys, while the service runs.
+    Rewrap {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Destroy a version that nothing needs any more, while the service is stopped.
+    Retire {
+        /// kek, row, data, attest, audit or import.
+        #[arg(value_parser = parse_kind)]
+        kind: KeyKind,
+        /// The version, such as 1.
+        version: u16,
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn parse_kind(text: &str) -> Result<KeyKind, String> {
+    KeyKind::parse(text).ok_or_else(|| {
+        let all: Vec<_> = KeyKind::ALL.into_iter().map(KeyKind::name).collect();
+        format!("must be one of {}", all.join(", "))
+    })
+}
+
+/// Runs it.
+///
+/// # Errors
+/// See [`Ending`].
+pub fn run(command: Command) -> Ending {
+    match command {
+        Command::List { config, json } => list(&load(&config)?, json),
+        Command::Rotate { kind, config } => rotate(&load(&config)?, kind),
+        Command::Rewrap { config } => rewrapping::run(&load(&config)?.store.path),
+        Command::Retire { kind, version, config } => retire(&load(&config)?, kind, version),
+    }
+}
+
+fn load(path: &Path) -> Result<Config, String> {
+    Config::load(path).map_err(|error| error.to_string())
+}
+
+fn list(config: &Config, json: bool) -> Ending {
+    let keys = described(&config.hsm)?;
+    let store = &config.store.path;
+    // Before the first start there is no database, and nothing that needs a key.
+    let (usage, made) = match store.exists() {
+        true => (key_usage(store), rotations(store)),
+        false => (Ok(Default::default()), Ok(Default::default())),
+    };
+    let (usage, made) = (usage.map_err(|e| e.to_string())?, made.map_err(|e| e.to_string())?);
+    let rows = table::rows(keys, &usage, &made);
+    say(match json {
+        true => serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?,
+        false => table::text(&rows),
+    })
+}
+
+fn rotate(config: &Config, kind: KeyKind) -> Ending {
+    let KeyTaskDone::Rotated(version) = in_child(&config.hsm, KeyTask::Rotate(kind))? else {
+        return Err(Some(WRONG_ANSWER.to_owned()));
+    };
+    say(format!("key hsm-authd/{kind}/v{version}: made"))?;
+    match socket::ask::<NewestKeys>(&config.store.path, "POST", "/keys/reload") {
+        Ok(newest) if newest.of(kind) >= version => say("the service uses it".to_owned())?,
+        Ok(_) => return Err(Some("the service does not see it: is it configured for another token?".into())),
+        Err(Unreachable::NotRunning(_)) => say("no service is running; the next start uses it".to_owned())?,
+        Err(Unreachable::Failed(reason)) => {
+            return Err(Some(format!(
+                "the service was not told, and uses it once its custodians are replaced ({reason})"
+            )));
+        }
+    }
+    if matches!(kind, KeyKind::Kek | KeyKind::Row | KeyKind::Data) {
+        say("what is stored stays under the older versions until `hsm-authd keys rewrap`".to_owned())?;
+    }
+    Ok(())
+}
+
+fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
+    let store = &config.store.path;
+    // Held to the end: no service starts, and none is running.
+    let _lock = supervisor::lock(store)?;
+    let name = format!("hsm-authd/{kind}/v{version}");
+    let keys = described(&config.hsm)?;
+    let of_kind = || keys.iter().filter(|key| key.kind == kind && !key.retired);
+    if of_kind().map(|key| key.version).max() == Some(version) {
+        return Err(Some(format!(
+            "{name} is the newest of its kind: run `hsm-authd keys rotate {kind}` first"
+        )));
+    }
+    if !keys.iter().any(|key| (key.kind, key.version) == (kind, version)) {
+        return Err(Some(format!("there is no key {name}")));
+    }
+    if store.exists() {
+        let rows = key_usage(store).map_err(|e| e.to_string())?.of(kind, version);
+        if rows > 0 {
+            return Err(Some(format!(
+                "{rows} rows still need {name}: start the service, and run `hsm-authd keys rewrap`"
+            )));
+        }
+        // Before it is gone, so that nothing is gone of which the log does not tell.
+        record(store, Event::KeyRetired, format!("{kind} v{version}"))?;
+    }
+    match in_child(&config.hsm, KeyTask::Retire(kind, version))? {
+        KeyTaskDone::Retired => say(format!("key {name}: retired")),
+        _ => Err(Some(WRONG_ANSWER.to_owned())),
+    }
+}
+
+/// Every system key in the token, as the HSM reports it.
+///
+/// # Errors
+/// See [`Ending`].
+pub fn described(hsm: &HsmConfig) -> Result<Vec<KeyDescription>, Option<String>> {
+    match in_child(hsm, KeyTask::List)? {
+        KeyTaskDone::Listed(keys) => Ok(keys),
+        _ => Err(Some(WRONG_ANSWER.to_owned())),
+    }
+}
+
+const WRONG_ANSWER: &str = "the process that asked the HSM answered something else";
+
+/// Has it done in a process of its own: the module is loaded with the configured environment, and gone afterwards.
+fn in_child(hsm: &HsmConfig, task: KeyTask) -> Result<KeyTaskDone, Option<String>> {
+    let work = KeyWork { boot: init::boot(hsm), task };
+    let frame = messages::encode(&work).map_err(|e| Some(e.to_string()))?;
+    let failed = |e: std::io::Error| Some(format!("the HSM cannot be asked: {e}"));
+    let mut child = Process::new("/proc/self/exe")
+        .args(["key-task", "--supervisor", &std::process::id().to_string()])
+        .envs(&hsm.environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A child that ended before it read everything has said why.
+        let _ = stdin.write_all(&frame);
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if !output.status.success() {
+        return Err(None);
+    }
+    let body = output.stdout.split_first_chunk::<4>().map(|(_, body)| body);
+    let body = body.filter(|body| body.len() <= FRAME_BYTES_MAX);
+    body.and_then(|body| messages::decode(body).ok()).ok_or_else(|| Some(WRONG_ANSWER.to_owned()))
+}
+
+/// Writes to the log of a database that no service uses.
+fn record(path: &Path, event: Event, detail: String) -> Result<(), String> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?;
+    let unix_ms = u64::try_from(since.as_millis()).map_err(|e| e.to_string())?;
+    let commit = Commit {
+        standing: Vec::new(),
+        rows: Vec::new(),
+        removed: Vec::new(),
+        sum_change: TableSums::default(),
+        audit: AuditEntry { detail: Some(detail), ..AuditEntry::of_appliance(unix_ms, event) },
+    };
+    let store = Store::open(path).map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
+    runtime.block_on(store.commit(commit)).map(drop).map_err(|e| e.to_string())
+}
+
+/// One line, or several, on standard output.
+fn say(text: String) -> Ending {
+    writeln!(std::io::stdout(), "{text}").map_err(|error| Some(format!("standard output: {error}")))
+}

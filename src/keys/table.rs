@@ -1,0 +1,91 @@
+//! What `hsm-authd keys list` shows.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::custodian::key_task::KeyDescription;
+use crate::domain::system_key::KeyKind;
+use crate::domain::time::rfc3339;
+use crate::store::usage::KeyUsage;
+
+/// A key in the list. As JSON its members are these.
+#[derive(Serialize)]
+pub struct KeyRow {
+    label: String,
+    kind: KeyKind,
+    version: u16,
+    /// Whether it is what is used for what is new.
+    newest: bool,
+    /// Whether only its public half is left.
+    retired: bool,
+    algorithm: String,
+    check_value: String,
+    /// How many stored rows need it; absent for keys that rows do not name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<u64>,
+    /// Since when it is used, RFC 3339; absent for what `init` made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    /// Its objects in the token, with what the HSM says of each.
+    objects: Vec<BTreeMap<String, String>>,
+}
+
+pub fn rows(
+    keys: Vec<KeyDescription>,
+    usage: &KeyUsage,
+    made: &BTreeMap<(KeyKind, u16), u64>,
+) -> Vec<KeyRow> {
+    let mut newest: BTreeMap<KeyKind, u16> = BTreeMap::new();
+    for key in keys.iter().filter(|key| !key.retired) {
+        let of_kind = newest.entry(key.kind).or_default();
+        *of_kind = key.version.max(*of_kind);
+    }
+    let row = |key: KeyDescription| KeyRow {
+        newest: !key.retired && newest.get(&key.kind) == Some(&key.version),
+        rows: matches!(key.kind, KeyKind::Kek | KeyKind::Row | KeyKind::Data)
+            .then(|| usage.of(key.kind, key.version)),
+        since: made.get(&(key.kind, key.version)).map(|unix_ms| rfc3339(*unix_ms)),
+        label: key.label,
+        kind: key.kind,
+        version: key.version,
+        retired: key.retired,
+        algorithm: key.algorithm,
+        check_value: key.check_value,
+        objects: key.objects.into_iter().map(BTreeMap::from_iter).collect(),
+    };
+    keys.into_iter().map(row).collect()
+}
+
+/// For people: a line a key, and one an object with what is true of it.
+pub fn text(rows: &[KeyRow]) -> String {
+    let mut lines = vec![format!(
+        "{:<32} {:<13} {:<7} {:>10}  {:<7} {}",
+        "KEY", "ALGORITHM", "CHECK", "ROWS", "STATE", "SINCE"
+    )];
+    for row in rows {
+        let count = row.rows.map_or_else(|| "-".to_owned(), |rows| rows.to_string());
+        let state = match (row.retired, row.newest) {
+            (true, _) => "retired",
+            (false, true) => "newest",
+            (false, false) => "older",
+        };
+        let since = row.since.as_deref().unwrap_or("-");
+        lines.push(format!(
+            "{:<32} {:<13} {:<7} {:>10}  {:<7} {}",
+            row.label, row.algorithm, row.check_value, count, state, since
+        ));
+        lines.extend(row.objects.iter().map(object));
+    }
+    lines.join("\n")
+}
+
+fn object(attributes: &BTreeMap<String, String>) -> String {
+    let said = |name: &str| attributes.get(name).map_or("?", String::as_str);
+    let short = |name: &str| name.trim_start_matches("CKA_").to_lowercase().replace('_', "-");
+    let is_true: Vec<_> =
+        attributes.iter().filter(|(_, value)| *value == "true").map(|(name, _)| short(name)).collect();
+    let only =
+        attributes.get("CKA_ALLOWED_MECHANISMS").map(|only| format!("; only {only}")).unwrap_or_default();
+    format!("  {} {}: {}{only}", said("CKA_CLASS"), said("CKA_KEY_TYPE"), is_true.join(" "))
+}

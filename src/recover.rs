@@ -1,0 +1,97 @@
+//! `hsm-authd recover`: what an operator does about a database that the service refuses to start on.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::Ending;
+use crate::clock::{SystemClock, WatchedClock};
+use crate::config::Config;
+use crate::domain::time::rfc3339;
+use crate::offline::Offline;
+use crate::service::recovery::{Done, Recovery, Survey};
+use crate::store::Store;
+use crate::supervisor;
+
+/// What it does, for whom it is told to first.
+const PLAN: &str = "\
+it would
+  suspend every credential: some can be resumed by a client with the permission admin, after the bank has looked into its
+    own records; hotp, ocra with a counter or without a clock, and rolling can only be deleted, or rolling be bound anew;
+  cancel what is pending: transactions, codes that are presented, authorizations of devices;
+  remove the rows that are named above, if any;
+  begin the log under a new name, and put a new anchor into the token";
+
+/// Runs `recover` for a configuration file; without `accept` it only says what it would do.
+///
+/// # Errors
+/// See [`Ending`].
+pub fn run(path: &Path, accept: bool) -> Ending {
+    let config = Config::load(path).map_err(|e| e.to_string())?;
+    let _lock = supervisor::lock(&config.store.path)?;
+    let store = &config.store.path;
+    if !store.try_exists().map_err(|e| format!("{}: {e}", store.display()))? {
+        return Err(Some(format!("{}: there is no database; restore one first", store.display())));
+    }
+    let offline = Offline::start(&config.hsm)?;
+    let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).map_err(str::to_owned)?);
+    let store = Store::open(store).map_err(|e| e.to_string())?;
+    let recovery = Recovery::new(store, offline.hsm.clone(), clock);
+    let survey = offline.runtime.block_on(recovery.survey()).map_err(|e| e.to_string())?;
+    tell(&survey);
+    if survey.is_sound() {
+        say(format_args!("there is nothing to recover, and nothing was changed: start the service"));
+        return Ok(());
+    }
+    if !accept {
+        say(format_args!("{PLAN}"));
+        return Err(Some("nothing was changed; the flag --accept-rollback does it".to_owned()));
+    }
+    let done = offline.runtime.block_on(recovery.accept_rollback(&survey)).map_err(|e| e.to_string())?;
+    tell_done(&done, path);
+    Ok(())
+}
+
+fn tell(survey: &Survey) {
+    match &survey.anchor {
+        Some(anchor) => say(format_args!(
+            "token: knows of {} entries of {} since {}",
+            anchor.head.size,
+            anchor.head.origin,
+            rfc3339(anchor.unix_s.saturating_mul(1_000))
+        )),
+        None => say(format_args!("token: has no anchor of the log")),
+    }
+    let right = survey.rows;
+    say(format_args!(
+        "database: {} entries of {}; {right} rows are right",
+        survey.head.size, survey.head.origin
+    ));
+    if let Some(reason) = &survey.turned_back {
+        say(format_args!("database: {reason}"));
+    }
+    if let Some(reason) = &survey.damaged {
+        say(format_args!("database: {reason}"));
+    }
+    for name in &survey.wrong {
+        say(format_args!("not what was sealed: {name}"));
+    }
+}
+
+fn tell_done(done: &Done, config: &Path) {
+    for name in &done.removed {
+        say(format_args!("removed: {name}"));
+    }
+    say(format_args!(
+        "suspended: {} that an administrator may resume, {} that can only be deleted or bound anew; deleted already: {}",
+        done.resumable, done.stranded, done.deleted
+    ));
+    say(format_args!("transactions cancelled: {}", done.cancelled));
+    say(format_args!("the log is {} from here on, and the token has its anchor", done.origin));
+    say(format_args!("next: hsm-authd serve --config {}", config.display()));
+}
+
+fn say(line: std::fmt::Arguments<'_>) {
+    // Nobody may be listening.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

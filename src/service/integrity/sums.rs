@@ -1,0 +1,111 @@
+//! The sums over all rows, computed anew by the custodians.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::{ASK_AGAIN_AFTER, PATIENCE};
+use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, Table, TableSums};
+use crate::hsm::messages::portions;
+use crate::hsm::{Hsm, HsmError};
+use crate::service::Service;
+
+/// So many rows are read at once.
+const PAGE: u16 = 2_000;
+/// So many messages a custodian are under way at once: it has the next one before it has answered the last.
+const MESSAGES_A_CUSTODIAN: usize = 4;
+/// After so many rows with wrong seals nobody asks for more of them.
+const TAMPERED_MAX: usize = 100;
+
+/// What was found in all tables.
+#[derive(Default)]
+pub struct Found {
+    /// How many rows there are.
+    pub rows: u64,
+    /// What they add up to.
+    pub sums: TableSums,
+    /// Rows whose seals are wrong, with their versions; they add to no sum.
+    pub tampered: Vec<(RowKey, u64)>,
+}
+
+impl Found {
+    /// The tables that do not add up to what was kept.
+    pub fn differing(&self, kept: &TableSums) -> Vec<Table> {
+        Table::ALL.iter().copied().filter(|table| self.sums.of(*table) != kept.of(*table)).collect()
+    }
+
+    fn add(&mut self, part: Self) {
+        self.rows = self.rows.saturating_add(part.rows);
+        self.sums.add_all(&part.sums);
+        self.tampered.extend(part.tampered);
+    }
+}
+
+/// Reads every row once, and has all custodians check the seals and add up.
+///
+/// # Errors
+/// The database cannot be read, or the HSM does not answer.
+pub async fn over_all_rows(service: &Service) -> Result<Found, String> {
+    let room = Arc::new(Semaphore::new(service.hsm.custodians().saturating_mul(MESSAGES_A_CUSTODIAN)));
+    let (mut found, mut tasks) = (Found::default(), JoinSet::new());
+    let mut cursor = None;
+    loop {
+        let page = service.store.rows_after(cursor, PAGE).await.map_err(|error| error.to_string())?;
+        let is_last = page.len() < usize::from(PAGE);
+        cursor = page.last().map(|row| row.row.key());
+        // Cut into messages: in each a row is named by its place.
+        let mut rows = page.into_iter();
+        for portion in portions(rows.as_slice().iter().map(Sealed::to_bytes).collect()) {
+            let sealed: Vec<_> = rows.by_ref().take(portion.len()).collect();
+            let permit = room.clone().acquire_owned().await.map_err(|error| error.to_string())?;
+            let hsm = service.hsm.clone();
+            tasks.spawn(async move {
+                let part = sum(&hsm, &sealed, portion).await;
+                drop(permit);
+                part
+            });
+        }
+        while let Some(part) = tasks.try_join_next() {
+            found.add(part.map_err(|error| error.to_string())??);
+        }
+        if is_last || found.tampered.len() >= TAMPERED_MAX {
+            break;
+        }
+    }
+    while let Some(part) = tasks.join_next().await {
+        found.add(part.map_err(|error| error.to_string())??);
+    }
+    Ok(found)
+}
+
+async fn sum(hsm: &Hsm, rows: &[Sealed<Row>], bytes: Vec<SealedBytes>) -> Result<Found, String> {
+    let mut part = Found { rows: rows.len() as u64, ..Found::default() };
+    match ask(hsm, bytes.clone()).await? {
+        Some(sums) => part.sums = sums,
+        // Each by itself, to name all that are wrong.
+        None => {
+            for (row, bytes) in rows.iter().zip(bytes) {
+                match ask(hsm, vec![bytes]).await? {
+                    Some(sums) => part.sums.add_all(&sums),
+                    None => part.tampered.push((row.row.key(), row.row.version())),
+                }
+            }
+        }
+    }
+    Ok(part)
+}
+
+/// `None`: a seal is wrong.
+async fn ask(hsm: &Hsm, rows: Vec<SealedBytes>) -> Result<Option<TableSums>, String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match hsm.sum(rows.clone()).await {
+            Ok(sums) => return Ok(Some(sums)),
+            Err(HsmError::Tampered(_)) => return Ok(None),
+            Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
+            Err(_) => sleep(ASK_AGAIN_AFTER).await,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The log's checkpoints: signed by a custodian, kept in the store, and written to the anchor in the token.
+//!
+//! Requests wait for none of it, unless the configuration says that no answer leaves before an anchor covers it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::{Refused, Service};
+use crate::clock::WatchedClock;
+use crate::config::AnchorMode;
+use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::checkpoint::Checkpoint;
+use crate::domain::row::TableSums;
+use crate::hsm::{Hsm, HsmError};
+use crate::metrics::{Checkpointing, LogMetrics};
+use crate::store::{Commit, CommitError, Committed, Store};
+
+/// How often there is a checkpoint, if the log grew.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+/// After so many entries there is one sooner.
+const ENTRIES_MAX: u64 = 10_000;
+/// How long after a failure it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long an answer waits for its anchor.
+const COVER_MAX: Duration = Duration::from_secs(5);
+/// How long the end of the service waits for its last entry and its anchor.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// The keeper of the log's checkpoints.
+pub(super) struct LogKeeper {
+    store: Store,
+    hsm: Hsm,
+    clock: Arc<WatchedClock>,
+    mode: AnchorMode,
+    /// So many entries are covered by the anchor.
+    anchored: watch::Sender<u64>,
+    /// Woken when somebody waits for an anchor.
+    wanted: Notify,
+    pub(super) metrics: LogMetrics,
+}
+
+/// Why there is no checkpoint, or no anchor of it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeepError {
+    #[error("{0}")]
+    Hsm(#[from] HsmError),
+    #[error("{0}")]
+    Store(#[from] CommitError),
+}
+
+impl LogKeeper {
+    pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, mode: AnchorMode) -> Self {
+        let (anchored, _) = watch::channel(0);
+        let metrics = LogMetrics::default();
+        Self { store, hsm, clock, mode, anchored, wanted: Notify::new(), metrics }
+    }
+
+    /// Returns when an anchor covers so many entries; at once where nobody has to wait for that.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`]: the token takes no anchor now. What was committed stays.
+    pub async fn covers(&self, size: u64) -> Result<(), Refused> {
+        if self.mode == AnchorMode::Interval {
+            return Ok(());
+        }
+        let mut anchored = self.anchored.subscribe();
+        self.wanted.notify_one();
+        match timeout(COVER_MAX, anchored.wait_for(|covered| *covered >= size)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Refused::unavailable("the anchor in the token does not follow the log")),
+        }
+    }
+
+    /// The same for all that was committed before: what is remembered may be from a moment ago.
+    pub async fn covers_all(&self) -> Result<(), Refused> {
+        let size = self.store.head().borrow().size;
+        self.covers(size).await
+    }
+
+    /// Makes checkpoints and anchors, for ever.
+    async fn keep(&self) {
+        let mut head = self.store.head();
+        let mut pause = interval(CHECKPOINT_EVERY);
+        pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        pause.tick().await;
+        let mut kept = *self.anchored.borrow();
+        loop {
+            let many = async {
+                let is_due = |size: u64| size >= kept.saturating_add(ENTRIES_MAX);
+                if head.wait_for(|head| is_due(head.size)).await.is_err() {
+                    // The store has ended, and with it everything else.
+                    std::future::pending::<()>().await;
+                }
+            };
+            let is_wanted = tokio::select! {
+                _ = pause.tick() => false,
+                () = many => false,
+                () = self.wanted.notified() => true,
+            };
+            let size = self.store.head().borrow().size;
+            let done = if is_wanted { *self.anchored.borrow() } else { kept };
+            if size <= done {
+                continue;
+            }
+            match self.anchor(!is_wanted).await {
+                Ok(size) if !is_wanted => kept = size,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, "no anchor of the log; it is tried again");
+                    sleep(RETRY_AFTER).await;
+                    if self.mode == AnchorMode::EveryCommit {
+                        // Whoever waits has not been served.
+                        self.wanted.notify_one();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Signs the head and makes it the anchor, and keeps the checkpoint if it is to be published. How many entries it
+    /// covers.
+    pub async fn anchor(&self, publish: bool) -> Result<u64, KeepError> {
+        let anchored = self.try_anchor(publish).await;
+        let outcome = if anchored.is_ok() { Checkpointing::Anchored } else { Checkpointing::Failed };
+        self.metrics.checkpoints.get_or_create(&outcome).inc();
+        anchored
+    }
+
+    async fn try_anchor(&self, publish: bool) -> Result<u64, KeepError> {
+        let head = self.store.head().borrow().clone();
+        let (size, unix_ms) = (head.size, self.clock.now().unix_ms);
+        let note = self.hsm.sign_checkpoint(Checkpoint { head, unix_s: unix_ms / 1_000 }).await?;
+        if publish {
+            self.store.keep_checkpoint(size, unix_ms, note.clone()).await?;
+        }
+        self.hsm.write_anchor(note, false).await?;
+        self.anchored.send_replace(size);
+        self.metrics.anchored.set(i64::try_from(size).unwrap_or(i64::MAX));
+        Ok(size)
+    }
+
+    /// Commits an entry that changes no row.
+    pub async fn note(&self, entry: AuditEntry) -> Result<Committed, CommitError> {
+        let (standing, rows, removed) = Default::default();
+        let commit = Commit { standing, rows, removed, sum_change: TableSums::default(), audit: entry };
+        self.store.commit(commit).await
+    }
+}
+
+impl Service {
+    /// Keeps the log's checkpoints, for ever.
+    pub async fn keep_log(&self) {
+        self.log.keep().await;
+    }
+
+    /// Writes down that the service ends, so that the next start knows that nothing is missing. For when nobody commits
+    /// any more; it takes 2 seconds at most.
+    pub async fn end(&self) {
+        let end = async {
+            let entry = AuditEntry::of_appliance(self.now().unix_ms, Event::Stopped);
+            let _durable = self.log.note(entry).await?;
+            self.log.anchor(true).await
+        };
+        match timeout(END_MAX, end).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the end is not anchored"),
+            Err(_) => tracing::warn!("the end is not anchored: no answer in time"),
+        }
+    }
+
+    /// What is counted of the log.
+    pub fn log_metrics(&self) -> &LogMetrics {
+        &self.log.metrics
+    }
+}

@@ -1,0 +1,67 @@
+//! Tokens that were made once for all tests of a process, by the real `hsm-authd token-setup`: an RSA key alone takes
+//! longer than most tests. Whoever needs keys that nobody else has makes a token of its own.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::token::{LABEL, TestToken};
+
+/// The label of the token of `hsm-authd dev`.
+pub const DEV_LABEL: &str = "hsm-authd-dev";
+
+/// What is in a token's folder: SoftHSM's tokens are files.
+struct Prepared(Vec<(PathBuf, Vec<u8>)>);
+
+impl Prepared {
+    fn make(label: &str) -> Self {
+        let mut token = TestToken::bare();
+        token.boot.token_label = label.to_owned();
+        let output = token.set_up(true);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut files = Vec::new();
+        let tokens = token.tokens();
+        read(&tokens, &tokens, &mut files);
+        Self(files)
+    }
+
+    fn write(&self, folder: &Path) {
+        for (name, content) in &self.0 {
+            let path = folder.join(name);
+            DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+}
+
+fn read(base: &Path, folder: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read(base, &path, files);
+        } else {
+            files.push((path.strip_prefix(base).unwrap().to_owned(), fs::read(&path).unwrap()));
+        }
+    }
+}
+
+/// Fills the folder of a [`TestToken`]'s tokens.
+pub fn write_token(folder: &Path) {
+    static TOKEN: OnceLock<Prepared> = OnceLock::new();
+    TOKEN.get_or_init(|| Prepared::make(LABEL)).write(folder);
+}
+
+/// Fills the folder of a `dev` that has not started yet: its token and both PINs.
+pub fn write_dev(folder: &Path) {
+    static TOKEN: OnceLock<Prepared> = OnceLock::new();
+    let prepared = TOKEN.get_or_init(|| Prepared::make(DEV_LABEL));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).unwrap();
+    prepared.write(&folder.join("token"));
+    for (name, pin) in [("pin", crate::token::PIN), ("so-pin", crate::token::SO_PIN)] {
+        let path = folder.join(name);
+        fs::write(&path, pin).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
