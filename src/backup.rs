@@ -13,7 +13,10 @@ use sha2::{Digest, Sha256};
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
+use crate::custodian::key_task::KeyDescription;
+use crate::domain::system_key::KeyKind;
 use crate::domain::time::rfc3339;
+use crate::keys;
 use crate::store::{self, Contents};
 
 /// What [`Manifest::format`] says.
@@ -72,6 +75,37 @@ pub struct NeededKeys {
     pub kek: Vec<NeededKey>,
     /// That encrypt PIN hashes.
     pub data: Vec<NeededKey>,
+}
+
+impl NeededKeys {
+    /// Adds the key check values of what the token has.
+    fn fill(&mut self, keys: &[KeyDescription]) {
+        let versions =
+            [(KeyKind::Row, &mut self.row), (KeyKind::Kek, &mut self.kek), (KeyKind::Data, &mut self.data)];
+        for (kind, needed) in versions {
+            for needed in needed {
+                let key = keys.iter().find(|key| (key.kind, key.version) == (kind, needed.version));
+                needed.kcv = key.map(|key| key.check_value.clone());
+            }
+        }
+    }
+
+    /// What of it a token does not have, or has another key of that name; `None`: it has all of it.
+    pub fn missing_from(&self, keys: &[KeyDescription]) -> Option<String> {
+        let versions = [(KeyKind::Row, &self.row), (KeyKind::Kek, &self.kek), (KeyKind::Data, &self.data)];
+        versions.into_iter().flat_map(|(kind, needed)| needed.iter().map(move |key| (kind, key))).find_map(
+            |(kind, needed)| {
+                let name = format!("hsm-authd/{kind}/v{}", needed.version);
+                match keys.iter().find(|key| (key.kind, key.version) == (kind, needed.version)) {
+                    None => Some(format!("the token has no key {name}, which rows of the copy need")),
+                    Some(key) if needed.kcv.as_ref().is_some_and(|kcv| *kcv != key.check_value) => {
+                        Some(format!("the token's key {name} is another one than that of the copy"))
+                    }
+                    Some(_) => None,
+                }
+            },
+        )
+    }
 }
 
 /// One of them.
@@ -162,7 +196,15 @@ impl Manifest {
 /// See [`Ending`]; then there is no new file.
 pub fn run(config: &Path, to: &Path) -> Ending {
     let config = Config::load(config).map_err(|e| e.to_string())?;
-    let manifest = make(&config.store.path, to)?;
+    // An HSM that is away is no reason to have no copy.
+    let keys = keys::described(&config.hsm).unwrap_or_else(|_| {
+        let _ = writeln!(
+            io::stderr(),
+            "hsm-authd: the HSM cannot be asked: the manifest has no key check values"
+        );
+        Vec::new()
+    });
+    let manifest = make(&config.store.path, to, &keys)?;
     let Manifest { log, bytes, .. } = manifest;
     let _ = writeln!(
         io::stdout(),
@@ -175,7 +217,7 @@ pub fn run(config: &Path, to: &Path) -> Ending {
     Ok(())
 }
 
-fn make(store: &Path, to: &Path) -> Result<Manifest, String> {
+fn make(store: &Path, to: &Path, keys: &[KeyDescription]) -> Result<Manifest, String> {
     let is_there = || format!("{} exists; nothing was written", to.display());
     if to.try_exists().map_err(|e| at(to, &e))? {
         return Err(is_there());
@@ -185,7 +227,8 @@ fn make(store: &Path, to: &Path) -> Result<Manifest, String> {
     let contents = store::contents(&part.path).map_err(|e| e.to_string())?;
     let (bytes, sha256) = digest(&part.path, &mut io::sink()).map_err(|e| at(&part.path, &e))?;
     let now = SystemClock.read().ok_or("the clock cannot be read")?;
-    let manifest = Manifest::new(contents, now.unix_ms, bytes, sha256);
+    let mut manifest = Manifest::new(contents, now.unix_ms, bytes, sha256);
+    manifest.keys.fill(keys);
 
     // First the manifest: whoever finds the copy finds that beside it. One without a copy is what was interrupted.
     let path = manifest_path(to);

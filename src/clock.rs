@@ -1,14 +1,13 @@
 //! The clocks of this machine, and whether the wall clock can be believed.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
-use crate::domain::time::{BootId, Now, RunId};
+use crate::domain::time::{BootId, Floor, Now, RunId};
 
 /// How far the wall clock may be from where it should be before nobody believes it, in milliseconds.
 pub const STEP_MS_MAX: u64 = 5_000;
@@ -77,7 +76,7 @@ pub struct WatchedClock {
     boot_base_ms: u64,
     state: Mutex<State>,
     /// Up to when what was accepted may be forgotten.
-    floor_unix_ms: AtomicU64,
+    floor: Mutex<Floor>,
     /// Woken when the wall clock is first seen to have stepped.
     stepped: Notify,
 }
@@ -111,7 +110,7 @@ impl WatchedClock {
             run,
             boot_base_ms,
             state: Mutex::new(state),
-            floor_unix_ms: AtomicU64::new(0),
+            floor: Mutex::default(),
             stepped: Notify::new(),
         })
     }
@@ -131,7 +130,7 @@ impl WatchedClock {
             boot_id: self.boot_id,
             run: self.run,
             trusted: reading.is_some() && !state.stepped,
-            floor_unix_ms: self.floor_unix_ms.load(Ordering::Relaxed),
+            floor: *self.floor.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 
@@ -140,9 +139,9 @@ impl WatchedClock {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).stepped
     }
 
-    /// From here on every [`Now`] says that what was accepted up to this moment may be forgotten.
-    pub fn set_floor(&self, unix_ms: u64) {
-        self.floor_unix_ms.store(unix_ms, Ordering::Relaxed);
+    /// From here on every [`Now`] says that what was accepted up to then may be forgotten.
+    pub fn set_floor(&self, floor: Floor) {
+        *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = floor;
     }
 
     /// Resolves when the wall clock is seen to step.

@@ -1,8 +1,9 @@
 //! The operator's way into a running service for what the configuration cannot say: a unix socket beside the database,
 //! for whoever may write there. HTTP/1, so that `curl --unix-socket` can ask as well.
 
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,17 +42,27 @@ pub fn path(store: &Path) -> PathBuf {
 /// It cannot be made.
 pub fn bind(store: &Path) -> io::Result<UnixListener> {
     let path = path(store);
-    // Made under a name that nobody asks, and moved once only its owner may ask.
-    let unfinished = path.with_added_extension("new");
-    for old in [&unfinished, &path] {
-        match std::fs::remove_file(old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
+    // Made in a folder that only its owner may enter, and moved once only its owner may ask: a mode that is set after a
+    // socket is bound comes too late for whoever is quick.
+    let folder = path.with_added_extension("new");
+    let _ = std::fs::remove_file(&folder);
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(std::fs::remove_dir_all(&folder))?;
+    gone(std::fs::remove_file(&path))?;
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    let listener = bind_in(&folder, &path);
+    std::fs::remove_dir_all(&folder)?;
+    listener
+}
+
+fn bind_in(folder: &Path, path: &Path) -> io::Result<UnixListener> {
+    let unfinished = folder.join("s");
     let listener = UnixListener::bind(&unfinished)?;
     std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&unfinished, &path)?;
+    std::fs::rename(&unfinished, path)?;
     Ok(listener)
 }
 

@@ -159,7 +159,8 @@ fn start(boot: &Boot) -> Result<(Operations, Hello), StartFailure> {
     operations
         .self_test()
         .map_err(|fault| StartFailure::new(format!("token {label} fails the self-test: {fault}")))?;
-    Ok((operations, Hello { build_id: BUILD_ID.to_owned(), token: token.description }))
+    let newest = operations.newest_keys();
+    Ok((operations, Hello { build_id: BUILD_ID.to_owned(), token: token.description, newest }))
 }
 
 fn read_pin(path: &Path) -> Result<Pin, StartFailure> {

@@ -35,8 +35,6 @@ const KEYS_PAUSE: Duration = Duration::from_millis(100);
 const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Draining: how long requests may take that outlived their connection.
 const IDLE_MAX: Duration = Duration::from_secs(1);
-/// The pause before objects in the HSM are held against the rows again, if that could not be done.
-const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long callers are answered once the store has failed.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
@@ -147,8 +145,15 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         start.config,
         (drain.clone(), is_checked.clone()),
     ));
-    let ops =
-        Ops::new(hsm, store.clone(), clock.clone(), api.clone(), server.clone(), service.clone(), is_checked);
+    let ops = Ops::new(
+        hsm.clone(),
+        store.clone(),
+        clock.clone(),
+        api.clone(),
+        server.clone(),
+        service.clone(),
+        is_checked,
+    );
     tokio::spawn(async move {
         if let Err(error) = ops.serve(TcpListener::from(ops_socket)).await {
             tracing::error!(%error, "the operator's listener ended");
@@ -171,6 +176,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     upkeep.spawn(keep_log(service.clone()));
     upkeep.spawn(watch_rows(service.clone()));
     upkeep.spawn(learn_keys(service.clone()));
+    upkeep.spawn(destroy_left(hsm.clone()));
     match control_socket::bind(&config.store.path) {
         Ok(operators) => drop(upkeep.spawn(control_socket::serve(operators, service.clone()))),
         // Such as for a path that is too long for a socket. Nobody's request needs it.
@@ -229,7 +235,7 @@ async fn begin(
     clock_accepted: bool,
 ) -> Result<(), String> {
     service.begin().await?;
-    sweep(service).await;
+    service.sweep().await?;
     if clock_accepted {
         record(store, clock.now().unix_ms, Event::ClockAccepted).await?;
         tracing::warn!("the operator accepted the wall clock");
@@ -370,12 +376,8 @@ async fn watch_rows(service: Arc<Service>) {
     service.watch_rows().await;
 }
 
-/// Before the first request; it waits for a custodian.
-async fn sweep(service: &Service) {
-    while let Err(refused) = service.sweep().await {
-        tracing::warn!(?refused, "the secrets in the HSM cannot be held against the rows yet");
-        tokio::time::sleep(SWEEP_AGAIN_AFTER).await;
-    }
+async fn destroy_left(hsm: Hsm) {
+    hsm.destroy_left().await;
 }
 
 /// Which keys are the newest at the start: what is newer later was rotated.

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::domain::credential::{Keeping, ObjectId};
 use crate::domain::id::CredentialId;
 use crate::domain::row::RowKey;
+use crate::domain::system_key::NewestKeys;
 use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd};
 use connection::{Job, Lost};
 use messages::{Call, Fault, Request, Response};
@@ -84,6 +85,19 @@ pub enum HsmError {
     },
 }
 
+const NO_CUSTODIAN: &str = "no custodian is up";
+
+impl HsmError {
+    /// Whether nobody has worked on the request: it is not what is wrong.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Busy => true,
+            Self::Unavailable(reason) => reason == NO_CUSTODIAN,
+            Self::Tampered(_) | Self::Missing(_) | Self::NoRoom { .. } => false,
+        }
+    }
+}
+
 /// What a request is routed by.
 #[derive(Clone, Copy)]
 enum Route {
@@ -96,6 +110,15 @@ enum Route {
     Writer,
     /// That of a slot; any other while it is away.
     Slot(u16),
+}
+
+/// How far a request came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Way {
+    /// A custodian may have read it.
+    sent: bool,
+    /// One was lost over it: whoever answers need not have been the first to work on it.
+    repeated: bool,
 }
 
 /// The handle; cheap to clone.
@@ -115,6 +138,19 @@ struct Inner {
     tampered: (mpsc::Sender<RowKey>, Mutex<Option<mpsc::Receiver<RowKey>>>),
     metrics: HsmMetrics,
     room: Room,
+    /// The newest keys that a custodian told of.
+    newest: Mutex<NewestKeys>,
+}
+
+impl Inner {
+    fn learn(&self, newest: &NewestKeys) {
+        let mut known = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = std::mem::take(&mut *known).or_newer(newest);
+    }
+
+    fn has_newer(&self, than: &NewestKeys) -> bool {
+        !self.newest.lock().unwrap_or_else(PoisonError::into_inner).beyond(than).is_empty()
+    }
 }
 
 /// One that is up.
@@ -152,6 +188,7 @@ impl Hsm {
                 tampered: (report, Mutex::new(Some(reported))),
                 room: Room::new(keeping, objects_max, metrics.residents.clone()),
                 metrics,
+                newest: Mutex::default(),
             }),
         }
     }
@@ -160,8 +197,8 @@ impl Hsm {
     pub async fn adopt(self, slot: u16, generation: u64, stream: UnixStream) {
         let Some(place) = self.inner.slots.get(usize::from(slot)) else { return };
         let mut stream = stream;
-        let token = match connection::greet(&mut stream).await {
-            Ok(hello) => hello.token,
+        let (token, newest) = match connection::greet(&mut stream).await {
+            Ok(hello) => (hello.token, hello.newest),
             Err(reason) => {
                 tracing::warn!(slot, generation, reason, "custodian did not come up");
                 self.inner.metrics.losses.get_or_create(&Loss::NoHello).inc();
@@ -175,7 +212,14 @@ impl Hsm {
         let queue_depth = metrics.queue_depth.get_or_create_owned(&label);
         let custodian = Arc::new(Custodian { jobs: sender, queue_depth });
         metrics.starts.get_or_create(&label).inc();
+        self.inner.learn(&newest);
+        // A key may have been made since it looked. Told before anybody can ask it; or after, if it becomes known just now.
+        let mut told = self.catch_up(&custodian, &newest);
         place.store(Some(custodian.clone()));
+        told = told || self.catch_up(&custodian, &newest);
+        if told {
+            tracing::info!(slot, generation, "custodian looks for keys that are new");
+        }
         self.inner.came_up.notify_waiters();
         let _ = self.inner.events.send(CustodianEvent::Up { slot, generation });
         let probe = tokio::spawn(self.clone().probe(custodian.clone()));
@@ -188,6 +232,23 @@ impl Hsm {
         tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
         // Also if it said that it ends by itself: a module may hang in the process's last steps.
         let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
+    }
+
+    /// Has a custodian look for keys before what it is asked from here on, if there are newer ones than it has.
+    fn catch_up(&self, custodian: &Arc<Custodian>, newest: &NewestKeys) -> bool {
+        if !self.inner.has_newer(newest) {
+            return false;
+        }
+        let call = Call { repeated: false, id: self.next_id(), request: Request::LoadKeys };
+        let Ok((job, answer)) = Job::new(&call) else { return false };
+        let told = custodian.try_send(job).is_ok();
+        // What nobody waits for is not asked.
+        tokio::spawn(async move {
+            if let Ok(Ok(Err(fault))) = answer.await {
+                tracing::warn!(%fault, "a custodian does not use the newest keys");
+            }
+        });
+        told
     }
 
     /// Asks one custodian from time to time, so that a loss is noticed before a caller does.
@@ -286,8 +347,13 @@ impl Hsm {
     }
 
     async fn call(&self, route: Route, request: Request) -> Result<Response, HsmError> {
+        self.call_on(route, request, &mut Way::default()).await
+    }
+
+    /// The same; how far it came is known at any moment, also to who gives up waiting.
+    async fn call_on(&self, route: Route, request: Request, way: &mut Way) -> Result<Response, HsmError> {
         let (operation, begun) = (operation(&request), Instant::now());
-        let result = self.ask(route, request).await;
+        let result = self.ask(route, request, way).await;
         let end = match &result {
             Ok(_) => OperationEnd::Answered,
             Err(HsmError::Busy) => OperationEnd::Busy,
@@ -304,25 +370,24 @@ impl Hsm {
         result
     }
 
-    async fn ask(&self, route: Route, request: Request) -> Result<Response, HsmError> {
+    async fn ask(&self, route: Route, request: Request, way: &mut Way) -> Result<Response, HsmError> {
         let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
         let deadline = Instant::now() + CALL_MAX;
         let call = Call { repeated: false, id: self.next_id(), request };
         let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
         drop(call);
-        let mut repeated = false;
         let mut missed_by: Option<Arc<Custodian>> = None;
         loop {
             let came_up = self.inner.came_up.notified();
             let Some(custodian) = self.pick(route, missed_by.as_ref()) else {
                 if timeout_at(deadline, came_up).await.is_err() {
-                    return Err(unavailable("no custodian is up"));
+                    return Err(unavailable(NO_CUSTODIAN));
                 }
                 continue;
             };
             let again = job.again();
             match custodian.try_send(job) {
-                Ok(()) => {}
+                Ok(()) => way.sent = true,
                 Err(mpsc::error::TrySendError::Full(_)) => return Err(HsmError::Busy),
                 Err(mpsc::error::TrySendError::Closed(_)) => {
                     // Lost between the two lines above; its place is being withdrawn.
@@ -352,9 +417,10 @@ impl Hsm {
                 Ok(Err(fault @ Fault::Hsm(_))) => Lost { suspect: true, reason: fault.to_string() },
                 Err(lost) => lost,
             };
-            if lost.suspect && std::mem::replace(&mut repeated, true) {
+            if lost.suspect && std::mem::replace(&mut way.repeated, true) {
                 return Err(HsmError::Unavailable(lost.reason));
             }
+            way.sent = way.repeated;
             (job, answer) = again;
             if lost.suspect {
                 job = job.suspected();

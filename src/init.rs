@@ -8,6 +8,7 @@ use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::custodian::token::Setup;
 use crate::hsm::messages::{self, Boot};
+use crate::supervisor;
 
 /// Runs `init` for a configuration file: says what it did, one line a step.
 ///
@@ -15,6 +16,7 @@ use crate::hsm::messages::{self, Boot};
 /// See [`Ending`].
 pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> Ending {
     let config = Config::load(config).map_err(|error| error.to_string())?;
+    let _keys = supervisor::lock_keys(&config.store.path)?;
     set_up_token(&config.hsm, so_pin_file, Stdio::inherit())
 }
 

@@ -3,18 +3,21 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use crate::Ending;
+use crate::clock::{SystemClock, WatchedClock};
 use crate::config::{Config, HsmConfig};
 use crate::custodian::key_task::{KeyDescription, KeyTask, KeyTaskDone, KeyWork};
-use crate::domain::audit::{AuditEntry, Event};
-use crate::domain::row::TableSums;
+use crate::domain::audit::Event;
+use crate::domain::checkpoint::Note;
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::messages::{self, FRAME_BYTES_MAX};
 use crate::init;
+use crate::offline::Offline;
+use crate::service::at_rest::AtRest;
+use crate::store::Store;
 use crate::store::usage::{key_usage, rotations};
-use crate::store::{Commit, Store};
 use crate::supervisor;
 
 mod rewrapping;
@@ -104,6 +107,7 @@ fn list(config: &Config, json: bool) -> Ending {
 }
 
 fn rotate(config: &Config, kind: KeyKind) -> Ending {
+    let _keys = supervisor::lock_keys(&config.store.path)?;
     let KeyTaskDone::Rotated(version) = in_child(&config.hsm, KeyTask::Rotate(kind))? else {
         return Err(Some(WRONG_ANSWER.to_owned()));
     };
@@ -111,7 +115,19 @@ fn rotate(config: &Config, kind: KeyKind) -> Ending {
     match socket::ask::<NewestKeys>(&config.store.path, "POST", "/keys/reload") {
         Ok(newest) if newest.of(kind) >= version => say("the service uses it".to_owned())?,
         Ok(_) => return Err(Some("the service does not see it: is it configured for another token?".into())),
-        Err(Unreachable::NotRunning(_)) => say("no service is running; the next start uses it".to_owned())?,
+        Err(Unreachable::NotRunning(_)) => {
+            let _lock = supervisor::lock(&config.store.path)?;
+            Rest::of(config)?.record(Event::KeyRotated, format!("{kind} v{version}"))?;
+            say("no service is running; the next start uses it".to_owned())?;
+        }
+        Err(Unreachable::TooLong(path)) => {
+            if let Ok(_lock) = supervisor::lock(&config.store.path) {
+                Rest::of(config)?.record(Event::KeyRotated, format!("{kind} v{version}"))?;
+            }
+            say(format!(
+                "no service can be told, because {path} is too long for a socket; the next start uses it"
+            ))?;
+        }
         Err(Unreachable::Failed(reason)) => {
             return Err(Some(format!(
                 "the service was not told, and uses it once its custodians are replaced ({reason})"
@@ -128,9 +144,10 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
     let store = &config.store.path;
     // Held to the end: no service starts, and none is running.
     let _lock = supervisor::lock(store)?;
+    let _keys = supervisor::lock_keys(store)?;
     let name = format!("hsm-authd/{kind}/v{version}");
     let keys = described(&config.hsm)?;
-    let of_kind = || keys.iter().filter(|key| key.kind == kind && !key.retired);
+    let of_kind = || keys.iter().filter(|key| key.kind == kind && !key.retired && !key.unfinished);
     if of_kind().map(|key| key.version).max() == Some(version) {
         return Err(Some(format!(
             "{name} is the newest of its kind: run `hsm-authd keys rotate {kind}` first"
@@ -139,7 +156,10 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
     if !keys.iter().any(|key| (key.kind, key.version) == (kind, version)) {
         return Err(Some(format!("there is no key {name}")));
     }
+    let rest = Rest::of(config)?;
+    rest.is_known()?;
     if store.exists() {
+        // Counted once the seals were checked: what stands in the columns decides which key is destroyed.
         let rows = key_usage(store).map_err(|e| e.to_string())?.of(kind, version);
         if rows > 0 {
             return Err(Some(format!(
@@ -147,8 +167,9 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
             )));
         }
         // Before it is gone, so that nothing is gone of which the log does not tell.
-        record(store, Event::KeyRetired, format!("{kind} v{version}"))?;
+        rest.record(Event::KeyRetired, format!("{kind} v{version}"))?;
     }
+    drop(rest);
     match in_child(&config.hsm, KeyTask::Retire(kind, version))? {
         KeyTaskDone::Retired => say(format!("key {name}: retired")),
         _ => Err(Some(WRONG_ANSWER.to_owned())),
@@ -193,20 +214,52 @@ fn in_child(hsm: &HsmConfig, task: KeyTask) -> Result<KeyTaskDone, Option<String
     body.and_then(|body| messages::decode(body).ok()).ok_or_else(|| Some(WRONG_ANSWER.to_owned()))
 }
 
-/// Writes to the log of a database that no service uses.
-fn record(path: &Path, event: Event, detail: String) -> Result<(), String> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?;
-    let unix_ms = u64::try_from(since.as_millis()).map_err(|e| e.to_string())?;
-    let commit = Commit {
-        standing: Vec::new(),
-        rows: Vec::new(),
-        removed: Vec::new(),
-        sum_change: TableSums::default(),
-        audit: AuditEntry { detail: Some(detail), ..AuditEntry::of_appliance(unix_ms, event) },
-    };
-    let store = Store::open(path).map_err(|e| e.to_string())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
-    runtime.block_on(store.commit(commit)).map(drop).map_err(|e| e.to_string())
+/// The database of a stopped service, if there is one, with a custodian. The caller has the lock.
+struct Rest {
+    at_rest: Option<AtRest>,
+    offline: Offline,
+    path: PathBuf,
+}
+
+impl Rest {
+    fn of(config: &Config) -> Result<Self, Option<String>> {
+        let (offline, path) = (Offline::start(&config.hsm)?, config.store.path.clone());
+        let at_rest = match path.exists() {
+            true => {
+                let store = Store::open(&path).map_err(|e| e.to_string())?;
+                let clock = WatchedClock::new(Box::new(SystemClock), false).map_err(str::to_owned)?;
+                Some(AtRest::new(store, offline.hsm.clone(), Arc::new(clock)))
+            }
+            false => None,
+        };
+        Ok(Self { at_rest, offline, path })
+    }
+
+    /// Whether what the database says of its keys may be believed.
+    fn is_known(&self) -> Ending {
+        let Some(at_rest) = &self.at_rest else {
+            let anchor = self.offline.runtime.block_on(self.offline.hsm.read_anchor());
+            let anchor = anchor.map_err(|e| e.to_string())?.as_deref().and_then(Note::parse);
+            return match anchor.is_some_and(|note| note.unverified().head.origin.is_unclaimed()) {
+                true => Ok(()),
+                false => Err(Some(format!(
+                    "{}: there is no database, and the token knows of one: restore it, or correct store.path",
+                    self.path.display()
+                ))),
+            };
+        };
+        match self.offline.runtime.block_on(at_rest.doubt())? {
+            None => Ok(()),
+            Some(reason) => Err(Some(format!("{reason}; nothing was changed"))),
+        }
+    }
+
+    fn record(&self, event: Event, detail: String) -> Ending {
+        match &self.at_rest {
+            Some(at_rest) => Ok(self.offline.runtime.block_on(at_rest.note(event, detail))?),
+            None => Ok(()),
+        }
+    }
 }
 
 /// One line, or several, on standard output.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hsm_authd::{audit, backup, check, custodian, dev, front, init, keys, recover, restore, supervisor};
+use hsm_authd::{
+    audit, backup, check, custodian, dev, front, init, keys, offline, recover, restore, supervisor,
+};
 
 /// An HSM-backed authentication appliance: one-time passwords verified inside a PKCS#11 HSM.
 #[derive(Parser)]
@@ -109,8 +111,27 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).init();
-    let ending = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // An operator's command says in plain words what it does.
+    let is_command = matches!(
+        command,
+        Command::Keys { .. }
+            | Command::Backup { .. }
+            | Command::Restore { .. }
+            | Command::Recover { .. }
+            | Command::Audit { .. }
+    );
+    let level = match is_command || std::env::var_os(offline::QUIET).is_some() {
+        true => tracing::Level::ERROR,
+        false => tracing::Level::INFO,
+    };
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .init();
+    let ending = match command {
         Command::Dev(options) => dev::run(options),
         Command::Serve { config, accept_clock } => supervisor::serve(&config, accept_clock),
         Command::Check { config } => check::run(&config),

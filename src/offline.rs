@@ -18,6 +18,9 @@ const START_MAX: Duration = Duration::from_secs(35);
 /// How long one that failed may take to end.
 const END_MAX: Duration = Duration::from_secs(2);
 
+/// Set for a custodian that logs errors alone: an operator reads along.
+pub const QUIET: &str = "HSM_AUTHD_QUIET";
+
 /// A custodian of the command's own. It ends with it.
 pub struct Offline {
     /// Where work is done that waits.
@@ -40,7 +43,9 @@ impl Offline {
             .map_err(|e| e.to_string())?;
         let (events, mut told) = mpsc::unbounded_channel();
         let hsm = Hsm::new(1, (config.custody, config.resident_capacity), events);
-        let (custodian, stream) = supervisor::start_custodian(config)?;
+        let mut config = config.clone();
+        config.environment.insert(QUIET.to_owned(), "1".to_owned());
+        let (custodian, stream) = supervisor::start_custodian(&config)?;
         let mut offline = Self { runtime, hsm, custodian };
         stream.set_nonblocking(true).map_err(|e| e.to_string())?;
         let hsm = offline.hsm.clone();

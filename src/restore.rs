@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::domain::checkpoint::Note;
 use crate::domain::time::{Now, rfc3339};
 use crate::hsm::Hsm;
+use crate::keys;
 use crate::offline::Offline;
 use crate::service::recovery::{Recovery, Survey};
 use crate::store::{self, Store};
@@ -38,6 +39,9 @@ pub fn run(path: &Path, from: &Path) -> Ending {
         manifest.created, manifest.log.size, manifest.log.origin
     ));
 
+    if let Some(reason) = manifest.keys.missing_from(&keys::described(&config.hsm)?) {
+        return Err(Some(format!("{reason}; nothing was changed")));
+    }
     let offline = Offline::start(&config.hsm)?;
     let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).map_err(str::to_owned)?);
     let now = clock.now();

@@ -25,6 +25,7 @@ use crate::hsm::{Claim, Hsm, HsmError};
 use crate::secret::SecretBytes;
 use crate::store::{Commit, CommitError, Committed, ReadError, Store};
 
+pub mod at_rest;
 pub mod audit;
 pub mod audit_view;
 pub mod authorization_view;

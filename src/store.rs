@@ -50,7 +50,7 @@ mod writer;
 
 pub use backup::{Contents, contents, copy, install};
 pub use reads::log::{ConsistencyProof, Inclusion, InclusionProof, LoggedLeaf};
-pub use scan::{Found, Place};
+pub use scan::{Found, Place, Unreadable};
 pub use schema::SCHEMA;
 pub use sqlite::Store;
 

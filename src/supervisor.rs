@@ -92,16 +92,28 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 /// # Errors
 /// One line for the operator.
 pub fn lock(store: &Path) -> Result<OwnedFd, String> {
-    let path = store.with_added_extension("instance");
+    hold(&store.with_added_extension("instance"), "another instance is running on this database")
+}
+
+/// Takes the lock of what changes the system keys, beside a running service too: none of it sees another's key half
+/// made. It is a file beside the database, whether there is one or not.
+///
+/// # Errors
+/// One line for the operator.
+pub fn lock_keys(store: &Path) -> Result<OwnedFd, String> {
+    hold(&store.with_added_extension("keys"), "another command changes the system keys just now")
+}
+
+fn hold(path: &Path, busy: &str) -> Result<OwnedFd, String> {
     let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(|e| fail(&e))?;
+    let file = File::options().create(true).append(true).mode(0o600).open(path).map_err(|e| fail(&e))?;
     let deadline = Instant::now() + LOCK_WAIT_MAX;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file.into()),
             Err(TryLockError::Error(error)) => return Err(fail(&error)),
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(fail(&"another instance is running on this database"));
+                return Err(fail(&busy));
             }
             // The kernel has no lock that can be waited for with a deadline.
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
@@ -361,7 +373,8 @@ impl Supervisor {
                 // A second attempt could block the token. The custodian has said which PIN file.
                 return Err(None);
             }
-            if !self.ever_up && self.draining_since.is_none() {
+            // One that ended well has lost its front, which is about to say why.
+            if !self.ever_up && self.draining_since.is_none() && !status.success() {
                 return Err(match status.code() {
                     Some(_) => None, // it has said why
                     None => Some(format!("the custodian died while starting: {status}")),

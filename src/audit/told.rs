@@ -12,7 +12,7 @@ use crate::domain::row::{Row, RowKey, Table};
 pub const ROWS_MAX: usize = 1_000_000;
 
 /// By its digest, which spreads evenly, and its table.
-type Key = (u64, Table);
+type Key = (u128, Table);
 
 /// The last word of the log on a row.
 #[derive(Clone, Copy)]
@@ -27,9 +27,9 @@ pub struct Told {
     words: BTreeMap<Key, Word>,
     words_max: usize,
     /// Keys of this digest and above are of this pass.
-    from: u64,
+    from: u128,
     /// Keys of this digest and above are of a later pass.
-    until: Option<u64>,
+    until: Option<u128>,
     age: Age,
     found: u64,
     older: u64,
@@ -63,7 +63,7 @@ impl Told {
             };
         }
         for RowMark { table, key, version } in &logged.rows.0 {
-            let digest = u64::from_be_bytes(*key);
+            let digest = u128::from_be_bytes(*key);
             if digest < self.from || self.until.is_some_and(|until| digest >= until) {
                 continue;
             }
@@ -90,7 +90,7 @@ impl Told {
     /// Takes a row, after the last entry. Says what is wrong with it, if something is.
     pub fn see(&mut self, row: &Row) -> Option<String> {
         let key = row.key();
-        let digest = u64::from_be_bytes(key.digest());
+        let digest = u128::from_be_bytes(key.digest());
         if digest < self.from || self.until.is_some_and(|until| digest >= until) {
             return None;
         }
@@ -122,7 +122,7 @@ impl Told {
         let mut left = self.words.iter().filter(|(_, word)| word.version > 0);
         let ((digest, table), Word { version, seq }) = left.next()?;
         Some(format!(
-            "row {}:{digest:016x} is missing: entry {seq} says that it has version {version}",
+            "row {}:{digest:032x} is missing: entry {seq} says that it has version {version}",
             table.name()
         ))
     }
@@ -143,8 +143,8 @@ impl Told {
 
 /// A row as the log names it, with its id if that is its key.
 fn name(key: &RowKey) -> String {
-    let digest = u64::from_be_bytes(key.digest());
-    let name = format!("{}:{digest:016x}", key.table().name());
+    let digest = u128::from_be_bytes(key.digest());
+    let name = format!("{}:{digest:032x}", key.table().name());
     match key {
         RowKey::Credential(id) | RowKey::State(id) | RowKey::Binding(id) | RowKey::Authorization(id) => {
             format!("{name} ({id})")

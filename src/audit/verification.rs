@@ -106,6 +106,10 @@ impl Report {
                 ControlFlow::<()>::Continue(())
             })?;
         }
+        // Last: what is found above says more.
+        if let Some(damage) = store.damage()? {
+            return Err(Misfit::Other(format!("the database is damaged: {damage}")));
+        }
         let (rows_told, rows_older) = told.counts();
         let Walk { origin, frontier, span_unix_ms, kept_notes, covered, .. } = walk;
         let (size, root) = (frontier.size(), frontier.root());
@@ -292,8 +296,12 @@ impl<'a> Walk<'a> {
             above = kept.size;
             let place = "in the database".to_owned();
             let note = Note::parse(&kept.note);
-            let size = note.as_ref().map(|note| note.unverified().head.size.cast_signed());
-            let Some(note) = note.filter(|_| size == Some(kept.size)) else {
+            let fits = |note: &Note| {
+                let Checkpoint { head, unix_s } = note.unverified();
+                head.size.cast_signed() == kept.size
+                    && i64::try_from(*unix_s) == Ok(kept.unix_ms.div_euclid(1_000))
+            };
+            let Some(note) = note.filter(fits) else {
                 self.note_besides(format!(
                     "what is kept as the checkpoint over {} entries is none",
                     kept.size

@@ -34,7 +34,7 @@ fn note(public: &PublicKey, signature: &[u8; 64], checkpoint: &Checkpoint) -> Re
 }
 
 /// What there is by that label, signed or not.
-struct Standing {
+pub struct Standing {
     object: Object,
     value: Vec<u8>,
 }
@@ -44,10 +44,17 @@ impl Standing {
         let text = String::from_utf8(self.value.clone()).ok()?;
         verified(keys, &text).map(|checkpoint| (text, checkpoint))
     }
+
+    /// Whether it is a note that none of these keys signed.
+    pub fn is_of_unknown(&self, keys: &Keys) -> bool {
+        let is_note = || std::str::from_utf8(&self.value).is_ok_and(|text| Note::parse(text).is_some());
+        self.verified(keys).is_none() && is_note()
+    }
 }
 
 fn verified(keys: &Keys, text: &str) -> Option<Checkpoint> {
-    Note::parse(text)?.verified(keys.audit().map(PublishedKey::public)).cloned()
+    let note = Note::parse(text)?;
+    keys.noted(note.verified(keys.audit().map(PublishedKey::public))).cloned()
 }
 
 /// The anchor of a token. It remembers what it wrote, so that the next writing searches for nothing.
@@ -67,7 +74,7 @@ impl Anchor {
         Ok(verified.max_by_key(|(_, checkpoint)| counts(checkpoint)).map(|(text, _)| text))
     }
 
-    /// Makes `note` the anchor, and the only one. If it is that already, nothing happens.
+    /// Makes `note` the anchor, and the only one of what is `standing`. If it is that already, nothing happens.
     ///
     /// # Errors
     /// It is not signed by us or does not extend what is there; nothing is changed then. Or the HSM failed.
@@ -75,13 +82,12 @@ impl Anchor {
         &mut self,
         session: &Session,
         keys: &Keys,
-        note: String,
-        replace: bool,
+        standing: Vec<Standing>,
+        (note, replace): (String, bool),
     ) -> Result<(), Fault> {
         let Some(new) = verified(keys, &note) else {
             return Err(Fault::Request("an anchor that none of our audit keys signed".to_owned()));
         };
-        let standing = self.standing(session)?;
         let highest = standing.iter().filter_map(|anchor| anchor.verified(keys));
         let highest = highest.map(|(_, checkpoint)| checkpoint).max_by_key(counts);
         if let Some(there) = highest.filter(|there| !replace && !extends(&new, there)) {
@@ -104,7 +110,10 @@ impl Anchor {
     }
 
     /// What is there; if it is what was written last, without a search.
-    fn standing(&mut self, session: &Session) -> Result<Vec<Standing>, Fault> {
+    ///
+    /// # Errors
+    /// The HSM failed.
+    pub fn standing(&mut self, session: &Session) -> Result<Vec<Standing>, Fault> {
         if let Some((object, note)) = self.written.take()
             && let Ok(value) = session.data_value(object)
             && value == note.as_bytes()

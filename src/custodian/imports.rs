@@ -54,7 +54,8 @@ impl Operations {
         for key in self.keys.import() {
             self.check_import(key)?;
         }
-        Ok(Response::Imported(None))
+        // Or it was wrapped for a version that is new.
+        Ok(Response::Imported(self.keys.noted(None)))
     }
 
     /// Has a key of `import` do with a known seed all that it does with others.

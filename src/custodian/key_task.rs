@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use super::check_values::{check_value, of_public};
-use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey};
+use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
 use super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
 use super::token::{discard_unfinished, make_key};
 use super::{
@@ -60,6 +60,8 @@ pub struct KeyDescription {
     pub version: u16,
     /// Whether only the public half is left.
     pub retired: bool,
+    /// Whether its making or its retirement was interrupted: nobody uses it, and what is left of it is to go.
+    pub unfinished: bool,
     /// Such as `AES-256`.
     pub algorithm: String,
     /// Three bytes in hex that differ for another key.
@@ -105,14 +107,14 @@ fn do_task(work: &KeyWork) -> Result<KeyTaskDone, StartFailure> {
         KeyTask::List => list(&session).map(KeyTaskDone::Listed).map_err(of_keys),
         KeyTask::Rotate(kind) => rotate(&session, label, kind).map(KeyTaskDone::Rotated),
         KeyTask::Retire(kind, version) => {
-            retire(&session, KeyName { kind, version })?;
+            retire(&session, label, KeyName { kind, version })?;
             Ok(KeyTaskDone::Retired)
         }
     }
 }
 
 fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
-    let Survey { keys, retired, .. } = survey(session)?;
+    let Survey { keys, retired, halves } = survey(session)?;
     let mut described = Vec::new();
     for (name, key) in keys {
         let objects = match key {
@@ -125,6 +127,11 @@ fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
     for (name, public) in retired {
         let check_value = of_public(session, public, PairForm::P256)?;
         described.push(description(session, name, &[public], check_value, Some(name.retired()))?);
+    }
+    let marked = unfinished(session)?.into_iter().map(|(name, [_, made])| (name, made));
+    for (name, objects) in marked.chain(halves).filter(|(_, objects)| !objects.is_empty()) {
+        let rest = description(session, name, &objects, "-".to_owned(), None)?;
+        described.push(KeyDescription { unfinished: true, ..rest });
     }
     described.sort_by_key(|key| (key.kind, key.version));
     Ok(described)
@@ -148,6 +155,7 @@ fn description(
         kind: name.kind,
         version: name.version,
         retired: retired.is_some(),
+        unfinished: false,
         label: retired.unwrap_or_else(|| name.to_string()),
         algorithm: algorithm.to_owned(),
         check_value,
@@ -170,8 +178,12 @@ fn rotate(session: &Session, label: &str, kind: Kind) -> Result<u16, StartFailur
     Ok(version)
 }
 
-fn retire(session: &Session, name: KeyName) -> Result<(), StartFailure> {
-    let there = survey(session).map_err(|error| StartFailure::new(error.to_string()))?;
+fn retire(session: &Session, label: &str, name: KeyName) -> Result<(), StartFailure> {
+    let of_keys = |error: KeyError| StartFailure::keys(label, &error);
+    // What an interrupted retirement left under its mark goes here, and is thereby retired.
+    let was_marked = unfinished(session).map_err(of_keys)?.contains_key(&name);
+    discard_unfinished(session, label, &mut io::sink())?;
+    let there = survey(session).map_err(of_keys)?;
     if there.newest(name.kind) == Some(name.version) {
         return Err(StartFailure::new(format!(
             "{name} is the newest of its kind: run `hsm-authd keys rotate {}` first",
@@ -186,6 +198,7 @@ fn retire(session: &Session, name: KeyName) -> Result<(), StartFailure> {
         }
         // The public half is kept already: what is left is what was interrupted.
         (None, Some(halves)) => halves.iter().try_for_each(|object| session.destroy(*object)).map_err(failed),
+        (None, None) if was_marked => Ok(()),
         (None, None) => Err(StartFailure::new(format!("there is no key {name}"))),
     }
 }

@@ -108,7 +108,7 @@ pub struct Keys {
     import: Versions<ImportKey>,
     retired: BTreeMap<KeyName, PublishedKey>,
     pulse: Pulse,
-    /// Whether a version was asked for that is not here.
+    /// Whether something was asked for for which there is no key here.
     missed: Cell<bool>,
 }
 
@@ -252,12 +252,13 @@ impl Keys {
         ])
     }
 
-    /// Whether a version was asked for since the last time that is not here.
+    /// Whether something was asked for since the last time for which there is no key here.
     pub fn take_missed(&self) -> bool {
         self.missed.take()
     }
 
-    fn noted<'a, T>(&self, found: Option<&'a T>) -> Option<&'a T> {
+    /// Remembers that something was not found for which there may be a key by now.
+    pub fn noted<T>(&self, found: Option<T>) -> Option<T> {
         if found.is_none() {
             self.missed.set(true);
         }

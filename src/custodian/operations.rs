@@ -16,6 +16,7 @@ use super::{codes, pin_hash};
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::{Algorithm, Digits, Otp, SEED_BYTES};
 use crate::domain::row::{RowBytes, RowSum, SealedBytes, Table, TableSums};
+use crate::domain::system_key::NewestKeys;
 use crate::hsm::messages::{Custody, Fault, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
 
@@ -102,15 +103,15 @@ impl Operations {
         }
     }
 
-    /// Answers one request; `repeated`: a custodian may have worked on it before. One that names a version of a key which is not known here may be of a key that is new: the
-    /// token is looked through for it, and the request tried once more.
+    /// Answers one request; `repeated`: a custodian may have worked on it before. One that needs a key which is not known
+    /// here may be of a key that is new: the token is looked through for it, and the request tried once more.
     ///
     /// # Errors
     /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
     pub fn answer(&mut self, request: Request, repeated: bool) -> Result<Response, Fault> {
         self.keys.take_missed();
         let result = self.answer_with_known_keys(&request, repeated);
-        match result.is_err() && self.keys.take_missed() && self.look_for_keys() {
+        match !matches!(result, Err(Fault::Hsm(_))) && self.keys.take_missed() && self.look_for_keys() {
             true => self.answer_with_known_keys(&request, repeated),
             false => result,
         }
@@ -131,6 +132,11 @@ impl Operations {
                 false
             }
         }
+    }
+
+    /// The newest version of each key.
+    pub fn newest_keys(&self) -> NewestKeys {
+        self.keys.newest()
     }
 
     fn load_keys(&mut self) -> Result<Response, Fault> {
@@ -189,7 +195,7 @@ impl Operations {
                 Ok(Response::AttestationKeys(self.keys.attest().map(|key| key.public().clone()).collect()))
             }
             Request::VerifyAttestation { kid, digest, signature } => {
-                let key = self.keys.attest().find(|key| key.kid() == kid);
+                let key = self.keys.noted(self.keys.attest().find(|key| key.kid() == kid));
                 let verified = key.map(|key| key.verify(&self.session, digest, signature)).transpose()?;
                 Ok(Response::AttestationVerified(verified == Some(true)))
             }
@@ -209,14 +215,21 @@ impl Operations {
                 Ok(Response::Checkpoint(self.keys.newest_audit().checkpoint(&self.session, checkpoint)?))
             }
             Request::ReadAnchor => Ok(Response::Anchor(self.anchor.read(&self.session, &self.keys)?)),
-            Request::WriteAnchor { note, replace } => {
-                self.anchor.write(&self.session, &self.keys, note.clone(), *replace)?;
-                Ok(Response::AnchorWritten)
-            }
+            Request::WriteAnchor { note, replace } => self.write_anchor(note, *replace),
             Request::AuditKeys => {
                 Ok(Response::AuditKeys(self.keys.audit().map(|key| key.public().clone()).collect()))
             }
         }
+    }
+
+    fn write_anchor(&mut self, note: &str, replace: bool) -> Result<Response, Fault> {
+        let standing = self.anchor.standing(&self.session)?;
+        // One that a newer key signed counts, and is not to be destroyed as nobody's.
+        if standing.iter().any(|anchor| anchor.is_of_unknown(&self.keys)) {
+            self.look_for_keys();
+        }
+        self.anchor.write(&self.session, &self.keys, standing, (note.to_owned(), replace))?;
+        Ok(Response::AnchorWritten)
     }
 
     fn health(&self) -> Result<Response, Fault> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::anchor;
 use super::keys::{Form, KeyError, KeyName, Kind, survey, unfinished};
 use super::pin::Pin;
-use super::pkcs11::{Module, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
+use super::pkcs11::{Module, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
 use super::{Frames, StartFailure, check_mechanisms, find_token, load_module, login, read_pin, shut_in};
 use crate::hsm::messages::Boot;
 
@@ -124,20 +124,53 @@ pub(super) fn discard_unfinished(
     out: &mut impl Write,
 ) -> Result<(), StartFailure> {
     let found = unfinished(session).map_err(|error| StartFailure::keys(label, &error))?;
-    for (name, [marks, made]) in found {
-        // A mark of our own first, then the old ones: if they are another run's that is finishing just now, it
-        // learns that its pair is gone, and no custodian starts on it meanwhile.
-        let discard = || -> Result<(), Pkcs11Error> {
-            let own = session.mark(&name.mark())?;
-            marks.into_iter().chain(made).try_for_each(|object| session.destroy(object))?;
-            session.destroy(own)
-        };
-        discard().map_err(|error| {
+    for name in found.into_keys() {
+        let removed = discard(session, name).map_err(|error| {
             StartFailure::new(format!("what is unfinished of key {name} cannot be removed ({error})"))
         })?;
-        say(out, format_args!("key {name}: unfinished, removed"))?;
+        if removed {
+            say(out, format_args!("key {name}: unfinished, removed"))?;
+        }
     }
     Ok(())
+}
+
+/// Removes what was made under a mark; `false`: it has been finished since, and stays.
+fn discard(session: &Session, name: KeyName) -> Result<bool, KeyError> {
+    // A mark of our own first, so that no custodian starts on what is being removed. It must not stay, whatever comes
+    // of it: it would have the next run remove a key that is in use.
+    let own = session.mark(&name.mark())?;
+    let removed = discard_beside(session, name, own);
+    let unmarked = destroy_if_there(session, own);
+    let removed = removed?;
+    unmarked?;
+    Ok(removed)
+}
+
+/// Of a mark that another run removes just now, one of both is told that it is gone: that one does not decide.
+fn discard_beside(session: &Session, name: KeyName, own: Object) -> Result<bool, KeyError> {
+    let [marks, made] = unfinished(session)?.remove(&name).unwrap_or_default();
+    let mut is_ours = false;
+    for mark in marks.into_iter().filter(|mark| *mark != own) {
+        if !destroy_if_there(session, mark)? {
+            return Ok(false);
+        }
+        is_ours = true;
+    }
+    if is_ours {
+        for object in made {
+            destroy_if_there(session, object)?;
+        }
+    }
+    Ok(is_ours)
+}
+
+/// `false`: somebody else has destroyed it.
+fn destroy_if_there(session: &Session, object: Object) -> Result<bool, Pkcs11Error> {
+    match session.destroy(object) {
+        Err(error) if error.is_gone() => Ok(false),
+        destroyed => destroyed.map(|()| true),
+    }
 }
 
 /// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
@@ -171,7 +204,10 @@ const FIRST_AUDIT: KeyName = KeyName { kind: Kind::Audit, version: 1 };
 
 fn make_secret(session: &Session, name: KeyName, shape: &Shape, purpose: Purpose) -> Result<(), Pkcs11Error> {
     let object = session.generate_labelled(shape, &name.to_string(), purpose)?;
-    let checked = session.check(object, shape).and_then(|()| session.check_purpose(object, purpose));
+    let checked = session
+        .check(object, shape)
+        .and_then(|()| session.check_purpose(object, purpose))
+        .and_then(|()| session.check_made_inside(object));
     checked.inspect_err(|_| {
         // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
         let _ = session.destroy(object);
@@ -202,4 +238,32 @@ fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartF
     writeln!(out, "{line}")
         .and_then(|()| out.flush())
         .map_err(|error| StartFailure::new(format!("standard output: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_token::with_session;
+    use super::*;
+
+    #[test]
+    fn what_was_finished_meanwhile_stays_and_no_mark_is_left() {
+        const NAME: &str = "custodian::token::tests::what_was_finished_meanwhile_stays_and_no_mark_is_left";
+        with_session(NAME, |session| {
+            make_keys(&session, "unit", &mut io::sink()).unwrap();
+            let kek = KeyName { kind: Kind::Kek, version: 2 };
+            make_key(&session, kek).unwrap();
+            // It was unfinished when this run looked, and its maker removed the mark since.
+            assert!(!discard(&session, kek).unwrap());
+            assert!(unfinished(&session).unwrap().is_empty());
+            assert!(survey(&session).unwrap().keys.contains_key(&kek));
+
+            session.mark(&kek.mark()).unwrap();
+            assert!(discard(&session, kek).unwrap());
+            assert!(unfinished(&session).unwrap().is_empty());
+            assert!(!survey(&session).unwrap().keys.contains_key(&kek));
+            let gone = session.mark(&kek.mark()).unwrap();
+            assert!(destroy_if_there(&session, gone).unwrap());
+            assert!(!destroy_if_there(&session, gone).unwrap());
+        });
+    }
 }

@@ -176,7 +176,7 @@ pub struct RowMark {
     /// Its table.
     pub table: Table,
     /// [`RowKey::digest`].
-    pub key: [u8; 8],
+    pub key: [u8; 16],
     /// Its version from then on; 0: it was removed.
     pub version: u64,
 }
@@ -197,7 +197,7 @@ impl RowMark {
         let (table, key, version) = (parts.next()?, parts.next()?, parts.next()?);
         let mark = Self {
             table: Table::parse(table)?,
-            key: u64::from_str_radix(key, 16).ok()?.to_be_bytes(),
+            key: u128::from_str_radix(key, 16).ok()?.to_be_bytes(),
             version: version.parse().ok()?,
         };
         (mark.to_string() == text).then_some(mark)
@@ -206,7 +206,7 @@ impl RowMark {
 
 impl fmt::Display for RowMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{:016x}:{}", self.table.name(), u64::from_be_bytes(self.key), self.version)
+        write!(f, "{}:{:032x}:{}", self.table.name(), u128::from_be_bytes(self.key), self.version)
     }
 }
 
@@ -362,7 +362,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn marks_have_one_spelling(table in 0..Table::ALL.len(), key: [u8; 8], version: u64, text in ".{0,60}") {
+        fn marks_have_one_spelling(table in 0..Table::ALL.len(), key: [u8; 16], version: u64, text in ".{0,60}") {
             let marks = RowMarks(vec![RowMark { table: Table::ALL[table], key, version }; 2]);
             prop_assert_eq!(RowMarks::parse(&marks.to_string()), Some(marks));
             if let Some(marks) = RowMarks::parse(&text) {
@@ -376,14 +376,14 @@ mod tests {
         assert_eq!(RowMarks::parse(""), Some(RowMarks::default()));
         for text in [
             ",",
-            "account:0011223344556677:1,",
-            "account:11223344556677:1",
-            "account:0011223344556677:01",
+            "account:00112233445566778899aabbccddeeff:1,",
+            "account:112233445566778899aabbccddeeff:1",
+            "account:00112233445566778899aabbccddeeff:01",
             "account:+011223344556677:1",
-            "other:0011223344556677:1",
-            "account:0011223344556677:1:1",
-            "account:0011223344556677",
-            "account:001122334455667A:1",
+            "other:00112233445566778899aabbccddeeff:1",
+            "account:00112233445566778899aabbccddeeff:1:1",
+            "account:00112233445566778899aabbccddeeff",
+            "account:00112233445566778899aabbccddeefA:1",
         ] {
             assert_eq!(RowMarks::parse(text), None, "{text}");
         }

@@ -11,7 +11,7 @@ use super::lockout::{Attempts, FAILURES_UNTIL_UNLOCK, Lock};
 use super::otp::MovingFactor;
 use super::presentation::{ISSUED_WITHIN_MS, Presentation};
 use super::row::Row;
-use super::time::Now;
+use super::time::{Floor, Now};
 use super::transaction::{State, Transaction};
 use super::verification::beyond_floor;
 
@@ -104,15 +104,17 @@ fn recovered(kind: &Kind, state: &CredentialState, now: &Now) -> CredentialState
 
 /// The first factor that may be accepted from now on; `None` if nobody can tell what was used up.
 fn mark(kind: &Kind, state: &CredentialState, now: &Now) -> Option<u64> {
-    let lost = Now { floor_unix_ms: now.unix_ms, ..*now };
+    let lost = Now { floor: Floor { lost_unix_ms: now.unix_ms, ..Floor::default() }, ..*now };
     match kind {
         Kind::Otp(OtpToken { moving_factor: MovingFactor::Totp { period_s, skew_steps }, .. }) => {
-            Some(beyond_floor(&lost, u32::from(*period_s), *skew_steps, state.drift_steps))
+            Some(beyond_floor(&lost, u32::from(*period_s), *skew_steps, [state.drift_steps; 2]))
         }
         // Two codes that were used would satisfy a resync, or the counter would meet them again.
         Kind::Otp(OtpToken { moving_factor: MovingFactor::Hotp { .. }, .. }) => None,
         Kind::Ocra(OcraToken { suite, skew_steps, .. }) => match suite.time_step_s() {
-            Some(period_s) if !suite.has_counter() => Some(beyond_floor(&lost, period_s, *skew_steps, 0)),
+            Some(period_s) if !suite.has_counter() => {
+                Some(beyond_floor(&lost, period_s, *skew_steps, [0; 2]))
+            }
             // With a counter as above; with neither, the inputs that were used are forgotten.
             _ => None,
         },

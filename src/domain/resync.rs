@@ -5,13 +5,15 @@ use super::otp::{COUNTER_END, MovingFactor, time_step};
 use super::time::Now;
 use super::verification::ocra;
 use super::verification::{
-    Candidate, Factor, Plan, Refusal, Subject, Verdict, accepted, admit, around, first_step, plan,
+    Candidate, Factor, Plan, Refusal, Subject, Verdict, accepted, admit, around, beyond_floor, plan,
 };
 
 /// How far ahead of the expected counter a token is searched for.
 pub const COUNTER_WINDOW: u64 = 1_000;
 /// How many steps on either side of the present a TOTP token is searched for.
 pub const TOTP_WINDOW: u64 = 120;
+/// How far ahead of ours a resync can find a token's clock to be, in steps.
+pub const DRIFT_FOUND_MAX: i16 = TOTP_WINDOW as i16 + 1;
 
 /// Plans a resync: each candidate is the factor of the FIRST of two consecutive codes. `None`: the
 /// credential has nothing that could run away.
@@ -40,10 +42,13 @@ fn otp(subject: Subject<'_>, token: &OtpToken, now: &Now, pair: Option<u64>) -> 
         MovingFactor::Hotp { .. } => {
             counters(subject).map(|number| candidate(subject, factor(number), number, 0)).collect()
         }
-        MovingFactor::Totp { period_s, .. } => {
+        MovingFactor::Totp { period_s, skew_steps } => {
             let present = time_step(now.unix_ms, period_s.into());
+            // A resync may be among what was lost, and with it how far the token is ahead.
+            let drift = subject.state.drift_steps.max(DRIFT_FOUND_MAX);
+            let first = beyond_floor(now, period_s.into(), skew_steps, [drift; 2]);
             around(present, TOTP_WINDOW)
-                .filter(|step| *step >= subject.state.next_factor.max(first_step(subject, token, now)))
+                .filter(|step| *step >= subject.state.next_factor.max(first))
                 .map(|step| {
                     // The second code is the one on the token's display now.
                     let drift = i128::from(step) + 1 - i128::from(present);
@@ -87,6 +92,7 @@ fn candidate(subject: Subject<'_>, factor: Factor, first: u64, drift_steps: i16)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::time::Floor;
     use crate::domain::verification::tests::{Rows, at};
 
     #[test]
@@ -102,10 +108,13 @@ mod tests {
 
     #[test]
     fn steps_whose_acceptance_may_be_forgotten_are_no_first_code() {
-        let lost = Now { floor_unix_ms: 6_000_000, ..at(6_060) };
+        let lost = Now { floor: Floor { lost_unix_ms: 6_000_000, ..Floor::default() }, ..at(6_060) };
         let rows = Rows::new(MovingFactor::Totp { period_s: 60, skew_steps: 1 }, 0);
         let plan = begin(rows.subject(), &lost).unwrap().unwrap();
-        assert_eq!(plan.candidates.iter().filter_map(|c| c.factor.single()).min(), Some(102));
+        assert!(plan.candidates.is_empty(), "the token may have been found as far ahead as a resync can");
+        let later = Now { floor: lost.floor, ..at(13_500) };
+        let plan = begin(rows.subject(), &later).unwrap().unwrap();
+        assert_eq!(plan.candidates.iter().filter_map(|c| c.factor.single()).min(), Some(223));
         let suite = crate::domain::ocra::Suite::parse("OCRA-1:HOTP-SHA1-6:C-QN08-T1M").unwrap();
         let usage = crate::domain::credential::OcraUse::Verify;
         let token = OcraToken { suite, look_ahead: 1, skew_steps: 1, usage, secret: None, pin_hash: None };

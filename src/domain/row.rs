@@ -151,8 +151,9 @@ impl RowKey {
         }
     }
 
-    /// The first 8 bytes of the SHA-256 of its parts: what the log calls the row.
-    pub fn digest(&self) -> [u8; 8] {
+    /// The first 16 bytes of the SHA-256 of its parts: what the log calls the row. Clients choose some parts, and find no
+    /// two rows of one name.
+    pub fn digest(&self) -> [u8; 16] {
         let parts = match self {
             Self::Credential(id) | Self::State(id) | Self::Binding(id) | Self::Authorization(id) => {
                 enc(&[&id.to_bytes()])
@@ -165,7 +166,7 @@ impl RowKey {
             Self::ImportedSeed(tenant, fingerprint) => enc(&[tenant.as_str().as_bytes(), fingerprint]),
         };
         let digest: [u8; 32] = Sha256::digest(parts).into();
-        let mut first = [0; 8];
+        let mut first = [0; 16];
         first.iter_mut().zip(digest).for_each(|(place, byte)| *place = byte);
         first
     }

@@ -48,8 +48,17 @@ pub struct Now {
     /// False after the wall clock stepped, until an operator accepts it: what depends on the time
     /// is then neither yes nor no.
     pub trusted: bool,
-    /// Up to when what was accepted may be forgotten, by the wall clock; 0: nothing is.
-    pub floor_unix_ms: u64,
+    /// Up to when what was accepted may be forgotten.
+    pub floor: Floor,
+}
+
+/// Up to when what was accepted may be forgotten, by the wall clock, in milliseconds since 1970; 0: nothing is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// After an end that was not written down: what came last.
+    pub lost_unix_ms: u64,
+    /// After a database was turned back: more than that, also how far tokens' clocks were found to be from ours.
+    pub recovered_unix_ms: u64,
 }
 
 /// A moment, by the wall clock and by the time since boot. What ends by itself at that moment (a lock) ends when
@@ -113,7 +122,7 @@ mod tests {
             boot_id: BootId([boot; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         }
     }
 

@@ -298,7 +298,7 @@ pub(in crate::domain) mod tests {
             boot_id: BootId([1; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         }
     }
 

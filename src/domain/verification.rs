@@ -6,6 +6,7 @@ use super::account::Account;
 use super::credential::{Credential, CredentialState, Kind, OtpToken, Status, UsedInput};
 use super::lockout::Locked;
 use super::otp::{COUNTER_END, MovingFactor, time_step};
+use super::resync::DRIFT_FOUND_MAX;
 use super::time::Now;
 
 pub mod ocra;
@@ -193,20 +194,28 @@ pub fn first_step(subject: Subject<'_>, token: &OtpToken, now: &Now) -> u64 {
     match token.moving_factor {
         MovingFactor::Hotp { .. } => 0,
         MovingFactor::Totp { period_s, skew_steps } => {
-            beyond_floor(now, period_s.into(), skew_steps, subject.state.drift_steps)
+            let drift = subject.state.drift_steps;
+            beyond_floor(now, period_s.into(), skew_steps, [drift, drift.max(DRIFT_FOUND_MAX)])
         }
     }
 }
 
-/// The first time step beyond those that were within reach up to [`Now::floor_unix_ms`].
-pub(super) fn beyond_floor(now: &Now, period_s: u32, skew_steps: u8, drift_steps: i16) -> u64 {
-    match now.floor_unix_ms {
+/// The first time step beyond those that were within reach up to the floors: of a token whose clock was so many steps
+/// ahead of ours, as far as that is known for what was lost, and for what was turned back.
+pub(super) fn beyond_floor(
+    now: &Now,
+    period_s: u32,
+    skew_steps: u8,
+    [lost_drift, recovered_drift]: [i16; 2],
+) -> u64 {
+    let beyond = |floor_unix_ms: u64, drift: i16| match floor_unix_ms {
         0 => 0,
         floor => time_step(floor, period_s)
-            .saturating_add_signed(drift_steps.into())
+            .saturating_add_signed(drift.into())
             .saturating_add(u64::from(skew_steps))
             .saturating_add(1),
-    }
+    };
+    beyond(now.floor.lost_unix_ms, lost_drift).max(beyond(now.floor.recovered_unix_ms, recovered_drift))
 }
 
 /// The outcomes that `candidates` have in common.
@@ -309,7 +318,7 @@ pub(super) mod tests {
     use crate::domain::id::CredentialId;
     use crate::domain::lockout::Lock;
     use crate::domain::otp::{Algorithm, Digits};
-    use crate::domain::time::{BootId, Deadline, RunId};
+    use crate::domain::time::{BootId, Deadline, Floor, RunId};
     use proptest::prelude::*;
 
     pub fn at(unix_s: u64) -> Now {
@@ -319,7 +328,7 @@ pub(super) mod tests {
             boot_id: BootId([1; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         }
     }
 
@@ -404,7 +413,10 @@ pub(super) mod tests {
     #[test]
     fn a_step_whose_acceptance_may_be_forgotten_counts_as_used_and_is_not_charged() {
         let mut rows = Rows::new(TOTP, 0);
-        let now = |unix_s, floor_s: u64| Now { floor_unix_ms: floor_s * 1_000, ..at(unix_s) };
+        let now = |unix_s, floor_s: u64| Now {
+            floor: Floor { lost_unix_ms: floor_s * 1_000, ..Floor::default() },
+            ..at(unix_s)
+        };
         let verdicts = |rows: &Rows, now: &Now| -> Vec<_> {
             let is_fresh = |c: &Candidate| matches!(c.verdict, Verdict::Accepted { .. });
             let plan = rows.begin(now).unwrap();
@@ -420,6 +432,12 @@ pub(super) mod tests {
         assert_eq!(verdicts(&rows, &now(3_030, 3_029)), [(105, false), (104, false), (106, true)]);
         rows.1.drift_steps = -4;
         assert_eq!(verdicts(&rows, &now(3_030, 3_029)), [(97, false), (96, false), (98, true)]);
+        // After a recovery no more is known of its clock than a resync could have found: 121 steps and the skew.
+        let recovered =
+            |unix_s| Now { floor: Floor { recovered_unix_ms: 3_029_000, ..Floor::default() }, ..at(unix_s) };
+        rows.1.drift_steps = 0;
+        assert_eq!(verdicts(&rows, &recovered(6_660)), [(222, false), (221, false), (223, true)]);
+        assert_eq!(verdicts(&rows, &recovered(6_720)), [(224, true), (223, true), (225, true)]);
         // Counters know no time.
         let rows = Rows::new(HOTP, 5);
         assert_eq!(verdicts(&rows, &now(0, u64::MAX / 1_000)).len(), 4);

@@ -68,10 +68,14 @@ impl Hsm {
         algorithm: Algorithm,
         seed: WrappedSeed,
     ) -> Result<Option<NewSecret>, HsmError> {
-        let (custody, claim) = self.place()?;
-        match self.call(Self::route(custody), Request::ImportWrapped { algorithm, seed, custody }).await? {
+        let (custody, mut claim) = self.place()?;
+        let request = Request::ImportWrapped { algorithm, seed, custody };
+        match self.call_on(Self::route(custody), request, &mut claim.way).await? {
             Response::Imported(Some(stored)) => Ok(Some(NewSecret { stored, claim, exported: None })),
-            Response::Imported(None) => Ok(None),
+            Response::Imported(None) => {
+                claim.was_refused();
+                Ok(None)
+            }
             _ => Err(wrong_kind()),
         }
     }
@@ -97,9 +101,9 @@ impl Hsm {
     async fn secret(
         &self,
         request: Request,
-        (custody, claim): (Custody, Claim),
+        (custody, mut claim): (Custody, Claim),
     ) -> Result<NewSecret, HsmError> {
-        match self.call(Self::route(custody), request).await? {
+        match self.call_on(Self::route(custody), request, &mut claim.way).await? {
             Response::Secret { stored, exported } => Ok(NewSecret { stored, claim, exported }),
             _ => Err(wrong_kind()),
         }
@@ -180,22 +184,24 @@ impl Hsm {
     }
 
     /// Has every custodian that is up look for keys that are new in the token, and use them; the newest of each kind
-    /// that any of them has. One that starts now finds them by itself.
+    /// that any of them has. One that starts now finds them by itself, or is told.
     ///
     /// # Errors
-    /// [`HsmError`]: one of them does not use them.
+    /// [`HsmError`]: one of them does not use them; all the others have been told.
     pub async fn load_keys(&self) -> Result<NewestKeys, HsmError> {
-        let mut newest = match self.call(Route::Any, Request::LoadKeys).await? {
-            Response::KeysLoaded(newest) => newest,
-            _ => return Err(wrong_kind()),
-        };
-        for slot in self.slots() {
-            match self.call(Route::Slot(slot), Request::LoadKeys).await? {
-                Response::KeysLoaded(loaded) => newest = newest.or_newer(&loaded),
-                _ => return Err(wrong_kind()),
+        let (mut newest, mut failed) = (NewestKeys::default(), None);
+        // The first tells what there is, for custodians that start meanwhile.
+        for route in std::iter::once(Route::Any).chain(self.slots().map(Route::Slot)) {
+            match self.call(route, Request::LoadKeys).await {
+                Ok(Response::KeysLoaded(loaded)) => {
+                    self.inner.learn(&loaded);
+                    newest = newest.or_newer(&loaded);
+                }
+                Ok(_) => failed = failed.or_else(|| Some(wrong_kind())),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(newest)
+        failed.map_or(Ok(newest), Err)
     }
 
     /// The next versions of rows under the newest keys, with their seals.

@@ -58,7 +58,7 @@ pub const DESTROYED_MAX: usize = 16;
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.6");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.7");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -80,6 +80,8 @@ pub struct Hello {
     pub build_id: String,
     /// For the log: the token's label, manufacturer and model.
     pub token: String,
+    /// The newest keys that it has: others may be newer since it looked.
+    pub newest: NewestKeys,
 }
 
 /// A request with the number its reply will carry.

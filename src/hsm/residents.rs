@@ -1,30 +1,50 @@
 //! Secrets that are objects in the HSM: how many there may be, what becomes of one that no row came to name, and the
 //! sweep at the start (`docs/custody.md`).
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::calls::wrong_kind;
 use super::messages::{Custody, DESTROYED_MAX, Request, Response};
-use super::{Hsm, HsmError, Route};
+use super::{Hsm, HsmError, Route, Way};
 use crate::domain::credential::{Keeping, ObjectId};
 
-/// Where new secrets go, and the room in the HSM. Cheap to clone.
-#[derive(Clone)]
+/// How long after an HSM did not destroy something it is asked again: at first, and doubled each time up to the second.
+const AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+/// How often custodians may fail to destroy one thing. Each failure may cost two of them.
+const FAILURES_MAX: u8 = 8;
+
+/// Where new secrets go, and the room in the HSM.
 pub(super) struct Room {
     keeping: Keeping,
     objects_max: u64,
-    objects: Arc<AtomicU64>,
+    objects: AtomicU64,
     /// The same, as the operator sees it.
     gauge: Gauge,
+    /// What is to be destroyed. It takes room until it is, so that there is never more of it than there is room.
+    left: Mutex<VecDeque<Left>>,
+    /// Woken when there is more of it.
+    more: Notify,
+}
+
+/// A secret of nobody's.
+struct Left {
+    id: ObjectId,
+    /// It may be there under its second id as well.
+    or_second: bool,
+    failures: u8,
 }
 
 impl Room {
     pub(super) fn new(keeping: Keeping, objects_max: u32, gauge: Gauge) -> Self {
-        Self { keeping, objects_max: objects_max.into(), objects: Arc::default(), gauge }
+        let (left, more) = (Mutex::default(), Notify::new());
+        Self { keeping, objects_max: objects_max.into(), objects: AtomicU64::new(0), gauge, left, more }
     }
 
     fn take(&self) -> Result<(), HsmError> {
@@ -47,6 +67,15 @@ impl Room {
         self.show();
     }
 
+    fn left(&self) -> MutexGuard<'_, VecDeque<Left>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave(&self, id: ObjectId, or_second: bool) {
+        self.left().push_back(Left { id, or_second, failures: 0 });
+        self.more.notify_one();
+    }
+
     fn show(&self) {
         self.gauge.set(self.objects.load(Ordering::Acquire).cast_signed());
     }
@@ -56,11 +85,22 @@ impl Room {
 /// nothing to destroy.
 pub struct Claim {
     object: Option<(Hsm, ObjectId)>,
+    /// How far the request came that makes it.
+    pub(super) way: Way,
     /// Whether a durable row may name it: then it is not this process's to destroy.
     may_be_named: bool,
 }
 
 impl Claim {
+    fn new(object: Option<(Hsm, ObjectId)>) -> Self {
+        Self { object, way: Way::default(), may_be_named: false }
+    }
+
+    /// The answer says that nothing was made; by whom it was asked before, it does not say.
+    pub(super) fn was_refused(&mut self) {
+        self.way.sent = self.way.repeated;
+    }
+
     /// From here on a durable row may name it, or not.
     pub fn may_be_named(&mut self) {
         self.may_be_named = true;
@@ -75,17 +115,10 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let Some((hsm, id)) = self.object.take().filter(|_| !self.may_be_named) else { return };
-        // Beside the caller, who waits for an answer. What a process that ends leaves is swept at the next start.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                // Under either id: a repetition may have made it.
-                match hsm.destroy_objects(vec![id, id.second()], false).await {
-                    Ok(_) => hsm.inner.room.give_back(1),
-                    Err(error) => {
-                        tracing::warn!(%id, %error, "a secret of nobody's is left in the HSM until the next start");
-                    }
-                }
-            });
+        match self.way.sent {
+            // Beside the caller, who waits for an answer. Under either id: a repetition may have made it.
+            true => hsm.inner.room.leave(id, true),
+            false => hsm.inner.room.give_back(1),
         }
     }
 }
@@ -110,26 +143,75 @@ impl Hsm {
     /// [`HsmError::NoRoom`]; [`HsmError::Unavailable`]: there is no randomness.
     pub(super) fn place(&self) -> Result<(Custody, Claim), HsmError> {
         if self.inner.room.keeping == Keeping::Wrapped {
-            return Ok((Custody::Wrapped, Claim { object: None, may_be_named: false }));
+            return Ok((Custody::Wrapped, Claim::new(None)));
         }
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|error| HsmError::Unavailable(error.to_string()))?;
         let id = ObjectId::from_random(id);
         self.inner.room.take()?;
-        Ok((Custody::Resident(id), Claim { object: Some((self.clone(), id)), may_be_named: false }))
+        Ok((Custody::Resident(id), Claim::new(Some((self.clone(), id)))))
     }
 
-    /// Destroys what no row names any more, as well as it can: what is left is swept at the next start.
+    /// Destroys what no row names any more: now, or later if that fails.
     pub async fn destroy(&self, ids: Vec<ObjectId>) {
         if ids.is_empty() {
             return;
         }
-        match self.destroy_objects(ids, false).await {
-            Ok(objects) => self.inner.room.give_back(objects),
+        let count = ids.len() as u64;
+        match self.destroy_objects(ids.clone(), false).await {
+            // Also for one that was not there: its row had taken the room.
+            Ok(_) => self.inner.room.give_back(count),
             Err(error) => {
-                tracing::warn!(%error, "secrets that were deleted are left in the HSM until the next start");
+                tracing::warn!(%error, "secrets that were deleted are still in the HSM");
+                ids.into_iter().for_each(|id| self.inner.room.leave(id, false));
             }
         }
+    }
+
+    /// Destroys what failed enrolments and deletions leave, as it comes; where that fails, again until the HSM answers.
+    /// It never ends. What a process leaves that ends, is swept at the next start.
+    pub async fn destroy_left(&self) {
+        let [first_pause, pause_max] = AGAIN_AFTER;
+        let mut pause = first_pause;
+        loop {
+            let next = self.inner.room.left().pop_front();
+            let Some(left) = next else {
+                self.inner.room.more.notified().await;
+                continue;
+            };
+            match self.destroy_one_left(left).await {
+                true => pause = first_pause,
+                false => {
+                    sleep(pause).await;
+                    pause = pause.saturating_mul(2).min(pause_max);
+                }
+            }
+        }
+    }
+
+    /// Whether it is there no more.
+    async fn destroy_one_left(&self, mut left: Left) -> bool {
+        let (room, mut way) = (&self.inner.room, Way::default());
+        let id = left.id;
+        let ids = std::iter::once(id).chain(left.or_second.then(|| id.second())).collect();
+        let request = Request::DestroyResidents { ids, nameless: false };
+        let error = match self.call_on(Route::Writer, request, &mut way).await {
+            Ok(Response::Destroyed { .. }) => {
+                room.give_back(1);
+                return true;
+            }
+            Ok(_) => wrong_kind(),
+            Err(error) => error,
+        };
+        // While nobody could be asked, nothing is lost by asking again.
+        left.failures = left.failures.saturating_add(way.sent.into());
+        if left.failures < FAILURES_MAX {
+            tracing::warn!(%id, %error, "a secret of nobody's is still in the HSM");
+            room.left().push_back(left);
+        } else {
+            tracing::error!(%id, %error, "a secret of nobody's is left in the HSM until the next start");
+        }
+        false
     }
 
     /// Holds the objects in the HSM against those that rows name, and destroys the others. Only before the first
@@ -163,7 +245,8 @@ impl Hsm {
             self.sweep_some(&mut swept, Vec::new(), some).await;
             left -= some;
         }
-        self.inner.room.set(swept.named + swept.left);
+        // What is missing may be put back.
+        self.inner.room.set(named.len() as u64 + swept.left);
         Ok(swept)
     }
 

@@ -7,7 +7,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::messages::SealedRows;
 use super::*;
+use crate::domain::credential::StoredSecret;
+use crate::domain::otp::Algorithm;
 use crate::domain::row::TableSums;
+use crate::domain::system_key::KeyKind;
+use crate::domain::wrapped_seed::WrappedSeed;
 use crate::secret::SecretBytes;
 
 /// What a custodian of the tests does with a call.
@@ -22,6 +26,11 @@ enum Act {
     Miss,
     /// Only what is said to be repeated; else it does not know the secret.
     AnswerRepeated,
+    /// Of a secret that is to be made in the HSM.
+    Make,
+    Destroy,
+    /// Of one that nobody wrapped for it.
+    Refuse,
 }
 
 /// A secret in the HSM.
@@ -36,6 +45,16 @@ impl Fixture {
     fn new(custodians: u16) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         Self { hsm: Hsm::new(custodians, (Keeping::Wrapped, 1), sender), events }
+    }
+
+    /// With so much room for secrets in the HSM.
+    fn resident(custodians: u16, objects_max: u32) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        Self { hsm: Hsm::new(custodians, (Keeping::Resident, objects_max), sender), events }
+    }
+
+    async fn generate(&self) -> Result<NewSecret, HsmError> {
+        self.hsm.generate(Algorithm::Sha1, false).await
     }
 
     /// A custodian that does `act` with its n-th call; returns how many calls it has read.
@@ -70,7 +89,8 @@ fn sealed() -> Response {
 }
 
 async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc<AtomicUsize>) {
-    let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+    let hello =
+        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: NewestKeys::default() };
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     loop {
         let mut header = [0; 4];
@@ -86,6 +106,12 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
                 Reply { id, busy_ns: 0, result: Err(Fault::Request("it is new".to_owned())) }
             }
             Act::Answer | Act::AnswerRepeated => Reply { id, busy_ns: 0, result: Ok(sealed()) },
+            Act::Make => {
+                let made = Response::Secret { stored: StoredSecret::Resident(OBJECT), exported: None };
+                Reply { id, busy_ns: 0, result: Ok(made) }
+            }
+            Act::Destroy => Reply { id, busy_ns: 0, result: Ok(Response::Destroyed { objects: 1 }) },
+            Act::Refuse => Reply { id, busy_ns: 0, result: Ok(Response::Imported(None)) },
             Act::Die => return,
             Act::Hang => std::future::pending().await,
             Act::FailHsm => {
@@ -180,7 +206,8 @@ async fn a_poisonous_request_takes_two_custodians_and_no_more() {
 
 /// A custodian that dies once it is asked, and has read nothing.
 async fn deaf(mut stream: UnixStream) {
-    let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+    let hello =
+        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: NewestKeys::default() };
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     stream.readable().await.unwrap();
 }
@@ -271,7 +298,7 @@ async fn a_full_queue_turns_away_at_once() {
 async fn a_custodian_of_another_build_is_not_asked() {
     let fixture = Fixture::new(1);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let hello = Hello { build_id: "another".to_owned(), token: String::new() };
+    let hello = Hello { build_id: "another".to_owned(), token: String::new(), newest: NewestKeys::default() };
     theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
     fixture.hsm.clone().adopt(0, 1, ours).await;
     assert!(!fixture.hsm.is_up());
@@ -282,7 +309,11 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
     let mut fixture = Fixture::new(1);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     tokio::spawn(async move {
-        let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+        let hello = Hello {
+            build_id: BUILD_ID.to_owned(),
+            token: "a test's".to_owned(),
+            newest: NewestKeys::default(),
+        };
         theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
         // Each well within its time, all together well beyond the time of one.
         let mut work = tokio::time::interval(Duration::from_millis(700));
@@ -329,7 +360,8 @@ async fn one_that_said_the_hsm_failed_is_ended_whether_it_ends_or_not() {
 
 /// A custodian that answers the first call, fails over the second, and is gone with the rest unread.
 async fn last_words(mut stream: UnixStream) {
-    let hello = Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned() };
+    let hello =
+        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: NewestKeys::default() };
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut words = Vec::new();
     for result in [Ok(sealed()), Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned()))] {
@@ -367,4 +399,72 @@ async fn what_it_said_before_it_went_is_heard_while_more_is_being_written() {
         }
         assert_eq!(other.load(Ordering::SeqCst), 11, "the first was answered, the others go on");
     }
+}
+
+#[tokio::test]
+async fn what_was_never_asked_for_takes_no_room() {
+    let mut fixture = Fixture::resident(1, 3);
+    let enrolments = tokio::join!(fixture.generate(), fixture.generate(), fixture.generate());
+    let unavailable = |made: Result<NewSecret, HsmError>| matches!(made, Err(HsmError::Unavailable(_)));
+    let (first, second, third) = enrolments;
+    assert!(unavailable(first) && unavailable(second) && unavailable(third), "nobody is there");
+    fixture.custodian(0, 1, |_| Act::Make).await;
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        made.push(fixture.generate().await.unwrap());
+    }
+    assert_eq!(fixture.generate().await.err(), Some(HsmError::NoRoom { objects_max: 3 }));
+}
+
+#[tokio::test]
+async fn what_was_refused_takes_no_room_and_nobody_is_asked_to_destroy_it() {
+    let mut fixture = Fixture::resident(1, 1);
+    let read = fixture.custodian(0, 1, |_| Act::Refuse).await;
+    for _ in 0..3 {
+        let seed = WrappedSeed::from_base64(&"A".repeat(512)).unwrap();
+        assert!(matches!(fixture.hsm.import_wrapped(Algorithm::Sha1, seed).await, Ok(None)));
+    }
+    assert_eq!(read.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn what_may_have_been_made_takes_room_until_the_hsm_has_destroyed_it() {
+    let mut fixture = Fixture::resident(2, 1);
+    for slot in [0, 1] {
+        fixture.custodian(slot, 1, |_| Act::FailHsm).await;
+    }
+    assert!(matches!(fixture.generate().await, Err(HsmError::Unavailable(_))));
+    let no_room = Some(HsmError::NoRoom { objects_max: 1 });
+    assert_eq!(fixture.generate().await.err(), no_room);
+
+    let hsm = fixture.hsm.clone();
+    let upkeep = tokio::spawn(async move { hsm.destroy_left().await });
+    for slot in [0, 1] {
+        fixture.custodian(slot, 2, |_| Act::FailHsm).await;
+    }
+    for slot in [0, 1] {
+        while fixture.event().await != (CustodianEvent::Lost { slot, generation: 2 }) {}
+    }
+    assert_eq!(fixture.generate().await.err(), no_room, "it was not destroyed");
+    let read = fixture.custodian(0, 3, |call| if call == 0 { Act::Destroy } else { Act::Make }).await;
+    let made = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            match fixture.generate().await {
+                Err(HsmError::NoRoom { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+                other => return other,
+            }
+        }
+    });
+    assert!(made.await.unwrap().is_ok());
+    assert_eq!(read.load(Ordering::SeqCst), 2);
+    upkeep.abort();
+}
+
+#[tokio::test]
+async fn a_custodian_that_started_before_a_key_was_made_looks_for_it_first() {
+    let mut fixture = Fixture::new(2);
+    fixture.hsm.inner.learn(&NewestKeys::new([(KeyKind::Kek, 2)]));
+    let read = fixture.custodian(0, 1, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(()));
+    assert!(read.load(Ordering::SeqCst) >= 2, "it is told to look before it is asked anything");
 }

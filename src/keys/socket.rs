@@ -18,6 +18,8 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 pub enum Unreachable {
     /// Nobody listens at this path.
     NotRunning(String),
+    /// No socket can have this path.
+    TooLong(String),
     /// Something else, in words for the operator.
     Failed(String),
 }
@@ -39,6 +41,7 @@ fn exchange(store: &Path, method: &str, target: &str) -> Result<Vec<u8>, Unreach
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             Unreachable::NotRunning(path.display().to_string())
         }
+        io::ErrorKind::InvalidInput => Unreachable::TooLong(path.display().to_string()),
         _ => Unreachable::Failed(format!("{}: {error}", path.display())),
     })?;
     let failed = |error: io::Error| Unreachable::Failed(format!("{}: {error}", path.display()));
@@ -66,7 +69,15 @@ fn parse(answer: &[u8]) -> Option<(u16, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_told_apart() {
+        let store = Path::new("/tmp").join("a".repeat(120));
+        assert!(matches!(tell(&store, "POST", "/keys/reload"), Err(Unreachable::TooLong(_))));
+        let store = Path::new("/nowhere/hsm-authd.db");
+        assert!(matches!(tell(store, "POST", "/keys/reload"), Err(Unreachable::NotRunning(_))));
+    }
 
     #[test]
     fn an_answer_is_its_status_and_its_body() {

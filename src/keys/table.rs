@@ -19,6 +19,8 @@ pub struct KeyRow {
     newest: bool,
     /// Whether only its public half is left.
     retired: bool,
+    /// Whether it is what an interruption left: `keys rotate`, `keys retire` and `init` remove it.
+    unfinished: bool,
     algorithm: String,
     check_value: String,
     /// How many stored rows need it; absent for keys that rows do not name.
@@ -37,12 +39,12 @@ pub fn rows(
     made: &BTreeMap<(KeyKind, u16), u64>,
 ) -> Vec<KeyRow> {
     let mut newest: BTreeMap<KeyKind, u16> = BTreeMap::new();
-    for key in keys.iter().filter(|key| !key.retired) {
+    for key in keys.iter().filter(|key| !key.retired && !key.unfinished) {
         let of_kind = newest.entry(key.kind).or_default();
         *of_kind = key.version.max(*of_kind);
     }
     let row = |key: KeyDescription| KeyRow {
-        newest: !key.retired && newest.get(&key.kind) == Some(&key.version),
+        newest: !key.retired && !key.unfinished && newest.get(&key.kind) == Some(&key.version),
         rows: matches!(key.kind, KeyKind::Kek | KeyKind::Row | KeyKind::Data)
             .then(|| usage.of(key.kind, key.version)),
         since: made.get(&(key.kind, key.version)).map(|unix_ms| rfc3339(*unix_ms)),
@@ -50,6 +52,7 @@ pub fn rows(
         kind: key.kind,
         version: key.version,
         retired: key.retired,
+        unfinished: key.unfinished,
         algorithm: key.algorithm,
         check_value: key.check_value,
         objects: key.objects.into_iter().map(BTreeMap::from_iter).collect(),
@@ -60,19 +63,20 @@ pub fn rows(
 /// For people: a line a key, and one an object with what is true of it.
 pub fn text(rows: &[KeyRow]) -> String {
     let mut lines = vec![format!(
-        "{:<32} {:<13} {:<7} {:>10}  {:<7} {}",
+        "{:<32} {:<13} {:<7} {:>10}  {:<10} {}",
         "KEY", "ALGORITHM", "CHECK", "ROWS", "STATE", "SINCE"
     )];
     for row in rows {
         let count = row.rows.map_or_else(|| "-".to_owned(), |rows| rows.to_string());
         let state = match (row.retired, row.newest) {
+            _ if row.unfinished => "unfinished",
             (true, _) => "retired",
             (false, true) => "newest",
             (false, false) => "older",
         };
         let since = row.since.as_deref().unwrap_or("-");
         lines.push(format!(
-            "{:<32} {:<13} {:<7} {:>10}  {:<7} {}",
+            "{:<32} {:<13} {:<7} {:>10}  {:<10} {}",
             row.label, row.algorithm, row.check_value, count, state, since
         ));
         lines.extend(row.objects.iter().map(object));

@@ -14,14 +14,14 @@ use tokio::time::{Instant, sleep};
 
 use self::history::History;
 use super::Service;
-use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::audit::{AuditEntry, Event, Logged};
 use crate::domain::checkpoint::{Checkpoint, Head, Note};
 use crate::domain::row::RowSum;
-use crate::domain::time::rfc3339;
+use crate::domain::time::{Floor, rfc3339};
 use crate::hsm::HsmError;
 
 /// How long a start waits for the HSM, whatever it asks.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long after no answer it asks again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// A loss that is so far in the future was written down by a clock that was wrong: it does not lock anybody out until
@@ -111,7 +111,11 @@ impl Service {
     /// how it changed before. So where the anchor is not of the last entry, the log's word on each row counts: up to the
     /// anchor nobody else can have written it, and behind it versions only go up.
     async fn check_rows(&self, anchor: &Checkpoint, head: &Head) -> Result<u64, String> {
-        let found = sums::over_all_rows(self).await?;
+        let (found, damage) = tokio::join!(sums::over_all_rows(self), self.store.damage());
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return Err(self.unreadable().await?.unwrap_or(error)),
+        };
         let (kept, unsplit) = self.store.table_sums().await.map_err(|error| error.to_string())?;
         let is_split = unsplit == RowSum::default();
         let tables = if is_split { found.differing(&kept) } else { Vec::new() };
@@ -130,11 +134,24 @@ impl Service {
                 return Err(format!("the database is not what the service left: {wrong}; {REMEDY}"));
             }
         }
+        // Rows that are right, and an index that hides some of them.
+        if let Some(damage) = damage.map_err(|error| error.to_string())? {
+            return Err(format!("the database is not what the service left: {damage}; {REMEDY}"));
+        }
         if !is_split {
             self.store.set_sums(found.sums).await.map_err(|error| error.to_string())?;
             tracing::info!("the sum of an earlier release is kept by table from here on");
         }
         Ok(found.rows)
+    }
+
+    /// The line for a row that cannot be read, if there is one.
+    async fn unreadable(&self) -> Result<Option<String>, String> {
+        let row = self.store.unreadable_row().await.map_err(|error| error.to_string())?;
+        Ok(row.map(|row| {
+            let row = diagnosis::unreadable(&row);
+            format!("the database is not what the service left: {row}; {REMEDY}")
+        }))
     }
 
     /// Writes the first entry and its anchor, and says from which time step on codes are believed.
@@ -151,9 +168,8 @@ impl Service {
         let now = self.now();
         let entry = AuditEntry::of_appliance(now.unix_ms, event);
         let _durable = self.log.note(entry).await.map_err(|error| error.to_string())?;
-        let loss = self.store.last_loss_unix_ms().await.map_err(|error| error.to_string())?;
-        let is_credible = |loss: &u64| *loss <= now.unix_ms.saturating_add(AHEAD_MS_MAX);
-        self.clock.set_floor(loss.map_or(0, |loss| if is_credible(&loss) { loss } else { now.unix_ms }));
+        let losses = self.store.losses().await.map_err(|error| error.to_string())?;
+        self.clock.set_floor(floor(&losses, now.unix_ms));
 
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -183,5 +199,58 @@ impl Service {
                 Err(_) => sleep(ASK_AGAIN_AFTER).await,
             }
         }
+    }
+}
+
+/// Up to when what was accepted may be forgotten: the latest that any loss says, whatever its clock said before others,
+/// but not beyond what an operator accepted since, nor beyond what can be true.
+fn floor(entries: &[Logged], now_unix_ms: u64) -> Floor {
+    let mut floor = Floor::default();
+    for Logged { entry: AuditEntry { event, unix_ms, .. }, .. } in entries {
+        let unix_ms = match *unix_ms <= now_unix_ms.saturating_add(AHEAD_MS_MAX) {
+            true => *unix_ms,
+            false => now_unix_ms,
+        };
+        match event {
+            Event::StartedUnclean => floor.lost_unix_ms = floor.lost_unix_ms.max(unix_ms),
+            Event::Recovered => floor.recovered_unix_ms = floor.recovered_unix_ms.max(unix_ms),
+            Event::ClockAccepted => {
+                floor.lost_unix_ms = floor.lost_unix_ms.min(unix_ms);
+                floor.recovered_unix_ms = floor.recovered_unix_ms.min(unix_ms);
+            }
+            _ => {}
+        }
+    }
+    floor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::audit::RowMarks;
+
+    #[test]
+    fn the_latest_loss_counts_up_to_what_an_operator_accepted() {
+        const NOW: u64 = 1_000_000_000;
+        let of = |entries: &[(Event, u64)]| {
+            let logged = |(event, unix_ms): &(Event, u64)| {
+                let entry = AuditEntry::of_appliance(*unix_ms, *event);
+                Logged { seq: 1, entry, rows: RowMarks::default() }
+            };
+            let Floor { lost_unix_ms, recovered_unix_ms } =
+                floor(&entries.iter().map(logged).collect::<Vec<_>>(), NOW);
+            (lost_unix_ms, recovered_unix_ms)
+        };
+        use Event::{ClockAccepted, ClockStepped, Recovered, StartedUnclean};
+        assert_eq!(of(&[]), (0, 0));
+        assert_eq!(
+            of(&[(StartedUnclean, 5), (StartedUnclean, 3), (Recovered, 4)]),
+            (5, 4),
+            "a clock was behind"
+        );
+        assert_eq!(of(&[(StartedUnclean, 9), (Recovered, 8), (ClockStepped, 1), (ClockAccepted, 7)]), (7, 7));
+        assert_eq!(of(&[(ClockAccepted, 7), (StartedUnclean, 9)]), (9, 0));
+        assert_eq!(of(&[(StartedUnclean, NOW + AHEAD_MS_MAX)]), (NOW + AHEAD_MS_MAX, 0));
+        assert_eq!(of(&[(StartedUnclean, NOW + AHEAD_MS_MAX + 1)]), (NOW, 0));
     }
 }

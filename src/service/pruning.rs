@@ -269,7 +269,7 @@ pub(super) mod tests {
             boot_id: BootId([9; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         };
         let suite = Suite::parse("OCRA-1:HOTP-SHA512-10:C-QA64-PSHA512-S512-T59M").unwrap();
         let credential = Credential {
@@ -336,7 +336,7 @@ pub(super) mod tests {
             boot_id: BootId([9; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         };
         let transaction = Transaction {
             id: TransactionId::from_random([0xff; 16]),

@@ -12,7 +12,6 @@ use data_encoding::BASE64;
 
 use crate::clock::WatchedClock;
 use crate::domain::audit::{AuditEntry, Event};
-use crate::domain::certificate::Trust;
 use crate::domain::checkpoint::{Checkpoint, Origin};
 use crate::domain::credential::{Credential, Status};
 use crate::domain::id::CredentialId;
@@ -23,8 +22,9 @@ use crate::hsm::messages::portions;
 use crate::hsm::{Hsm, HsmError};
 use crate::store::{Commit, CommitError, Found, ReadError, Store};
 
+use super::at_rest::AtRest;
 use super::pruning::Batch;
-use super::{Policies, Refused, Service};
+use super::{Refused, Service};
 
 pub use survey::Survey;
 use survey::name;
@@ -87,13 +87,7 @@ impl Recovery {
     /// Of a store that this process alone has opened, now.
     pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>) -> Self {
         let now = clock.now();
-        let policies = Policies {
-            credentials: Default::default(),
-            transactions: Default::default(),
-            attestations: Default::default(),
-            audit: Default::default(),
-        };
-        let service = Service::new(store.clone(), hsm.clone(), clock, policies, Trust::none());
+        let AtRest { service } = AtRest::new(store.clone(), hsm.clone(), clock);
         Self { service, store, hsm, now }
     }
 
@@ -242,8 +236,8 @@ impl Recovery {
         batch: &mut Batch,
         done: &mut Done,
     ) -> Result<(), RecoveryError> {
-        // What a credential left that was removed.
-        if let Row::State(_) | Row::UsedInput(_) = &row.row
+        // What a credential left that was removed; what its seed came as may come again.
+        if let Row::State(_) | Row::UsedInput(_) | Row::ImportedSeed(_) = &row.row
             && let Some(id) = credential_of(&row.row)
             && !self.store.has(RowKey::Credential(id)).await?
         {

@@ -2,7 +2,10 @@
 //!
 //! It goes through all rows and has each one that an older key sealed, wrapped or encrypted renewed by a custodian: its
 //! next version, otherwise the same. Nothing is remembered of how far it came: what is done is under the newest keys, so
-//! whoever begins again goes on where it was interrupted.
+//! whoever begins again goes on where it was interrupted. A row that cannot be renewed is passed over and counted, so that
+//! it keeps no other from its newer key.
+
+mod left;
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -18,12 +21,19 @@ use crate::domain::row::{Row, Sealed, SealedBytes, TableSums};
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::HsmError;
 use crate::hsm::messages::portions;
-use crate::store::Commit;
+use crate::store::{Commit, Found};
 
 use super::{RACES_MAX, Refused, Service};
+use left::Left;
 
 /// How many rows are read at once.
 const PAGE_ROWS: u16 = 256;
+/// What a custodian is given at once at most: it has to be done before it counts as stuck, and an HSM may take long for
+/// each secret, which it unwraps and wraps.
+const ROWS_AT_ONCE: usize = 16;
+const SECRETS_AT_ONCE: usize = 8;
+/// A row that no custodian renews is tried so often alone.
+const FAILURES_MAX: u8 = 2;
 /// How often all rows are gone through before it is given up: what is busy all the time is met again.
 const PASSES_MAX: usize = 8;
 /// A batch that cannot be done now is tried again after this pause, so often.
@@ -148,33 +158,49 @@ impl Service {
     async fn rewrap_all(&self) -> Result<(), Refused> {
         let newest = self.load_keys().await?;
         self.log(Event::Rewrapped, "begun".to_owned()).await?;
+        let mut left = Left::default();
         for _ in 0..PASSES_MAX {
-            if self.rewrap_pass(&newest).await? {
+            if self.rewrap_pass(&newest, &mut left).await? {
                 let renewed = self.rewrapping.progress().renewed;
-                return self.log(Event::Rewrapped, format!("finished, {renewed} rows")).await;
+                let Some(reason) = left.reason() else {
+                    return self.log(Event::Rewrapped, format!("finished, {renewed} rows")).await;
+                };
+                self.log(Event::Rewrapped, format!("ended, {renewed} rows; {reason}")).await?;
+                return Err(Refused::unavailable(reason));
             }
         }
         Err(Refused::unavailable("some rows were changed by others each time"))
     }
 
-    /// Goes through all rows once; whether every one of them was under the newest keys already.
-    async fn rewrap_pass(&self, newest: &NewestKeys) -> Result<bool, Refused> {
+    /// Goes through all rows once; whether every one of them was under the newest keys already, or had been left.
+    async fn rewrap_pass(&self, newest: &NewestKeys, left: &mut Left) -> Result<bool, Refused> {
         let total = self.store.rows_count().await?;
         {
             let mut progress = self.rewrapping.progress();
             (progress.done, progress.total) = (0, total);
         }
-        let (mut cursor, mut clean) = (None, true);
+        let (mut place, mut clean) = (None, true);
+        left.begin_pass();
         loop {
-            let page = self.store.rows_after(cursor, PAGE_ROWS).await?;
-            let Some(last) = page.last() else { return Ok(clean) };
-            cursor = Some(last.row.key());
+            let (page, last) = self.store.rows_found(place, PAGE_ROWS).await?;
+            if last.is_none() {
+                return Ok(clean);
+            }
+            place = last;
             let looked_at = page.len() as u64;
-            let old: Vec<_> = page.into_iter().filter(|row| is_old(row, newest)).collect();
+            let mut old = Vec::new();
+            for found in page {
+                match found {
+                    Found::Readable(row) if left.is_passed_over(&row.row.key()) => {}
+                    Found::Readable(row) if is_old(&row, newest) => old.push(*row),
+                    Found::Readable(_) => {}
+                    Found::Unreadable(_) => left.unreadable(),
+                }
+            }
             clean &= old.is_empty();
-            for batch in self.batches(old).await? {
+            for batch in self.batches(old, newest, left).await {
                 let begun = Instant::now();
-                self.renew(batch).await?;
+                self.renew(batch, left).await?;
                 // As long as it took: half of the machine at most is taken from those who wait for an answer.
                 sleep(begun.elapsed()).await;
             }
@@ -184,56 +210,78 @@ impl Service {
     }
 
     /// What goes into one message each. A binding goes with its credential's state, whose version of it changes with it.
-    async fn batches(&self, rows: Vec<Sealed<Row>>) -> Result<Vec<Vec<SealedBytes>>, Refused> {
+    async fn batches(
+        &self,
+        rows: Vec<Sealed<Row>>,
+        newest: &NewestKeys,
+        left: &mut Left,
+    ) -> Vec<Vec<SealedBytes>> {
         let (mut batches, mut alone) = (Vec::new(), Vec::new());
         for row in rows {
             match &row.row {
-                Row::Binding(binding) => {
-                    if let Some(pair) = self.with_state(binding.credential, &binding.tenant).await? {
-                        batches.push(pair);
-                    }
-                }
-                _ => alone.push(row.to_bytes()),
+                Row::Binding(binding) => match self.with_state(binding.credential, &binding.tenant).await {
+                    Ok(pair) => batches.extend(pair),
+                    // What cannot be read beside it is counted where it stands.
+                    Err(_) => left.failed(&[row.to_bytes()]),
+                },
+                _ => alone.push((secrets_in(&row, newest), row.to_bytes())),
             }
         }
-        if !alone.is_empty() {
-            batches.extend(portions(alone));
+        for batch in at_once(alone) {
+            batches.extend(portions(batch));
         }
-        Ok(batches)
+        batches
     }
 
     /// Commits the next versions. What has been changed meanwhile is tried in smaller batches, and left for the next pass
-    /// in the end.
-    async fn renew(&self, batch: Vec<SealedBytes>) -> Result<(), Refused> {
-        let mut batches = vec![batch];
-        let mut attempts = 0;
-        while let Some(batch) = batches.pop() {
-            match self.try_to_renew(&batch).await {
-                Ok(true) => {
+    /// in the end; what is not as it was sealed, or fails alone, is left for good.
+    async fn renew(&self, batch: Vec<SealedBytes>, left: &mut Left) -> Result<(), Refused> {
+        let mut batches = vec![(batch, 0)];
+        let mut waits = 0;
+        while let Some((mut batch, failures)) = batches.pop() {
+            match self.try_to_renew(&batch).await? {
+                Tried::Done => {
                     let mut progress = self.rewrapping.progress();
                     progress.renewed = progress.renewed.saturating_add(batch.len() as u64);
                 }
-                Ok(false) if is_one(&batch) => {}
-                Ok(false) => {
-                    let (first, second) = batch.split_at(batch.len() / 2);
-                    batches.extend([second.to_vec(), first.to_vec()]);
+                Tried::Raced if is_one(&batch) => {}
+                Tried::Raced => batches.extend(halves(batch)),
+                Tried::Changed(place) => {
+                    left.changed(&batch, usize::from(place));
+                    if !is_one(&batch) && usize::from(place) < batch.len() {
+                        batch.remove(usize::from(place));
+                        batches.push((batch, 0));
+                    }
                 }
-                // A custodian is being replaced, or a queue is full.
-                Err(Refused::Unavailable { cause, retry_after_s: 0..=2 }) if attempts < ATTEMPTS_MAX => {
-                    tracing::warn!(cause, "the rewrap waits");
-                    attempts += 1;
-                    batches.push(batch);
+                Tried::Failed(cause) => {
+                    tracing::warn!(cause, rows = batch.len(), "rows cannot be renewed");
+                    match failures + 1 {
+                        _ if !is_one(&batch) => batches.extend(halves(batch)),
+                        FAILURES_MAX.. => left.failed(&batch),
+                        failures => batches.push((batch, failures)),
+                    }
+                    // A custodian may have been lost over it, and others have to be served.
                     sleep(PAUSE).await;
                 }
-                Err(refused) => return Err(refused),
+                Tried::NotNow(cause) if waits < ATTEMPTS_MAX => {
+                    tracing::warn!(cause, "the rewrap waits");
+                    waits += 1;
+                    batches.push((batch, failures));
+                    sleep(PAUSE).await;
+                }
+                Tried::NotNow(cause) => return Err(Refused::unavailable(cause)),
             }
         }
         Ok(())
     }
 
-    /// `false`: lost a race.
-    async fn try_to_renew(&self, batch: &[SealedBytes]) -> Result<bool, Refused> {
-        let (rows, sealed) = self.hsm.renew(batch.to_vec()).await?;
+    async fn try_to_renew(&self, batch: &[SealedBytes]) -> Result<Tried, Refused> {
+        let (rows, sealed) = match self.hsm.renew(batch.to_vec()).await {
+            Ok(renewed) => renewed,
+            Err(HsmError::Tampered(place)) => return Ok(Tried::Changed(place)),
+            Err(error) if error.is_passing() => return Ok(Tried::NotNow(error.to_string())),
+            Err(error) => return Ok(Tried::Failed(error.to_string())),
+        };
         let count = rows.len();
         let rows: Option<Vec<_>> = rows.iter().map(|row| row.decode()).collect();
         let rows = rows.ok_or_else(|| Refused::unavailable("a renewed row that cannot be read"))?;
@@ -247,7 +295,12 @@ impl Service {
                 ..AuditEntry::of_appliance(self.now().unix_ms, Event::Rewrapped)
             },
         };
-        Ok(self.commit(commit).await?.is_some())
+        match self.commit(commit).await {
+            Ok(Some(_)) => Ok(Tried::Done),
+            Ok(None) => Ok(Tried::Raced),
+            Err(Refused::Unavailable { cause, retry_after_s: 0..=2 }) => Ok(Tried::NotNow(cause)),
+            Err(refused) => Err(refused),
+        }
     }
 
     /// Writes what concerns no row.
@@ -288,25 +341,80 @@ fn is_one(batch: &[SealedBytes]) -> bool {
     batch.len() <= 1 || batch.iter().any(is_binding)
 }
 
-/// Whether an older key sealed it, or wrapped or encrypted what is in it.
+/// What became of a batch.
+enum Tried {
+    Done,
+    /// Some row of it was changed meanwhile.
+    Raced,
+    /// The row at this place is not what was sealed.
+    Changed(u8),
+    /// A custodian worked on it, and did not do it.
+    Failed(String),
+    /// A custodian is being replaced, or a queue is full.
+    NotNow(String),
+}
+
+/// The first half comes last, and is popped first.
+fn halves(mut batch: Vec<SealedBytes>) -> [(Vec<SealedBytes>, u8); 2] {
+    let second = batch.split_off(batch.len() / 2);
+    [(second, 0), (batch, 0)]
+}
+
+/// Rows with the number of their secrets, as a custodian is given them.
+fn at_once<T>(rows: Vec<(usize, T)>) -> Vec<Vec<T>> {
+    let (mut batches, mut batch, mut secrets) = (Vec::new(), Vec::new(), 0_usize);
+    for (count, row) in rows {
+        let with_it = secrets.saturating_add(count);
+        if !batch.is_empty() && (with_it > SECRETS_AT_ONCE || batch.len() == ROWS_AT_ONCE) {
+            batches.push(std::mem::take(&mut batch));
+            secrets = 0;
+        }
+        secrets = secrets.saturating_add(count);
+        batch.push(row);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
 fn is_old(row: &Sealed<Row>, newest: &NewestKeys) -> bool {
+    row.seal.key_version < newest.of(KeyKind::Row) || secrets_in(row, newest) > 0
+}
+
+/// How much in it is wrapped or encrypted by an older key.
+fn secrets_in(row: &Sealed<Row>, newest: &NewestKeys) -> usize {
+    let Row::Credential(credential) = &row.row else { return 0 };
     // Version 0 says that nothing is wrapped.
     let wrapped = |secret: &Option<StoredSecret>| {
-        secret.as_ref().is_some_and(|secret| (1..newest.of(KeyKind::Kek)).contains(&secret.parts().0))
+        let is_old = |secret: &StoredSecret| (1..newest.of(KeyKind::Kek)).contains(&secret.parts().0);
+        usize::from(secret.as_ref().is_some_and(is_old))
     };
-    let inside = match &row.row {
-        Row::Credential(credential) => match &credential.kind {
-            Kind::Otp(token) => wrapped(&token.secret),
-            Kind::Ocra(token) => {
-                let hash = token.pin_hash.as_ref();
-                wrapped(&token.secret)
-                    || hash.is_some_and(|hash| hash.data_version < newest.of(KeyKind::Data))
-            }
-            Kind::Terminal(terminal) => wrapped(&terminal.secret),
-            Kind::Rolling(rolling) => wrapped(&rolling.secret) || wrapped(&rolling.identity_key),
-            Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => false,
-        },
-        _ => false,
-    };
-    inside || row.seal.key_version < newest.of(KeyKind::Row)
+    match &credential.kind {
+        Kind::Otp(token) => wrapped(&token.secret),
+        Kind::Ocra(token) => {
+            let hash = token.pin_hash.as_ref();
+            let encrypted = hash.is_some_and(|hash| hash.data_version < newest.of(KeyKind::Data));
+            wrapped(&token.secret).saturating_add(encrypted.into())
+        }
+        Kind::Terminal(terminal) => wrapped(&terminal.secret),
+        Kind::Rolling(rolling) => wrapped(&rolling.secret).saturating_add(wrapped(&rolling.identity_key)),
+        Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_custodian_is_given_too_much_at_once() {
+        let lengths = |secrets: &[usize]| -> Vec<usize> {
+            at_once(secrets.iter().map(|count| (*count, ())).collect()).iter().map(Vec::len).collect()
+        };
+        assert_eq!(lengths(&[]), [0; 0]);
+        assert_eq!(lengths(&[0; 33]), [16, 16, 1]);
+        assert_eq!(lengths(&[1; 17]), [8, 8, 1]);
+        assert_eq!(lengths(&[2, 0, 2, 2, 1, 2, 0]), [5, 2]);
+    }
 }

@@ -27,7 +27,7 @@ impl Service {
         let (credential, transaction) = ids(key);
         // By its name in the log, which tells of no account.
         let mark = RowMark::removed(key);
-        let row = format!("{}:{:016x}", mark.table.name(), u64::from_be_bytes(mark.key));
+        let row = format!("{}:{:032x}", mark.table.name(), u128::from_be_bytes(mark.key));
         let credential_text = credential.map(|id| id.to_string());
         let transaction_text = transaction.map(|id| id.to_string());
         tracing::error!(

@@ -144,12 +144,20 @@ pub fn install(from: &Path, path: &Path, stamp: &str) -> Result<Option<PathBuf>,
     let aside = beside(path, &format!(".before-restore-{stamp}"));
     let failed = |error| cannot("move", path, &error);
     let is_there = path.try_exists().map_err(failed)?;
-    // First what must never be found beside another database: SQLite would write it into that. Under its new name it is
+    if is_there {
+        // A second name, so that there is a database at every moment: a start would make an empty one. Where that cannot
+        // be, nothing has changed yet.
+        fs::hard_link(path, &aside).map_err(failed)?;
+    }
+    // Then what must never be found beside another database: SQLite would write it into that. Under its new name it is
     // found beside its own.
     let wal = beside(path, "-wal");
     let is_empty = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() == 0);
     let absent_is_fine = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let _ = fs::remove_file(&aside);
+            Err(failed(error))
+        }
         _ => Ok(()),
     };
     absent_is_fine(match is_empty {
@@ -158,10 +166,6 @@ pub fn install(from: &Path, path: &Path, stamp: &str) -> Result<Option<PathBuf>,
     })?;
     // What only says where in the WAL things are: it is made anew.
     absent_is_fine(fs::remove_file(beside(path, "-shm")))?;
-    if is_there {
-        // A second name, so that there is a database at every moment: a start would make an empty one.
-        fs::hard_link(path, &aside).map_err(failed)?;
-    }
     sync_folder(path)?;
     fs::rename(from, path).map_err(failed)?;
     sync_folder(path)?;
@@ -175,6 +179,7 @@ fn open_to_read(path: &Path) -> Result<Connection, OpenError> {
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(PATIENCE)?;
         connection.pragma_update(None, "trusted_schema", false)?;
+        schema::distrust(&connection)?;
         Ok(connection)
     };
     open().map_err(|error: rusqlite::Error| cannot("open", path, &error))

@@ -108,7 +108,8 @@ pub(super) fn sums(connection: &Connection) -> Result<(TableSums, RowSum), Fault
 
 /// Which log it is.
 pub(super) fn origin(connection: &Connection) -> Result<Origin, Fault> {
-    let text: String = connection.query_row("SELECT origin FROM log_head", [], |row| row.get(0))?;
+    let text: String =
+        connection.query_row("SELECT origin FROM log_head WHERE only = 1", [], |row| row.get(0))?;
     Origin::parse(&text).ok_or(Fault::Invalid { table: "log_head", column: "origin" })
 }
 

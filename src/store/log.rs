@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::columns::{self, Fault};
-use super::reads::one;
+use super::reads::{all, one};
 use super::rows::change;
 use super::{CommitError, ReadError, Store, ledger};
 use crate::domain::audit::Logged;
@@ -11,10 +11,11 @@ use crate::domain::checkpoint::Origin;
 use crate::domain::log::TreeHash;
 use crate::domain::row::TableSums;
 
-/// The last entry of a loss. Its condition reads as the index's does, or the index is not used.
-pub(super) const LOSS: &str =
-    "SELECT * FROM audit WHERE event IN ('service.started_unclean', 'store.recovered')
-    ORDER BY seq DESC LIMIT 1";
+/// The losses. Its condition reads as the index's does, or the index is not used; so does the next one's.
+pub(super) const LOSSES: &str =
+    "SELECT * FROM audit WHERE event IN ('service.started_unclean', 'store.recovered') ORDER BY seq";
+pub(super) const CLOCKS: &str =
+    "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted') ORDER BY seq";
 /// The checkpoint over the most entries.
 const NEWEST: &str = "SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1";
 
@@ -51,10 +52,15 @@ impl Store {
         self.read(|tx| one(tx, "SELECT * FROM audit ORDER BY seq DESC LIMIT 1", [], columns::audit)).await
     }
 
-    /// When the service last started without knowing all that it had answered; or an operator accepted that.
-    pub async fn last_loss_unix_ms(&self) -> Result<Option<u64>, ReadError> {
-        let entry = self.read(|tx| one(tx, LOSS, [], columns::audit)).await?;
-        Ok(entry.map(|logged| logged.entry.unix_ms))
+    /// The entries that say up to when what was accepted may be forgotten, and those of the clock, in their order.
+    pub async fn losses(&self) -> Result<Vec<Logged>, ReadError> {
+        self.read(|tx| {
+            let mut entries = all(tx, LOSSES, [], columns::audit)?;
+            entries.extend(all(tx, CLOCKS, [], columns::audit)?);
+            entries.sort_by_key(|logged| logged.seq);
+            Ok(entries)
+        })
+        .await
     }
 
     /// Sets the sums to what all rows were found to add up to.

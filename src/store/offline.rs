@@ -10,8 +10,8 @@ use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
 
 use super::columns::Fault;
 use super::reads::log::{LoggedLeaf, logged_leaf};
-use super::schema::{APPLICATION_ID, VERSION};
-use super::{OpenError, columns, files, ledger};
+use super::schema::{self, APPLICATION_ID, VERSION};
+use super::{OpenError, columns, files, ledger, scan};
 use crate::domain::checkpoint::Origin;
 use crate::domain::log::TreeHash;
 use crate::domain::row::{Row, RowSum, Table};
@@ -46,6 +46,8 @@ pub struct Entry {
 pub struct KeptNote {
     /// The number that it stands under.
     pub size: i64,
+    /// The time that it stands under, in milliseconds since 1970.
+    pub unix_ms: i64,
     /// Its note.
     pub note: String,
 }
@@ -78,6 +80,7 @@ impl OfflineStore {
         let prepared = || {
             connection.pragma_update(None, "query_only", true)?;
             connection.pragma_update(None, "trusted_schema", false)?;
+            schema::distrust(&connection)?;
             // In KiB when negative.
             connection.pragma_update(None, "cache_size", -8 * 1_024)?;
             connection.execute_batch("BEGIN")?;
@@ -165,9 +168,9 @@ impl OfflineStore {
     /// # Errors
     /// It cannot be read.
     pub fn next_note(&self, above: i64) -> Result<Option<KeptNote>, OpenError> {
-        let sql = "SELECT size, note FROM checkpoint WHERE size > ?1 ORDER BY size LIMIT 1";
+        let sql = "SELECT size, unix_ms, note FROM checkpoint WHERE size > ?1 ORDER BY size LIMIT 1";
         self.each(sql, [above], |row| {
-            Ok(ControlFlow::Break(KeptNote { size: row.get(0)?, note: row.get(1)? }))
+            Ok(ControlFlow::Break(KeptNote { size: row.get(0)?, unix_ms: row.get(1)?, note: row.get(2)? }))
         })
     }
 
@@ -188,6 +191,14 @@ impl OfflineStore {
             }
         }
         Ok(None)
+    }
+
+    /// What SQLite finds wrong with the file first: an index that does not fit its table, say.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn damage(&self) -> Result<Option<String>, OpenError> {
+        scan::damage(&self.connection, None).map_err(|fault| self.unreadable(&fault))
     }
 
     fn each<B>(

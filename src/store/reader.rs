@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::mpsc::Receiver;
 
+use super::schema;
 use super::sqlite::PATIENCE;
 
 /// At most so many questions share a snapshot: a checkpoint cannot pass one that is in use.
@@ -74,6 +75,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
+    schema::distrust(&connection)?;
     connection.set_prepared_statement_cache_capacity(64);
     // The WAL is opened by the first read.
     connection.query_row("SELECT count(*) FROM log_head", [], |_| Ok(()))?;

@@ -380,7 +380,7 @@ pub(super) fn one<T>(
     rows.next()?.map(parse).transpose()
 }
 
-fn all<T>(
+pub(super) fn all<T>(
     tx: &Transaction<'_>,
     sql: &str,
     values: impl Params,
@@ -420,7 +420,8 @@ mod tests {
             (imported_seeds::OF_CREDENTIAL, "imported_seed_of_credential"),
             (CLOCK, "audit_clock"),
             (super::log::OF_TENANT, "audit_of_tenant"),
-            (log::LOSS, "audit_lost"),
+            (log::LOSSES, "audit_lost"),
+            (log::CLOCKS, "audit_clock"),
             (transactions::PAYMENTS_OF_PAYER, "payment_of_payer"),
             (transactions::PAYMENTS_OF_TENANT, "payment_of_tenant"),
             (transactions::OVERDUE, "payment_pending"),

@@ -1,7 +1,7 @@
 //! All rows as they are found, the unreadable ones too: for a database that nobody trusts yet.
 
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Row as SqlRow, Transaction, params};
+use rusqlite::{Connection, Row as SqlRow, Transaction, params};
 
 use super::columns::{self, Fault};
 use super::ledger;
@@ -11,6 +11,8 @@ use super::{CommitError, ReadError, Store};
 use crate::domain::account::Account;
 use crate::domain::checkpoint::Head;
 use crate::domain::credential::{Credential, CredentialState};
+use crate::domain::id::{CredentialId, PresentationId, TransactionId};
+use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::log::TreeHash;
 use crate::domain::row::{Row, RowKey, Sealed, Table};
 
@@ -22,6 +24,20 @@ pub enum Found {
     /// One with a value that nobody here writes.
     Unreadable(Place),
 }
+
+/// A row that cannot be read.
+#[derive(Clone, Debug)]
+pub struct Unreadable {
+    /// Its table.
+    pub table: Table,
+    /// Its key, if that can be read.
+    pub key: Option<RowKey>,
+    /// Which column holds what nobody here writes.
+    pub fault: String,
+}
+
+/// What is kept of the log besides its entries.
+const BESIDES_ENTRIES: [&str; 4] = ["audit_subtree", "checkpoint", "log_head", "table_sum"];
 
 /// A credential's state, and its account's row.
 pub type Limits = (Option<Sealed<CredentialState>>, Option<Sealed<Account>>);
@@ -99,6 +115,31 @@ impl Store {
             let sql = "SELECT * FROM credential_state WHERE id = ?1";
             let state = one(tx, sql, params![id.to_bytes()], columns::state)?;
             Ok((state, account_row(tx, &tenant, &account)?))
+        })
+        .await
+    }
+
+    /// The first row that cannot be read, by its key if that can be, and why; `None`: every row can be.
+    ///
+    /// # Errors
+    /// SQLite failed.
+    pub async fn unreadable_row(&self) -> Result<Option<Unreadable>, ReadError> {
+        self.read(unreadable).await
+    }
+
+    /// What SQLite finds wrong first with a table of rows or one of its indexes, or with what is kept of the log besides
+    /// entries; `None`: nothing. The log itself may be of any length, and is left to who reads all of it.
+    ///
+    /// # Errors
+    /// SQLite failed.
+    pub async fn damage(&self) -> Result<Option<String>, ReadError> {
+        self.read(|tx| {
+            for table in Table::ALL.iter().map(|table| table.name()).chain(BESIDES_ENTRIES) {
+                if let Some(damage) = damage(tx, Some(table))? {
+                    return Ok(Some(damage));
+                }
+            }
+            Ok(None)
         })
         .await
     }
@@ -182,6 +223,63 @@ fn found(
         from = [Key::nothing(), Key::nothing()];
     }
     Ok((rows, last))
+}
+
+/// See [`Store::damage`]; of one table, or of the whole file.
+pub(super) fn damage(connection: &Connection, table: Option<&str>) -> Result<Option<String>, Fault> {
+    // It says how many it is to tell of, or of which table.
+    let mut statement = match table {
+        Some(table) => connection.prepare(&format!("PRAGMA integrity_check({table})"))?,
+        None => connection.prepare("PRAGMA integrity_check(1)")?,
+    };
+    let mut lines = statement.query([])?;
+    let line: Option<String> = lines.next()?.map(|row| row.get(0)).transpose()?;
+    Ok(line.filter(|line| line != "ok"))
+}
+
+fn unreadable(tx: &Transaction<'_>) -> Result<Option<Unreadable>, Fault> {
+    for ((sql, parse), table) in TABLES.into_iter().zip(Table::ALL) {
+        let mut statement = tx.prepare_cached(sql)?;
+        let mut query = statement.query(params![i64::MAX, Key::nothing(), Key::nothing()])?;
+        while let Some(row) = query.next()? {
+            if let Err(fault) = parse(row) {
+                let key = row_key(*table, key(row, *table)?);
+                return Ok(Some(Unreadable { table: *table, key, fault: fault.to_string() }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The values of a row's key as what they are; `None` if they are nothing that we write.
+fn row_key(table: Table, [first, second]: [Key; 2]) -> Option<RowKey> {
+    let text = |key: Key| match key {
+        Key::Text(bytes) => String::from_utf8(bytes).ok(),
+        Key::Blob(_) => None,
+    };
+    fn blob<const N: usize>(key: Key) -> Option<[u8; N]> {
+        match key {
+            Key::Blob(bytes) => bytes.try_into().ok(),
+            Key::Text(_) => None,
+        }
+    }
+    let credential = |key| blob(key).map(CredentialId::from_random);
+    let transaction = |key| blob(key).map(TransactionId::from_random);
+    Some(match table {
+        Table::Credential => RowKey::Credential(credential(first)?),
+        Table::State => RowKey::State(credential(first)?),
+        Table::Account => RowKey::Account(text(first)?.try_into().ok()?, text(second)?.try_into().ok()?),
+        Table::Idempotency => {
+            RowKey::Idempotency(text(first)?.try_into().ok()?, IdempotencyKey::parse(&text(second)?)?)
+        }
+        Table::UsedInput => RowKey::UsedInput(credential(first)?, blob(second)?),
+        Table::Attestation => RowKey::Attestation(transaction(first)?),
+        Table::Transaction => RowKey::Transaction(transaction(first)?),
+        Table::Binding => RowKey::Binding(credential(first)?),
+        Table::Presentation => RowKey::Presentation(blob(first).map(PresentationId::from_random)?),
+        Table::Authorization => RowKey::Authorization(credential(first)?),
+        Table::ImportedSeed => RowKey::ImportedSeed(text(first)?.try_into().ok()?, blob(second)?),
+    })
 }
 
 fn key(row: &SqlRow<'_>, table: Table) -> Result<[Key; 2], Fault> {

@@ -1,7 +1,9 @@
 //! The database's shape, and how an older one becomes the present one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::{OpenError, ledger};
@@ -317,6 +319,38 @@ const LEAVES: usize = 5;
 pub(super) const WITH_A_LOG: i64 = LEAVES as i64;
 /// The version that this release makes and knows.
 pub const SCHEMA: i64 = STEPS.len() as i64;
+
+/// Whatever else stands in the file, no connection of ours runs it: a trigger would change rows after they were checked.
+pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    Ok(())
+}
+
+/// Whether the database has what these steps make, and nothing else.
+pub(super) fn compare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |error| OpenError(format!("cannot read {}: {error}", path.display()));
+    let mut blank = Connection::open_in_memory().map_err(failed)?;
+    migrate(&mut blank, path)?;
+    let (found, wanted) = (shape(connection).map_err(failed)?, shape(&blank).map_err(failed)?);
+    let strange = found.symmetric_difference(&wanted).next();
+    strange.map_or(Ok(()), |(kind, name, _)| {
+        let path = path.display();
+        Err(OpenError(format!(
+            "{path}: {kind} {name} is not as this release makes it: somebody changed the schema"
+        )))
+    })
+}
+
+/// Kind, name and definition of everything in it.
+fn shape(connection: &Connection) -> rusqlite::Result<BTreeSet<(String, String, Option<String>)>> {
+    let sql = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
+    let mut statement = connection.prepare(sql)?;
+    // Between words one space is as good as a line's end.
+    let spaced = |sql: Option<String>| sql.map(|sql| sql.split_whitespace().collect::<Vec<_>>().join(" "));
+    let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, spaced(row.get(2)?))))?;
+    found.collect()
+}
 
 /// Brings the database to the present version, one transaction a step: a crash leaves a whole
 /// version, and the next start goes on from there.

@@ -75,6 +75,7 @@ impl Store {
         let lock = files::prepare(path)?;
         let mut connection = connect(path)?;
         schema::migrate(&mut connection, path)?;
+        schema::compare(&connection, path)?;
         configure(&connection).map_err(|error| unusable(path, &error))?;
         let ledger =
             Ledger::load(&connection).map_err(|fault| OpenError(format!("{}: {fault}", path.display())))?;
@@ -212,6 +213,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
         connection.busy_timeout(PATIENCE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "trusted_schema", false)?;
+        schema::distrust(&connection)?;
         // A deleted secret leaves the file, not only the tree; so does one in a table that a migration
         // drops.
         connection.pragma_update(None, "secure_delete", true)?;

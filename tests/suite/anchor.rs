@@ -161,3 +161,22 @@ fn an_audit_key_that_is_made_anew_has_an_anchor_of_its_own() {
     let note = Note::parse(&custodian.anchor().unwrap()).unwrap();
     assert!(note.verified(&keys).unwrap().head.origin.is_unclaimed());
 }
+
+/// A custodian that started before a key was made finds it when it meets what the key signed.
+#[test]
+fn what_a_newer_key_signed_is_no_strangers() {
+    let token = TestToken::made();
+    let mut old = token.custodian();
+    intrude(&token, "right hsm-authd/audit/v2");
+    let mut new = token.custodian();
+    let first = new.checkpoint(&head(1, 5, 5));
+    assert_eq!(old.write(&first, false), Ok(()));
+
+    // One that stands there already counts for who does not know its key yet.
+    let mut old = token.custodian();
+    intrude(&token, "right hsm-authd/audit/v3");
+    let mut new = token.custodian();
+    let (smaller, larger) = (old.checkpoint(&head(1, 6, 6)), new.put(&head(1, 7, 7)));
+    assert!(request_fault(old.write(&smaller, false)).contains("does not extend"));
+    assert_eq!(old.anchor(), Some(larger));
+}

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use hsm_authd::domain::checkpoint::{Checkpoint, Head};
+use hsm_authd::domain::checkpoint::{Checkpoint, Head, Note};
 use hsm_authd::domain::log::{Frontier, Subtree};
 use hsm_authd::domain::signer::PublicKey;
 use hsm_authd::store::offline::OfflineStore;
@@ -133,8 +133,9 @@ impl Notary {
 
 /// Keeps a checkpoint's note in the database.
 pub fn keep(connection: &Connection, size: u64, note: &str) {
-    let sql = "INSERT OR REPLACE INTO checkpoint (size, unix_ms, note) VALUES (?1, 0, ?2)";
-    connection.execute(sql, params![size as i64, note]).unwrap();
+    let unix_ms = Note::parse(note).unwrap().unverified().unix_s as i64 * 1_000;
+    let sql = "INSERT OR REPLACE INTO checkpoint (size, unix_ms, note) VALUES (?1, ?2, ?3)";
+    connection.execute(sql, params![size as i64, unix_ms, note]).unwrap();
 }
 
 /// Makes leaves and subtrees anew, as somebody does who knows how: everything but signatures.

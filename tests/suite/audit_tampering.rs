@@ -301,10 +301,17 @@ async fn what_is_kept_besides_entries_is_checked() {
             "INSERT INTO audit_subtree VALUES (3, 0, randomblob(32))",
             &format!("entry {} is missing: ", size + 1),
         ),
-        ("UPDATE checkpoint SET note = replace(note, 'time 2030', 'time 2031')", "the checkpoint of 2031"),
+        (
+            "UPDATE checkpoint SET note = replace(note, 'time 2030', 'time 2031')",
+            "what is kept as the checkpoint",
+        ),
         (
             "UPDATE checkpoint SET note = 'x' WHERE size = 290",
             "what is kept as the checkpoint over 290 entries is none",
+        ),
+        (
+            "UPDATE checkpoint SET unix_ms = unix_ms + 1000",
+            "what is kept as the checkpoint over 100 entries is none",
         ),
         (
             "UPDATE checkpoint SET size = 291 WHERE size = 290",

@@ -35,7 +35,7 @@ fn authorization(means: Means) -> Authorization {
         boot_id: BootId([1; 16]),
         run: RunId([0; 16]),
         trusted: true,
-        floor_unix_ms: 0,
+        floor: Default::default(),
     };
     Authorization {
         credential: DEVICE,

@@ -129,7 +129,7 @@ async fn custodians_killed_again_and_again_cost_no_wrong_verdict() {
 }
 
 /// What `/readyz` says.
-fn ready(daemon: &Daemon) -> u16 {
+pub fn ready(daemon: &Daemon) -> u16 {
     ops_get(daemon.info["ops_url"].as_str().unwrap(), "/readyz").0
 }
 

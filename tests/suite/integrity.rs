@@ -190,7 +190,7 @@ async fn victim() -> Victim {
     assert!(daemon.stop().success());
     let before = snapshot(&daemon);
     let digest = state(&daemon).await.row.key().digest();
-    let key = format!("{:016x}", u64::from_be_bytes(digest));
+    let key = format!("{:032x}", u128::from_be_bytes(digest));
     daemon.resume();
     done(&verify(&daemon.connect("bank-a").await, &id, &rfc_code(0)).await);
     assert!(daemon.stop().success());
@@ -301,6 +301,8 @@ async fn an_old_row_with_a_fitting_sum_behind_a_forged_entry_is_found() {
     for (marks, words) in [
         (format!("credential_state:{key}:1"), "which cannot be next"),
         (format!("credential_state:{key}:0,credential_state:{key}:1"), "which cannot be next"),
+        // And nobody writes rows behind an end.
+        (format!("account:{}:1", "0".repeat(32)), "was written when no service ran"),
     ] {
         forge_rows(&daemon, &marks).await;
         let said = daemon.refused();
@@ -363,7 +365,7 @@ async fn a_row_that_is_changed_under_the_service_alarms_once() {
     let detail: String = sql(&daemon)
         .query_row("SELECT detail FROM audit WHERE event = 'store.row_tampered'", [], |row| row.get(0))
         .unwrap();
-    assert!(detail.starts_with("account:") && detail.len() == "account:".len() + 16, "{detail}");
+    assert!(detail.starts_with("account:") && detail.len() == "account:".len() + 32, "{detail}");
     let scrape = crate::scrape::Scrape::of(&daemon);
     assert_eq!(scrape.sum("hsm_authd_tampered_rows_total"), 1.0);
     assert!(daemon.log().contains("a row is not what was sealed") && !daemon.log().contains("acct-1"));
@@ -431,4 +433,31 @@ async fn a_database_of_an_earlier_release_is_taken_over_if_it_adds_up() {
         "service.stopped",
     ];
     assert_eq!(events(&daemon)[3..], expected);
+}
+
+/// What else is written into the file does nothing: no trigger runs, and a start does not begin on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_does_not_run_and_stops_a_start() {
+    let mut daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let trigger = "CREATE TRIGGER back AFTER UPDATE ON credential_state BEGIN
+        UPDATE credential_state SET next_factor = 0 WHERE id = NEW.id; END";
+    sql(&daemon).execute_batch(trigger).unwrap();
+    done(&verify(&bank, &id, &rfc_code(0)).await);
+    assert_eq!(failed(&verify(&bank, &id, &rfc_code(0)).await), 5);
+    done(&verify(&bank, &id, &rfc_code(1)).await);
+    drop(bank);
+    assert!(daemon.stop().success());
+    for (change, undo, name) in [
+        ("", "DROP TRIGGER back", "trigger back"),
+        ("CREATE VIEW seen AS SELECT 1", "DROP VIEW seen", "view seen"),
+        ("CREATE TABLE more (x)", "DROP TABLE more", "table more"),
+        ("DROP INDEX audit_lost", "", "index audit_lost"),
+    ] {
+        sql(&daemon).execute_batch(change).unwrap();
+        let said = daemon.refused();
+        assert!(said.contains(&format!("{name} is not as this release makes it")), "{said}");
+        sql(&daemon).execute_batch(undo).unwrap();
+    }
 }

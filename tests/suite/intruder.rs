@@ -316,6 +316,11 @@ fn plant(session: &Session, act: &str) {
         session.create_object(&[&class[..], &own].concat()).unwrap();
         return;
     }
+    if what == "mark" {
+        let class = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Private(true)];
+        session.create_object(&[&class[..], &[Attribute::Label(label.into())]].concat()).unwrap();
+        return;
+    }
     if what == "half" {
         // What a crash leaves: a label, and nothing of a key.
         let class = Attribute::Class(ObjectClass::DATA);
@@ -350,6 +355,13 @@ fn plant(session: &Session, act: &str) {
     ];
     if wrong("misused") {
         template.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_CBC]));
+    }
+    if wrong("known") {
+        // Whoever brought it knows its bytes.
+        template.retain(|attribute| !matches!(attribute, Attribute::ValueLen(_)));
+        template.push(Attribute::Value(vec![1; 32]));
+        session.create_object(&template).unwrap();
+        return;
     }
     let aes = !generic || wrong("aes");
     let mechanism = if aes { Mechanism::AesKeyGen } else { Mechanism::GenericSecretKeyGen };

@@ -33,6 +33,20 @@ async fn a_key_of_each_kind_is_rotated_while_requests_run() {
 }
 
 #[test]
+fn rotations_at_once_wait_for_each_other() {
+    let daemon = Daemon::start();
+    let said: Vec<_> = std::thread::scope(|scope| {
+        let begun: Vec<_> = (0..4).map(|_| scope.spawn(|| rotate(&daemon, "kek"))).collect();
+        begun.into_iter().map(|rotation| rotation.join().unwrap()).collect()
+    });
+    for version in 2..=5 {
+        let line = format!("key hsm-authd/kek/v{version}: made\nthe service uses it\n");
+        assert_eq!(said.iter().filter(|said| said.contains(&line)).count(), 1, "{said:?}");
+        assert!(listed(&daemon, &format!("hsm-authd/kek/v{version}")).is_some());
+    }
+}
+
+#[test]
 fn a_list_says_what_the_hsm_says_and_the_same_each_time() {
     let daemon = Daemon::start();
     let first = list(&daemon);
@@ -114,6 +128,7 @@ fn what_a_retired_key_signed_still_verifies() {
         assert!(listed(&daemon, &format!("hsm-authd/{kind}/v1")).is_none());
     }
     assert_eq!(entries(&daemon, "keys.retired"), ["attest v1", "audit v1", "import v1"]);
+    assert_eq!(entries(&daemon, "service.stopped").len(), 4, "each leaves a clean end");
     let kept = listed(&daemon, "hsm-authd/attest/retired/v1").unwrap();
     assert_eq!((&kept["retired"], kept["objects"].as_array().unwrap().len()), (&json!(true), 1));
     assert_eq!(kept["objects"][0]["CKA_CLASS"], "CKO_PUBLIC_KEY");
@@ -123,6 +138,7 @@ fn what_a_retired_key_signed_still_verifies() {
     let after = keys_of(&daemon);
     assert_eq!((after.len(), &after[1]), (2, &before[0]), "the newest first");
     daemon.resume();
+    assert_eq!(entries(&daemon, "service.started_unclean"), [""; 0]);
     // No version comes twice.
     assert!(rotate(&daemon, "attest").contains("hsm-authd/attest/v3"));
 }
@@ -141,6 +157,30 @@ fn what_was_left_of_a_retirement_is_removed_by_the_next_one() {
     done(&keys(&daemon, &["retire", "attest", "1"]));
     intrude(&token, "count 11");
     token.custodian();
+    std::mem::forget(token);
+}
+
+/// Interrupted earlier, it leaves the private half: that is seen, and goes.
+#[test]
+fn a_retirement_of_a_pair_is_completed_from_wherever_it_stopped() {
+    let mut daemon = Daemon::start();
+    rotate(&daemon, "import");
+    rotate(&daemon, "attest");
+    daemon.stop();
+    let token = TestToken::of(&daemon);
+    intrude(&token, "mark hsm-authd/unfinished/import/v1");
+    let left = listed(&daemon, "hsm-authd/import/v1").unwrap();
+    assert_eq!((&left["unfinished"], left["objects"].as_array().unwrap().len()), (&json!(true), 2));
+    assert!(keys(&daemon, &["retire", "import", "1"]).status.success());
+    assert!(listed(&daemon, "hsm-authd/import/v1").is_none());
+    intrude(&token, "count 12");
+
+    assert!(keys(&daemon, &["retire", "attest", "1"]).status.success());
+    intrude(&token, "right hsm-authd/attest/v1");
+    let left = listed(&daemon, "hsm-authd/attest/v1").unwrap();
+    assert_eq!((&left["unfinished"], left["objects"].as_array().unwrap().len()), (&json!(true), 2));
+    assert!(keys(&daemon, &["retire", "attest", "1"]).status.success());
+    assert!(listed(&daemon, "hsm-authd/attest/v1").is_none());
     std::mem::forget(token);
 }
 

@@ -50,7 +50,7 @@ fn now() -> Now {
         boot_id: BootId([0; 16]),
         run: RunId([0; 16]),
         trusted: true,
-        floor_unix_ms: 0,
+        floor: Default::default(),
     }
 }
 

@@ -129,6 +129,8 @@ mod store_sqlite;
 mod store_terminals;
 mod store_transactions;
 mod submissions;
+mod tampered_world;
+mod tampering;
 mod terminal_script;
 mod tls;
 mod token;

@@ -20,7 +20,7 @@ fn now(run: u8) -> Now {
         boot_id: BootId([0; 16]),
         run: RunId([run; 16]),
         trusted: true,
-        floor_unix_ms: 0,
+        floor: Default::default(),
     }
 }
 

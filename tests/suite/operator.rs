@@ -62,6 +62,7 @@ pub fn rotate(daemon: &Daemon, kind: &str) -> String {
 pub fn entries(daemon: &Daemon, event: &str) -> Vec<String> {
     let database = rusqlite::Connection::open(daemon.database()).unwrap();
     let mut statement = database.prepare("SELECT detail FROM audit WHERE event = ?1 ORDER BY seq").unwrap();
-    let details = statement.query_map([event], |row| row.get(0)).unwrap();
+    let details =
+        statement.query_map([event], |row| Ok(row.get::<_, Option<String>>(0)?.unwrap_or_default())).unwrap();
     details.map(Result::unwrap).collect()
 }

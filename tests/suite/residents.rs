@@ -1,5 +1,6 @@
 //! Secrets that are objects in the HSM: none is left behind, none is used that is not whole, and what rows name is there.
 
+use std::fs;
 use std::mem::ManuallyDrop;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use crate::bank::{credential, delete, done, refused};
 use crate::client::Connection;
 use crate::commit_errors::start_on;
+use crate::custodians::ready;
 use crate::daemon::{Daemon, SEED_HEX, enrol, enrol_hotp, rfc_code, verify};
 use crate::failing_disk::FailingDisk;
 use crate::processes::eventually;
@@ -180,6 +182,29 @@ async fn at_the_capacity_an_enrolment_is_503_and_a_deletion_makes_room() {
     daemon.resume_with(&["--custody", "wrapped"]);
     let bank = daemon.connect("bank-a").await;
     enrol_hotp(&bank, "acct-5").await;
+    assert_eq!((gauge(&daemon), objects(&daemon).0.len()), (3.0, 3));
+}
+
+#[tokio::test]
+async fn enrolments_that_fail_without_the_hsm_take_no_room() {
+    let daemon = Daemon::start_with(&[&RESIDENT[..], &["--resident-capacity", "3"]].concat(), &[]);
+    let bank = daemon.connect("bank-a").await;
+    let (place, away) = (daemon.dir().join("token"), daemon.dir().join("token.away"));
+    fs::rename(&place, &away).unwrap();
+    for pid in daemon.pids("custodian") {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    eventually("it is not ready", async || (ready(&daemon) == 503).then_some(())).await;
+    for account in ["acct-1", "acct-2", "acct-3"] {
+        assert_eq!(enrolment(&bank, account).await, None);
+    }
+    fs::rename(&away, &place).unwrap();
+    eventually("it recovers", async || (ready(&daemon) == 200).then_some(())).await;
+    await_objects(&daemon, 0).await;
+    for account in ["acct-1", "acct-2", "acct-3"] {
+        enrol_hotp(&bank, account).await;
+    }
+    assert_eq!(enrolment(&bank, "acct-4").await, None, "more is no room for");
     assert_eq!((gauge(&daemon), objects(&daemon).0.len()), (3.0, 3));
 }
 

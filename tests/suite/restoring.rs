@@ -182,7 +182,7 @@ async fn what_is_not_whole_or_not_this_tokens_is_refused_and_changes_nothing() {
     other.stop();
     let its = snapshot(&other);
     let line = complaint(&restore(&other, &good));
-    assert!(line.contains("this token is not that of the database"), "{line}");
+    assert!(line.contains("the token's key hsm-authd/row/v1 is another one than that of the copy"), "{line}");
     assert_eq!(snapshot(&other), its);
 
     // Nothing stood in the way of it; but it was made while the service ran, which has ended since.

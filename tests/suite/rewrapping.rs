@@ -187,6 +187,40 @@ async fn everything_stored_comes_under_the_newest_keys_whatever_interrupts_it() 
     everything.use_each(&daemon).await;
 }
 
+/// Somebody who edits the database keeps no other row from its newer key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_not_what_was_sealed_stops_no_rewrap() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let mut ids = Vec::new();
+    for number in 0..40 {
+        ids.push(enrol(&bank, &ocra().enrolment(&format!("acct-{number}"))).await);
+    }
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    database.busy_timeout(Duration::from_secs(10)).unwrap();
+    for (set, account) in [
+        ("failures = failures + 1", "acct-3"),
+        ("failures = failures + 1", "acct-17"),
+        ("version = -1", "acct-20"),
+    ] {
+        let sql = format!("UPDATE account SET {set} WHERE account = ?1");
+        assert_eq!(database.execute(&sql, [account]).unwrap(), 1);
+    }
+    STORED.iter().for_each(|kind| drop(rotate(&daemon, kind)));
+    let said = refused(&begin_rewrap(&daemon).wait_with_output().unwrap());
+    assert!(said.contains("(3 rows are not what was sealed)"), "{said}");
+    assert_eq!(STORED.map(|kind| rows(&daemon, kind, 1)), [0, 3, 0], "all others are renewed");
+    let logged = entries(&daemon, "keys.rewrapped");
+    assert!(logged.last().unwrap().ends_with(" rows; 3 rows are not what was sealed"), "{logged:?}");
+    ok(&bank
+        .post(
+            &path(&ids[0], "verify"),
+            &json!({ "otp": ocra().code(question("00000001")), "challenge": "00000001" }),
+        )
+        .await
+        .unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_rows_need_is_not_retired_and_a_rewrap_needs_the_service() {
     let mut daemon = Daemon::start();

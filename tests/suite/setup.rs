@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use hsm_authd::custodian::token::Setup;
 use hsm_authd::custodian::{EXIT_PIN_REFUSED, EXIT_START_FAILED};
+use hsm_authd::domain::system_key::KeyKind;
 use hsm_authd::hsm::messages::{Request, Response};
 
+use crate::custodian::request_fault;
 use crate::intruder::intrude;
 use crate::submissions::Dice;
 use crate::token::{LABEL, PIN, SO_PIN, TestToken};
@@ -131,6 +133,9 @@ fn a_key_that_is_not_as_it_must_be_is_refused_by_name() {
         ("aes", "hsm-authd/row/v1", "CKA_KEY_TYPE"),
         ("half", "hsm-authd/kek/v1", "CKA_CLASS"),
         ("misused", "hsm-authd/data/v1", "CKA_ALLOWED_MECHANISMS"),
+        ("known", "hsm-authd/kek/v1", "CKA_ALWAYS_SENSITIVE"),
+        ("known", "hsm-authd/row/v1", "CKA_ALWAYS_SENSITIVE"),
+        ("known", "hsm-authd/data/v1", "CKA_ALWAYS_SENSITIVE"),
     ] {
         let token = TestToken::new();
         intrude(&token, &format!("remove {label}"));
@@ -140,6 +145,18 @@ fn a_key_that_is_not_as_it_must_be_is_refused_by_name() {
         assert_eq!(exit, i32::from(EXIT_START_FAILED), "{what}");
         assert!(words.contains(label) && words.contains(attribute), "{what}: {words}");
     }
+}
+
+/// Also while a custodian runs: whoever has the PIN would choose what everything is wrapped by.
+#[test]
+fn a_key_of_known_bytes_is_never_the_newest() {
+    let token = TestToken::new();
+    let mut custodian = token.custodian();
+    intrude(&token, "known hsm-authd/kek/v2");
+    assert!(request_fault(custodian.call(Request::LoadKeys)).contains("CKA_ALWAYS_SENSITIVE"));
+    intrude(&token, "remove hsm-authd/kek/v2");
+    let Ok(Response::KeysLoaded(newest)) = custodian.call(Request::LoadKeys) else { panic!() };
+    assert_eq!(newest.of(KeyKind::Kek), 1);
 }
 
 /// The same of each half of a key pair.

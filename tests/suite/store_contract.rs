@@ -404,7 +404,7 @@ async fn extreme_values_survive(open: Open<'_>) {
         boot_id: BootId([0xff; 16]),
         run: RunId([0; 16]),
         trusted: true,
-        floor_unix_ms: 0,
+        floor: Default::default(),
     };
     let long = "\u{1f3e6}".repeat(128);
     let movers = [

@@ -144,7 +144,7 @@ async fn authorizations_past_their_time_are_found_the_longest_over_first() {
             boot_id: BootId([0; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         };
         Deadline::after(&now, 0)
     };

@@ -207,7 +207,7 @@ fn now(unix_ms: u64) -> Now {
         boot_id: BootId([3; 16]),
         run: RunId([0; 16]),
         trusted: true,
-        floor_unix_ms: 0,
+        floor: Default::default(),
     }
 }
 

@@ -202,6 +202,14 @@ impl Custodian {
         self.child.id()
     }
 
+    /// Our end of the socket, for somebody else to speak; the process lives as long as this. Its words are dropped: of a
+    /// pipe that nobody reads there is an end.
+    pub fn take_stream(&mut self) -> UnixStream {
+        let mut words = self.child.stderr.take().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut words, &mut std::io::sink()));
+        self.stream.take().unwrap()
+    }
+
     pub fn send(&mut self, message: &impl Serialize) {
         self.send_bytes(&encode(message).unwrap());
     }

@@ -189,7 +189,7 @@ fn made(id: u8, method: Option<Method>) -> Option<Transaction> {
         boot_id,
         run: RunId([0; 16]),
         trusted: true,
-        floor_unix_ms: 0,
+        floor: Default::default(),
     };
     let label = |text: &str| Label::try_from(text.to_owned()).ok();
     Some(Transaction {

@@ -258,7 +258,10 @@ fn secret(
     objects: &[Object],
 ) -> Result<Found, KeyError> {
     let [object] = *objects else { return Err(KeyError::Twice(name)) };
-    let checked = session.check(object, shape).and_then(|()| session.check_purpose(object, purpose));
+    let checked = session
+        .check(object, shape)
+        .and_then(|()| session.check_purpose(object, purpose))
+        .and_then(|()| session.check_made_inside(object));
     checked.map(|()| Found::Secret(object)).map_err(|error| KeyError::Wrong(name, error))
 }
 

@@ -15,7 +15,7 @@ use crate::domain::otp::Algorithm;
 pub const WRAP_OVERHEAD_BYTES: usize = 8;
 
 /// An object's handle; it means something to the session that found or made it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object(pub(super) ObjectHandle);
 
 /// A read-write session of the logged-in user. Its session objects end with it.
@@ -72,6 +72,15 @@ impl Session {
     /// Names the first attribute that is missing or not as `shape` says.
     pub fn check(&self, object: Object, shape: &Shape) -> Result<(), Pkcs11Error> {
         self.check_attributes(object, &shape.all_attributes()?)
+    }
+
+    /// Whether a key was made in the HSM and has never been outside: what came from outside is known to whoever brought
+    /// it (PKCS #11 3.1, section 4.9).
+    ///
+    /// # Errors
+    /// Names the attribute that says otherwise.
+    pub fn check_made_inside(&self, object: Object) -> Result<(), Pkcs11Error> {
+        self.check_attributes(object, &[Attribute::AlwaysSensitive(true), Attribute::NeverExtractable(true)])
     }
 
     /// The same for attributes of any object.

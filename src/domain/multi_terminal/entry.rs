@@ -77,7 +77,7 @@ mod tests {
             boot_id: BootId([1; 16]),
             run: RUN,
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         }
     }
 

@@ -509,7 +509,7 @@ mod tests {
             boot_id: BootId([1; 16]),
             run: RunId([0; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         };
         Deadline::after(&now, 1_000)
     }

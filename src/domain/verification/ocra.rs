@@ -24,7 +24,7 @@ pub fn steps(token: &OcraToken, now: &Now) -> Vec<Option<u64>> {
 
 /// The first time step whose code cannot have been accepted and forgotten; 0 for a suite without T.
 pub fn first_step(token: &OcraToken, now: &Now) -> u64 {
-    token.suite.time_step_s().map_or(0, |period_s| beyond_floor(now, period_s, token.skew_steps, 0))
+    token.suite.time_step_s().map_or(0, |period_s| beyond_floor(now, period_s, token.skew_steps, [0; 2]))
 }
 
 /// The inputs that [`begin`] has to know of whether they were accepted before; none for a suite with C.
@@ -131,6 +131,7 @@ mod tests {
     use crate::domain::credential::{Kind, OcraUse};
     use crate::domain::ocra::Suite;
     use crate::domain::resync;
+    use crate::domain::time::Floor;
     use proptest::prelude::*;
 
     fn token(suite: &str, skew_steps: u8) -> OcraToken {
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_step_whose_acceptance_may_be_forgotten_counts_as_used() {
-        let lost = Now { floor_unix_ms: 6_000_000, ..at(6_060) };
+        let lost = Now { floor: Floor { lost_unix_ms: 6_000_000, ..Floor::default() }, ..at(6_060) };
         for (suite, counter) in
             [("OCRA-1:HOTP-SHA1-6:QN08-T1M", None), ("OCRA-1:HOTP-SHA1-6:C-QN08-T1M", Some(0))]
         {

@@ -6,9 +6,18 @@ use super::history::History;
 use super::sums::Found;
 use crate::domain::row::{RowKey, Table};
 use crate::service::Service;
+use crate::store::Unreadable;
 
 /// So many rows are named in the line; all that were looked for are in the log.
 const NAMED_MAX: usize = 3;
+
+/// Names a row that cannot be read.
+pub fn unreadable(row: &Unreadable) -> String {
+    match &row.key {
+        Some(key) => format!("{}: {}", History::default().describe(key), row.fault),
+        None => format!("a row of {}: {}", row.table.name(), row.fault),
+    }
+}
 
 /// Names the tables that do not add up, and the first rows that are not what they must be; `None`: nothing is wrong.
 ///

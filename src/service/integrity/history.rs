@@ -30,7 +30,7 @@ struct Said {
 /// The rows by the log.
 #[derive(Default)]
 pub struct History {
-    rows: HashMap<(Table, [u8; 8]), Said>,
+    rows: HashMap<(Table, [u8; 16]), Said>,
     /// Whether some entries are of a release that did not name rows: what the log does not know may be older.
     is_partly_silent: bool,
     /// Before this entry an operator accepted what had become of the database: nothing is said of rows that were not
@@ -38,6 +38,8 @@ pub struct History {
     accepted_to_seq: u64,
     /// Where a recovery that has not ended begins.
     recovery_from_seq: Option<u64>,
+    /// Whether the entry that the anchor ends with says that the service ended.
+    is_ended: bool,
     /// The first entry that cannot be the next one, and why.
     fault: Option<String>,
 }
@@ -93,6 +95,9 @@ impl History {
             }
             _ => {}
         }
+        if *seq == known.size {
+            self.is_ended = entry.event == Event::Stopped;
+        }
         for RowMark { table, key, version } in &rows.0 {
             let before = self.said(*table, *key).map(|said| said.version);
             let follows = match before {
@@ -110,9 +115,13 @@ impl History {
             let said = Said { version: *version, seq: *seq, credential, transaction };
             self.rows.insert((*table, *key), said);
         }
+        // What a start or a command writes before the next anchor changes no row, and nobody asked for it.
+        if *seq > known.size && self.is_ended && (!rows.0.is_empty() || entry.actor.is_some()) {
+            self.fail(format!("entry {seq} of the log was written when no service ran"));
+        }
     }
 
-    fn said(&self, table: Table, key: [u8; 8]) -> Option<&Said> {
+    fn said(&self, table: Table, key: [u8; 16]) -> Option<&Said> {
         self.rows.get(&(table, key)).filter(|said| said.seq >= self.accepted_to_seq)
     }
 
@@ -185,7 +194,7 @@ fn ids(credential: Option<CredentialId>, transaction: Option<TransactionId>) -> 
     ids.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-fn describe(table: Table, key: [u8; 8], ids: String) -> String {
+fn describe(table: Table, key: [u8; 16], ids: String) -> String {
     let ids = if ids.is_empty() { ids } else { format!(" ({ids})") };
-    format!("row {} {:016x}{ids}", table.name(), u64::from_be_bytes(key))
+    format!("row {} {:032x}{ids}", table.name(), u128::from_be_bytes(key))
 }

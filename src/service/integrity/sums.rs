@@ -82,28 +82,37 @@ pub async fn over_all_rows(service: &Service) -> Result<Found, String> {
 
 async fn sum(hsm: &Hsm, rows: &[Sealed<Row>], bytes: Vec<SealedBytes>) -> Result<Found, String> {
     let mut part = Found { rows: rows.len() as u64, ..Found::default() };
-    match ask(hsm, bytes.clone()).await? {
-        Some(sums) => part.sums = sums,
-        // Each by itself, to name all that are wrong.
-        None => {
-            for (row, bytes) in rows.iter().zip(bytes) {
-                match ask(hsm, vec![bytes]).await? {
-                    Some(sums) => part.sums.add_all(&sums),
-                    None => part.tampered.push((row.row.key(), row.row.version())),
-                }
+    let (mut rows, mut rest) = (rows, bytes);
+    loop {
+        let place = match ask(hsm, rest.clone()).await? {
+            Ok(sums) => {
+                part.sums.add_all(&sums);
+                return Ok(part);
             }
+            Err(place) => place,
+        };
+        // Those before it are right. It is named, and what is behind it is asked of by itself.
+        let behind = rest.split_off(place.saturating_add(1).min(rest.len()));
+        rest.pop();
+        if let Ok(sums) = ask(hsm, rest).await? {
+            part.sums.add_all(&sums);
         }
+        let Some(row) = rows.get(place) else {
+            return Err("the custodian names a row that is not there".to_owned());
+        };
+        part.tampered.push((row.row.key(), row.row.version()));
+        rows = rows.get(place.saturating_add(1)..).unwrap_or_default();
+        rest = behind;
     }
-    Ok(part)
 }
 
-/// `None`: a seal is wrong.
-async fn ask(hsm: &Hsm, rows: Vec<SealedBytes>) -> Result<Option<TableSums>, String> {
+/// The inner error: the place of the first row whose seal is wrong.
+async fn ask(hsm: &Hsm, rows: Vec<SealedBytes>) -> Result<Result<TableSums, usize>, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match hsm.sum(rows.clone()).await {
-            Ok(sums) => return Ok(Some(sums)),
-            Err(HsmError::Tampered(_)) => return Ok(None),
+            Ok(sums) => return Ok(Ok(sums)),
+            Err(HsmError::Tampered(place)) => return Ok(Err(place.into())),
             Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
             Err(_) => sleep(ASK_AGAIN_AFTER).await,
         }

@@ -181,7 +181,7 @@ pub(super) fn name(found: &Found) -> String {
                 }
                 RowKey::Transaction(id) | RowKey::Attestation(id) => format!("{table} {id}"),
                 RowKey::Presentation(id) => format!("{table} {id}"),
-                _ => format!("{table} {:016x}", u64::from_be_bytes(key.digest())),
+                _ => format!("{table} {:032x}", u128::from_be_bytes(key.digest())),
             }
         }
         Found::Unreadable(place) => {

@@ -243,7 +243,7 @@ mod tests {
             boot_id: crate::domain::time::BootId([0xff; 16]),
             run: RunId([0xff; 16]),
             trusted: true,
-            floor_unix_ms: 0,
+            floor: Default::default(),
         };
         let interval = Some(Interval { interval_s: u16::MAX, tolerance_s: u16::MAX });
         transaction.method = Method::MultiTerminal(MultiTerminal {
