@@ -169,14 +169,8 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         () = store.failed() => return Err(STORE_FAILED.to_owned()),
         ended = &mut control => return Err(control_ended(ended)),
     }
-    checked.send_replace(true);
     let mut upkeep = JoinSet::new();
-    upkeep.spawn(watch_clock(clock.clone(), store.clone()));
-    upkeep.spawn(prune(service.clone(), clock));
-    upkeep.spawn(keep_log(service.clone()));
-    upkeep.spawn(watch_rows(service.clone()));
-    upkeep.spawn(learn_keys(service.clone()));
-    upkeep.spawn(destroy_left(hsm.clone()));
+    // Before anybody is told that it is ready: an operator may come at once.
     match control_socket::bind(&config.store.path) {
         Ok(operators) => drop(upkeep.spawn(control_socket::serve(operators, service.clone()))),
         // Such as for a path that is too long for a socket. Nobody's request needs it.
@@ -185,6 +179,13 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
             tracing::error!(path = %path.display(), %error, "`hsm-authd keys` cannot reach this service");
         }
     }
+    checked.send_replace(true);
+    upkeep.spawn(watch_clock(clock.clone(), store.clone()));
+    upkeep.spawn(prune(service.clone(), clock));
+    upkeep.spawn(keep_log(service.clone()));
+    upkeep.spawn(watch_rows(service.clone()));
+    upkeep.spawn(learn_keys(service.clone()));
+    upkeep.spawn(destroy_left(hsm.clone()));
 
     let mut drained = draining.clone();
     let serving = async {
