@@ -3,7 +3,7 @@
 
 test: prerequisites
 	cargo fmt --all --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --locked
 
 # The integration tests with secrets that are objects in the HSM, where a test does not say otherwise.

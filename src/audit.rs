@@ -1,5 +1,5 @@
-//! `hsm-authd audit`: the log of a database, checked and written out. No service and no HSM is needed, and nothing is
-//! changed.
+//! `hsm-authd audit`: the log of a database, checked and written out. No service is needed, an HSM only for the seals and
+//! sums of rows, and nothing is changed.
 
 use std::fs;
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -10,12 +10,15 @@ use clap::{Args, Subcommand};
 use data_encoding::BASE64;
 
 use crate::Ending;
+use crate::config::Config;
 use crate::domain::checkpoint::{NOTE_BYTES_MAX, Note};
 use crate::domain::signer::PublicKey;
 use crate::domain::time::rfc3339;
+use crate::offline::Offline;
 use crate::service::audit_view::EntryView;
 use crate::store::offline::OfflineStore;
 
+mod sealed;
 mod told;
 mod verification;
 
@@ -27,8 +30,8 @@ pub enum Command {
     /// Check the log of a database, best of a copy: every entry against its leaf, the tree against every checkpoint,
     /// every row against what the log says of it. Names the first entry that does not fit.
     ///
-    /// The sum over all rows needs the HSM: a start of the service checks it. Here it is only compared with that of a
-    /// checkpoint over the whole log.
+    /// Seals and sums of rows need the HSM: they are checked with --config. Without it rows are held against the versions
+    /// that the log gives them, and no more.
     Verify(VerifyOptions),
     /// Write the log as JSON lines, an entry each, as `GET /v1/audit` shows it.
     Export(ExportOptions),
@@ -44,10 +47,14 @@ pub struct VerifyOptions {
     /// entries are missing at the end if those in the database were removed too.
     #[arg(long, value_name = "NOTE")]
     checkpoint: Vec<PathBuf>,
-    /// An `audit` key, as PEM: of every checkpoint one of these keys must have signed it. Without any, no signature is
-    /// checked.
+    /// Public `audit` keys, as PEM, one or more in a file: one of them must have signed every checkpoint, and at least one
+    /// checkpoint must cover the log. Without any, and without --config, no signature is checked.
     #[arg(long, value_name = "PEM")]
     key: Vec<PathBuf>,
+    /// The configuration of the service: its HSM checks the seal of every row, and what all rows add up to. It has the
+    /// `audit` keys too, if no --key is given.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Options of `audit export`.
@@ -73,15 +80,28 @@ pub fn run(command: Command) -> Ending {
 }
 
 fn verify(options: &VerifyOptions) -> Ending {
-    let keys = options.key.iter().map(|path| key(path)).collect::<Result<Vec<_>, _>>()?;
+    let keys = options.key.iter().map(|path| keys(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut keys: Vec<_> = keys.into_iter().flatten().collect();
     let notes = options.checkpoint.iter().map(|path| note(path)).collect::<Result<Vec<_>, _>>()?;
-    let (given, key_count) = (notes.len(), keys.len());
     let store = OfflineStore::open(&options.store).map_err(|error| error.to_string())?;
+    let offline = match &options.config {
+        Some(path) => Some(Offline::start(&Config::load(path).map_err(|error| error.to_string())?.hsm)?),
+        None => None,
+    };
+    if let Some(offline) = offline.as_ref().filter(|_| keys.is_empty()) {
+        keys = offline.runtime.block_on(offline.hsm.audit_keys()).map_err(|error| error.to_string())?;
+    }
+    let (given, key_count) = (notes.len(), keys.len());
     let report = Report::of(&store, Evidence { notes, keys }).map_err(|misfit| misfit.to_string())?;
-    say(&report, given, key_count).map_err(|error| Some(format!("standard output: {error}")))
+    let sealed = match &offline {
+        Some(offline) => Some(sealed::check(&store, offline).map_err(|misfit| misfit.to_string())?),
+        None => None,
+    };
+    say(&report, given, key_count, sealed).map_err(|error| Some(format!("standard output: {error}")))
 }
 
-fn say(report: &Report, given: usize, keys: usize) -> io::Result<()> {
+/// `sealed`: so many rows the HSM has looked at.
+fn say(report: &Report, given: usize, keys: usize, sealed: Option<u64>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "log          {}", report.origin)?;
     writeln!(out, "entries      {}", report.size)?;
@@ -101,18 +121,43 @@ fn say(report: &Report, given: usize, keys: usize) -> io::Result<()> {
     }
     writeln!(out, "rows         {} are as the log says", report.rows_told)?;
     if report.rows_older > 0 {
-        writeln!(out, "             {} are older than what the log says of rows", report.rows_older)?;
+        writeln!(
+            out,
+            "             {} are older than what the log says of rows, or than a recovery",
+            report.rows_older
+        )?;
     }
-    writeln!(out, "ok           every entry fits")
+    match sealed {
+        Some(rows) => {
+            writeln!(out, "seals        of {rows} rows right; the rows add up to the sums that are kept")?
+        }
+        None => writeln!(out, "seals        NOT CHECKED, nor sums: only the HSM can (--config)")?,
+    }
+    let signed = if keys == 0 { "" } else { "signed " };
+    match report.uncovered() {
+        0 => writeln!(out, "ok           every entry fits"),
+        1 => writeln!(out, "ok           every entry fits; the last one is covered by no {signed}checkpoint"),
+        uncovered => writeln!(
+            out,
+            "ok           every entry fits; the last {uncovered} are covered by no {signed}checkpoint"
+        ),
+    }
 }
 
-/// A public key of P-256 in a file.
-fn key(path: &Path) -> Result<PublicKey, String> {
+/// The public keys of P-256 in a file: at least one.
+fn keys(path: &Path) -> Result<Vec<PublicKey>, String> {
+    const END: &str = "-----END PUBLIC KEY-----";
     let text = read(path)?;
-    let key = PublicKey::from_pem(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    match key {
-        PublicKey::P256(_) => Ok(key),
-        PublicKey::Rsa(_) => Err(format!("{}: an audit key is of P-256", path.display())),
+    let key = |block: &str| {
+        let key = PublicKey::from_pem(block).map_err(|error| format!("{}: {error}", path.display()))?;
+        match key {
+            PublicKey::P256(_) => Ok(key),
+            PublicKey::Rsa(_) => Err(format!("{}: an audit key is of P-256", path.display())),
+        }
+    };
+    match text.trim_end().split_inclusive(END).map(key).collect::<Result<Vec<_>, _>>()? {
+        keys if keys.is_empty() => Err(format!("{}: no key", path.display())),
+        keys => Ok(keys),
     }
 }
 

@@ -1,5 +1,9 @@
 //! The configuration file: strict TOML, every path relative to the file's own folder.
 
+mod policies;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +13,10 @@ use serde::Deserialize;
 
 use crate::domain::caller::{ClientName, Permission, Tenant};
 use crate::domain::credential::Keeping;
+
+pub use policies::{
+    AnchorMode, AttestationPolicy, AuditPolicy, CredentialPolicy, SignerPolicy, TransactionPolicy,
+};
 
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, Deserialize)]
@@ -144,97 +152,6 @@ fn default_secrets_cached_max() -> usize {
 
 fn default_resident_capacity() -> u32 {
     1_000
-}
-
-/// `[credentials]`
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CredentialPolicy {
-    /// Whether an enrolment may ask for the `otpauth` URI, which holds the seed.
-    pub allow_export: bool,
-    /// Whether an enrolment may bring its seed in the clear.
-    pub allow_clear_seeds: bool,
-    /// How long the tombstone of a deleted credential is kept, in days.
-    pub tombstone_days: u32,
-    /// How long a new terminal is asked for no code, in seconds.
-    pub terminal_cooling_seconds: u32,
-}
-
-impl Default for CredentialPolicy {
-    fn default() -> Self {
-        Self {
-            allow_export: false,
-            allow_clear_seeds: true,
-            tombstone_days: 90,
-            terminal_cooling_seconds: 86_400,
-        }
-    }
-}
-
-/// `[signers]`
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SignerPolicy {
-    /// The authorities that certificate chains of signing devices must lead to, PEM. Without it every chain is
-    /// refused.
-    pub trust_anchors: Option<PathBuf>,
-    /// Revocation lists, PEM. If there is any, every issuer of a chain needs a current one.
-    pub crls: Vec<PathBuf>,
-}
-
-/// `[transactions]`
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TransactionPolicy {
-    /// How many wrong responses end a `device_signature` transaction.
-    pub signature_attempts: u8,
-    /// How long a transaction that has ended is kept, with its attestation, in days.
-    pub keep_days: u32,
-    /// How many rolling passwords of nobody's a client may send in a minute; 0: as many as it likes.
-    pub unknown_passwords_per_minute: u32,
-}
-
-impl Default for TransactionPolicy {
-    fn default() -> Self {
-        Self { signature_attempts: 1, keep_days: 90, unknown_passwords_per_minute: 60 }
-    }
-}
-
-/// `[attestations]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AttestationPolicy {
-    /// The claim `iss`.
-    pub issuer: String,
-    /// How long an attestation may be relied on, in hours.
-    pub lifetime_hours: u32,
-    /// What stands before the attestation in a QR code.
-    pub qr_url_prefix: String,
-}
-
-impl Default for AttestationPolicy {
-    fn default() -> Self {
-        Self { issuer: "hsm-authd".to_owned(), lifetime_hours: 24, qr_url_prefix: String::new() }
-    }
-}
-
-/// `[audit]`
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AuditPolicy {
-    /// When the token is told how far the log has come.
-    pub anchor: AnchorMode,
-}
-
-/// When the anchor in the token follows the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AnchorMode {
-    /// Every 10 seconds, or after 10,000 entries. A database that was turned back within that time is not noticed.
-    #[default]
-    Interval,
-    /// Before any answer that rests on a commit.
-    EveryCommit,
 }
 
 /// Whose data a client sees.
@@ -430,137 +347,4 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
         _ => error.message().replace('\n', " "),
     };
     format!("line {line}: {words}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use toml::{Table, Value};
-
-    const SAMPLE: &str = include_str!("../softhsm-setup/hsm-authd.toml");
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Path::new("/etc/hsm-authd"))
-    }
-
-    #[test]
-    fn the_sample_is_accepted_and_shows_the_defaults() {
-        let sample = parse(SAMPLE).unwrap();
-        assert_eq!(sample.server.key, Path::new("/etc/hsm-authd/server.key"));
-        assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
-
-        let mut bare: Table = SAMPLE.parse().unwrap();
-        for section in ["credentials", "signers", "transactions", "attestations", "audit"] {
-            assert!(bare.remove(section).is_some(), "{section}");
-        }
-        let section = |bare: &mut Table, name: &str, keys: &[&str]| {
-            let table = bare[name].as_table_mut().unwrap();
-            for key in keys {
-                assert!(table.remove(*key).is_some(), "{name}.{key}");
-            }
-        };
-        section(&mut bare, "server", &["limits"]);
-        section(
-            &mut bare,
-            "hsm",
-            &["custodians", "secrets_cached_max", "custody", "resident_capacity", "environment"],
-        );
-        let mut bare = parse(&bare.to_string()).unwrap();
-        assert!((1..=4).contains(&bare.hsm.custodians) && bare.hsm.environment.is_empty());
-        bare.hsm.custodians = sample.hsm.custodians;
-        bare.hsm.environment = sample.hsm.environment.clone();
-        assert_eq!(format!("{bare:?}"), format!("{sample:?}"));
-    }
-
-    /// The parser names the keys it expects when it meets one that it does not know.
-    #[test]
-    fn the_sample_has_every_key_there_is() {
-        fn known(change: impl FnOnce(&mut Table)) -> Vec<String> {
-            let mut sample: Table = SAMPLE.parse().unwrap();
-            change(&mut sample);
-            let refused = parse(&sample.to_string()).unwrap_err();
-            let (_, names) = refused.split_once("expected").unwrap_or_else(|| panic!("{refused}"));
-            names.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-        }
-        fn add(table: &mut Table) {
-            table.insert("zzz".into(), Value::Boolean(true));
-        }
-        let sample: Table = SAMPLE.parse().unwrap();
-        let check = |table: &Table, known: Vec<String>| {
-            assert!(!known.is_empty());
-            for key in known {
-                assert!(table.contains_key(&key), "the sample lacks {key}");
-            }
-        };
-        check(&sample, known(add));
-        for section in
-            ["server", "ops", "store", "hsm", "credentials", "transactions", "attestations", "audit"]
-        {
-            let known = known(|sample| add(sample[section].as_table_mut().unwrap()));
-            check(sample[section].as_table().unwrap(), known);
-        }
-        // Its keys have no default that could be shown.
-        let signers = known(|sample| add(sample["signers"].as_table_mut().unwrap()));
-        assert_eq!(signers, ["trust_anchors", "crls"]);
-        let uncommented =
-            SAMPLE.replace("# trust_anchors = ", "trust_anchors = ").replace("# crls = ", "crls = ");
-        let signers = parse(&uncommented).unwrap().signers;
-        assert_eq!(signers.trust_anchors.unwrap(), Path::new("/etc/hsm-authd/signer-anchors.pem"));
-        assert_eq!(signers.crls, [Path::new("/etc/hsm-authd/signer-root.crl.pem")]);
-        let limits = known(|sample| add(sample["server"]["limits"].as_table_mut().unwrap()));
-        check(sample["server"]["limits"].as_table().unwrap(), limits);
-        let client = known(|sample| add(sample["client"][0].as_table_mut().unwrap()));
-        check(sample["client"][0].as_table().unwrap(), client);
-    }
-
-    #[test]
-    fn what_transactions_may_have_at_their_bounds_is_accepted() {
-        let with = |section: &str, key: &str, value: Value| {
-            let mut sample: Table = SAMPLE.parse().unwrap();
-            sample[section].as_table_mut().unwrap().insert(key.into(), value);
-            parse(&sample.to_string()).unwrap()
-        };
-        for attempts in [1, 3] {
-            let config = with("transactions", "signature_attempts", attempts.into());
-            assert_eq!(i64::from(config.transactions.signature_attempts), attempts);
-        }
-        for days in [1, 3_650] {
-            assert_eq!(
-                i64::from(with("transactions", "keep_days", days.into()).transactions.keep_days),
-                days
-            );
-        }
-        for count in [0, 1, 60_000] {
-            let config = with("transactions", "unknown_passwords_per_minute", count.into());
-            assert_eq!(i64::from(config.transactions.unknown_passwords_per_minute), count);
-        }
-        for hours in [1, 90 * 24] {
-            let config = with("attestations", "lifetime_hours", hours.into());
-            assert_eq!(i64::from(config.attestations.lifetime_hours), hours);
-        }
-        for issuer in ["a".to_owned(), "!".repeat(64) + &"~".repeat(64)] {
-            assert_eq!(with("attestations", "issuer", issuer.clone().into()).attestations.issuer, issuer);
-        }
-        for prefix in [String::new(), "p".repeat(512)] {
-            let config = with("attestations", "qr_url_prefix", prefix.clone().into());
-            assert_eq!(config.attestations.qr_url_prefix, prefix);
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_refused_in_one_line_that_says_so() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configurations");
-        let mut count = 0;
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let text = std::fs::read_to_string(&path).unwrap();
-            let words = text.lines().next().unwrap().strip_prefix("# Refused: ").unwrap();
-            let refused = Config::load(&path).unwrap_err().to_string();
-            assert!(refused.contains(words), "{}: {refused}", path.display());
-            assert!(refused.starts_with(&path.display().to_string()) && !refused.contains('\n'), "{refused}");
-            assert!(!refused.contains("0000-not-a-pin") && !refused.contains("90210"), "{refused}");
-            count += 1;
-        }
-        assert!(count >= 42, "{count}");
-    }
 }

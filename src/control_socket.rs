@@ -4,6 +4,7 @@
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Where the socket of a database is.
 pub fn path(store: &Path) -> PathBuf {
     store.with_added_extension("control")
+}
+
+/// Whether there can be one: the path of a socket has an end (107 bytes on Linux).
+pub fn is_possible(store: &Path) -> bool {
+    SocketAddr::from_pathname(path(store)).is_ok()
 }
 
 /// Makes the socket, mode 0600. Whoever does holds the instance lock, so one that is there is nobody's.

@@ -13,6 +13,7 @@ mod frames;
 mod imports;
 pub mod key_task;
 mod keys;
+mod looks;
 mod operations;
 mod pin;
 mod pin_hash;
@@ -213,8 +214,10 @@ fn serve(
     if !write_frame(&mut peer, hello)? {
         return Ok(ExitCode::SUCCESS);
     }
-    while let Some(Call { repeated, id, request }) = frames.next()? {
+    let mut told = hello.newest.clone();
+    while let Some(Call { repeated, id, newest, request }) = frames.next()? {
         let begun = Instant::now();
+        operations.keep_up(&newest);
         let result = operations.answer(request, repeated);
         let busy_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let hsm_failed = match &result {
@@ -222,6 +225,8 @@ fn serve(
                 tracing::error!(failure, "custodian: the HSM failed, leaving");
                 true
             }
+            // Whoever asked tells of it once, and of which row.
+            Err(Fault::Seal(_) | Fault::Later) => false,
             Err(fault) => {
                 tracing::warn!(%fault, "custodian: request refused");
                 false
@@ -229,7 +234,10 @@ fn serve(
             Ok(_) => false,
         };
         // Each by itself: the front takes what is not answered yet for what a crash came from.
-        let heard = write_frame(&mut peer, &Reply { id, busy_ns, result })?;
+        let own = operations.newest_keys();
+        let newest = (own != told).then(|| own.clone());
+        told = own;
+        let heard = write_frame(&mut peer, &Reply { id, busy_ns, newest, result })?;
         if hsm_failed {
             return Ok(ExitCode::from(EXIT_HSM_FAILED));
         }

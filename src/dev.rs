@@ -60,6 +60,9 @@ pub struct Options {
     /// How many secrets may be objects in the HSM; by default what the configuration's default is.
     #[arg(long)]
     resident_capacity: Option<u32>,
+    /// When the anchor follows the log: interval or every_commit (docs/integrity.md).
+    #[arg(long)]
+    anchor: Option<String>,
     /// Accept the wall clock as it is now, after it stepped or was behind the log.
     #[arg(long)]
     accept_clock: bool,
@@ -134,6 +137,9 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
     if let Some(hsm) = config.get_mut("hsm").and_then(Value::as_object_mut) {
         hsm.extend(options.custodians.map(|count| ("custodians".into(), count.into())));
         hsm.extend(options.resident_capacity.map(|count| ("resident_capacity".into(), count.into())));
+    }
+    if let (Some(anchor), Some(config)) = (&options.anchor, config.as_object_mut()) {
+        config.insert("audit".into(), json!({ "anchor": anchor }));
     }
     let toml = toml::to_string(&config).map_err(|e| Some(e.to_string()))?;
     let text = format!("# Written by `hsm-authd dev` at each start.\n{toml}");

@@ -16,6 +16,7 @@ pub mod id;
 pub mod idempotency;
 pub mod json;
 pub mod jws;
+pub mod ledger;
 pub mod lockout;
 pub mod log;
 pub mod money;

@@ -163,7 +163,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let mut drained = draining.clone();
     // Custodians are adopted meanwhile, and signals are heard.
     tokio::select! {
-        begun = begin(&service, &store, &clock, accepted) => begun?,
+        begun = begin(&service, accepted) => begun?,
         // Nothing was answered, and nothing has to be written down.
         _ = drained.wait_for(|drain| *drain) => return Ok(()),
         () = store.failed() => return Err(STORE_FAILED.to_owned()),
@@ -180,7 +180,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         }
     }
     checked.send_replace(true);
-    upkeep.spawn(watch_clock(clock.clone(), store.clone()));
+    upkeep.spawn(watch_clock(clock.clone(), store.clone(), accepted));
     upkeep.spawn(prune(service.clone(), clock));
     upkeep.spawn(keep_log(service.clone()));
     upkeep.spawn(watch_rows(service.clone()));
@@ -229,16 +229,10 @@ fn control_ended(ended: Result<Result<(), String>, JoinError>) -> String {
 }
 
 /// Finds out whether the database may be used, and writes down that it is.
-async fn begin(
-    service: &Service,
-    store: &Store,
-    clock: &WatchedClock,
-    clock_accepted: bool,
-) -> Result<(), String> {
-    service.begin().await?;
+async fn begin(service: &Service, clock_accepted: bool) -> Result<(), String> {
+    service.begin(clock_accepted).await?;
     service.sweep().await?;
     if clock_accepted {
-        record(store, clock.now().unix_ms, Event::ClockAccepted).await?;
         tracing::warn!("the operator accepted the wall clock");
     }
     Ok(())
@@ -323,11 +317,11 @@ async fn open_clock(start: &Start, store: &Store) -> Result<(WatchedClock, bool)
         Some(path) => Box::new(FileClock(path.clone())),
         None => Box::new(SystemClock),
     };
-    let stepped = store.clock_stepped().await.map_err(|e| e.to_string())?;
-    let last = store.last_audit_unix_ms().await.map_err(|e| e.to_string())?;
+    let (left, _) = store.left();
+    let stepped = left.aftermath.clock_stepped;
     let clock = WatchedClock::new(clock, stepped && !start.accept_clock)?;
     let now = clock.now();
-    let before_the_log = last.is_some_and(|last| now.unix_ms.saturating_add(STEP_MS_MAX) < last);
+    let before_the_log = now.unix_ms.saturating_add(STEP_MS_MAX) < left.aftermath.last_unix_ms;
     if before_the_log && !start.accept_clock {
         clock.distrust();
     }
@@ -335,9 +329,10 @@ async fn open_clock(start: &Start, store: &Store) -> Result<(WatchedClock, bool)
 }
 
 /// Writes a step of the wall clock to the log, so that a restart does not forget it.
-async fn watch_clock(clock: Arc<WatchedClock>, store: Store) {
+async fn watch_clock(clock: Arc<WatchedClock>, store: Store, accepted: bool) {
     let mut pause = tokio::time::interval(CLOCK_WATCH_EVERY);
-    let mut recorded = false;
+    // What a start found sealed, not what stands in the file now.
+    let mut recorded = store.left().0.aftermath.clock_stepped && !accepted;
     loop {
         tokio::select! {
             _ = pause.tick() => {}
@@ -349,18 +344,14 @@ async fn watch_clock(clock: Arc<WatchedClock>, store: Store) {
             tracing::error!(
                 "the wall clock stepped: what depends on the time is refused until a start with --accept-clock"
             );
-            recorded = match store.clock_stepped().await {
-                Ok(true) => true,
-                Ok(false) => record(&store, now.unix_ms, Event::ClockStepped).await.is_ok(),
-                Err(_) => false,
-            };
+            recorded = record(&store, now.unix_ms, Event::ClockStepped).await.is_ok();
         }
     }
 }
 
 async fn record(store: &Store, unix_ms: u64, event: Event) -> Result<(), String> {
     let commit = Commit {
-        standing: Vec::new(),
+        before: Vec::new(),
         rows: Vec::new(),
         removed: Vec::new(),
         sum_change: TableSums::default(),

@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::domain::credential::{Keeping, ObjectId};
 use crate::domain::id::CredentialId;
@@ -39,6 +39,9 @@ const CALL_MAX: Duration = Duration::from_secs(5);
 pub const QUEUE_MAX: usize = 256;
 /// How often each custodian is asked whether it can still use the HSM.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long after a custodian said that it is to be asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// How many rows that were found changed wait to be written down.
 const REPORTS_MAX: usize = 64;
@@ -86,13 +89,14 @@ pub enum HsmError {
 }
 
 const NO_CUSTODIAN: &str = "no custodian is up";
+const LOOKING: &str = "a custodian still looks for a key";
 
 impl HsmError {
     /// Whether nobody has worked on the request: it is not what is wrong.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Busy => true,
-            Self::Unavailable(reason) => reason == NO_CUSTODIAN,
+            Self::Unavailable(reason) => reason == NO_CUSTODIAN || reason == LOOKING,
             Self::Tampered(_) | Self::Missing(_) | Self::NoRoom { .. } => false,
         }
     }
@@ -226,7 +230,8 @@ impl Hsm {
 
         // A successor may have taken the place already.
         let withdraw = || drop(place.compare_and_swap(&Some(custodian), None));
-        let end = connection::serve(stream, receiver, (metrics, label), withdraw).await;
+        let learn = |newest: &NewestKeys| self.inner.learn(newest);
+        let end = connection::serve(stream, receiver, (metrics, label), (learn, withdraw)).await;
         probe.abort();
         metrics.losses.get_or_create(&end.loss).inc();
         tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
@@ -239,7 +244,7 @@ impl Hsm {
         if !self.inner.has_newer(newest) {
             return false;
         }
-        let call = Call { repeated: false, id: self.next_id(), request: Request::LoadKeys };
+        let call = self.calling(Request::LoadKeys);
         let Ok((job, answer)) = Job::new(&call) else { return false };
         let told = custodian.try_send(job).is_ok();
         // What nobody waits for is not asked.
@@ -257,7 +262,7 @@ impl Hsm {
         pause.tick().await;
         loop {
             pause.tick().await;
-            let call = Call { repeated: false, id: self.next_id(), request: Request::Health };
+            let call = self.calling(Request::Health);
             let Ok((job, answer)) = Job::new(&call) else { return };
             let begun = Instant::now();
             // A full queue is proof enough that somebody else is asking.
@@ -302,6 +307,12 @@ impl Hsm {
         if end != OperationEnd::Busy {
             self.inner.metrics.seconds.get_or_create(&operation).observe(begun.elapsed().as_secs_f64());
         }
+    }
+
+    /// A call with all that is known of keys by now: whatever it is about was made before.
+    fn calling(&self, request: Request) -> Call {
+        let newest = self.inner.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Call { repeated: false, id: self.next_id(), newest, request }
     }
 
     fn next_id(&self) -> u64 {
@@ -373,7 +384,7 @@ impl Hsm {
     async fn ask(&self, route: Route, request: Request, way: &mut Way) -> Result<Response, HsmError> {
         let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
         let deadline = Instant::now() + CALL_MAX;
-        let call = Call { repeated: false, id: self.next_id(), request };
+        let call = self.calling(request);
         let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
         drop(call);
         let mut missed_by: Option<Arc<Custodian>> = None;
@@ -413,6 +424,14 @@ impl Hsm {
                         continue;
                     }
                 },
+                // It looks through its token at most once a second: what it says then is final.
+                Ok(Err(Fault::Later)) => {
+                    if timeout_at(deadline, sleep(ASK_AGAIN_AFTER)).await.is_err() {
+                        return Err(unavailable(LOOKING));
+                    }
+                    (job, answer) = again;
+                    continue;
+                }
                 Ok(Err(fault @ Fault::Request(_))) => return Err(unavailable(&fault.to_string())),
                 Ok(Err(fault @ Fault::Hsm(_))) => Lost { suspect: true, reason: fault.to_string() },
                 Err(lost) => lost,
@@ -459,6 +478,7 @@ fn operation(request: &Request) -> Operation {
         Request::ReadAnchor => Operation::ReadAnchor,
         Request::WriteAnchor { .. } => Operation::WriteAnchor,
         Request::AuditKeys => Operation::AuditKeys,
+        Request::LedgerKey { .. } => Operation::LedgerKey,
         Request::LoadKeys => Operation::LoadKeys,
         Request::Renew(_) => Operation::Renew,
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::Ending;
 use crate::clock::{SystemClock, WatchedClock};
 use crate::config::{Config, HsmConfig};
+use crate::control_socket;
 use crate::custodian::key_task::{KeyDescription, KeyTask, KeyTaskDone, KeyWork};
 use crate::domain::audit::Event;
 use crate::domain::checkpoint::Note;
@@ -107,26 +108,27 @@ fn list(config: &Config, json: bool) -> Ending {
 }
 
 fn rotate(config: &Config, kind: KeyKind) -> Ending {
-    let _keys = supervisor::lock_keys(&config.store.path)?;
+    let store = &config.store.path;
+    let _keys = supervisor::lock_keys(store)?;
+    // A service that cannot be told would use the key from some moment on that no log tells of.
+    let stopped = match control_socket::is_possible(store) {
+        true => None,
+        false => Some(supervisor::lock(store).map_err(|reason| {
+            let path = control_socket::path(store);
+            format!("{reason}, and {}", socket::too_long(&path.display().to_string()))
+        })?),
+    };
     let KeyTaskDone::Rotated(version) = in_child(&config.hsm, KeyTask::Rotate(kind))? else {
         return Err(Some(WRONG_ANSWER.to_owned()));
     };
     say(format!("key hsm-authd/{kind}/v{version}: made"))?;
-    match socket::ask::<NewestKeys>(&config.store.path, "POST", "/keys/reload") {
+    match socket::ask::<NewestKeys>(store, "POST", "/keys/reload") {
         Ok(newest) if newest.of(kind) >= version => say("the service uses it".to_owned())?,
         Ok(_) => return Err(Some("the service does not see it: is it configured for another token?".into())),
-        Err(Unreachable::NotRunning(_)) => {
-            let _lock = supervisor::lock(&config.store.path)?;
+        Err(Unreachable::NotRunning(_) | Unreachable::TooLong(_)) => {
+            let _lock = stopped.map_or_else(|| supervisor::lock(store), Ok)?;
             Rest::of(config)?.record(Event::KeyRotated, format!("{kind} v{version}"))?;
             say("no service is running; the next start uses it".to_owned())?;
-        }
-        Err(Unreachable::TooLong(path)) => {
-            if let Ok(_lock) = supervisor::lock(&config.store.path) {
-                Rest::of(config)?.record(Event::KeyRotated, format!("{kind} v{version}"))?;
-            }
-            say(format!(
-                "no service can be told, because {path} is too long for a socket; the next start uses it"
-            ))?;
         }
         Err(Unreachable::Failed(reason)) => {
             return Err(Some(format!(

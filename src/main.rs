@@ -83,6 +83,9 @@ enum Command {
         /// Do it; else it is only said what would be done.
         #[arg(long)]
         accept_rollback: bool,
+        /// The wall clock is right, though it is more than 30 days ahead of all that is known, or stepped.
+        #[arg(long)]
+        clock_is_right: bool,
     },
     /// The process that serves the network.
     #[command(hide = true)]
@@ -141,7 +144,9 @@ fn main() -> ExitCode {
         Command::KeyTask { supervisor } => return custodian::key_task::run_key_task(supervisor),
         Command::Backup { config, to } => backup::run(&config, &to),
         Command::Restore { config, from } => restore::run(&config, &from),
-        Command::Recover { config, accept_rollback } => recover::run(&config, accept_rollback),
+        Command::Recover { config, accept_rollback, clock_is_right } => {
+            recover::run(&config, accept_rollback, clock_is_right)
+        }
         Command::Front { supervisor } => front::run(supervisor).map_err(Some),
         Command::Custodian { supervisor } => return custodian::run(supervisor),
         Command::TokenSetup { supervisor } => return custodian::token::run_setup(supervisor),

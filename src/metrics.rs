@@ -219,6 +219,8 @@ pub struct LogMetrics {
     pub checkpoints: Family<Checkpointing, Counter>,
     /// How many entries the anchor covers.
     pub anchored: Gauge,
+    /// 1 as long as nothing is committed because the anchor is too far behind the log.
+    pub closed: Gauge,
     /// How many entries there are; looked at when it is asked for.
     pub entries: Gauge,
     /// Rows that were found to be others than what was sealed, each once.
@@ -230,6 +232,7 @@ impl Default for LogMetrics {
         Self {
             checkpoints: counters(Checkpointing::all()),
             anchored: Gauge::default(),
+            closed: Gauge::default(),
             entries: Gauge::default(),
             tampered_rows: Counter::default(),
         }
@@ -241,6 +244,11 @@ impl LogMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("hsm_authd_checkpoints", "Checkpoints of the log", self.checkpoints.clone());
         registry.register("hsm_authd_log_anchored", "Entries that the anchor covers", self.anchored.clone());
+        registry.register(
+            "hsm_authd_log_closed",
+            "Whether nothing is committed because the anchor is too far behind the log",
+            self.closed.clone(),
+        );
         registry.register("hsm_authd_log_entries", "Entries of the log", self.entries.clone());
         registry.register(
             "hsm_authd_tampered_rows",

@@ -1,6 +1,7 @@
 //! The operator's listener: whether the process lives, whether it can decide, and what it counts. Plain
 //! HTTP on loopback; it shows nothing of tenants.
 
+use std::borrow::Cow;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,17 +110,20 @@ impl Ops {
     }
 
     /// Whether requests can be decided, or why not.
-    fn is_ready(&self) -> Result<(), &'static str> {
+    fn is_ready(&self) -> Result<(), Cow<'static, str>> {
         if !*self.is_checked.borrow() {
-            return Err("checking the database");
+            return Err("checking the database".into());
         }
         if !self.hsm.is_up() {
-            return Err("no custodian can use the HSM");
+            return Err("no custodian can use the HSM".into());
         }
         if self.store.has_failed() {
-            return Err("the store does not know what it wrote");
+            return Err("the store does not know what it wrote".into());
         }
-        if self.clock.now().trusted { Ok(()) } else { Err("the wall clock stepped") }
+        if let Some(reason) = self.service.commits_nothing() {
+            return Err(reason.into());
+        }
+        if self.clock.now().trusted { Ok(()) } else { Err("the wall clock stepped".into()) }
     }
 
     fn text(&self) -> Response {

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::domain::time::rfc3339;
 use crate::offline::Offline;
 use crate::service::recovery::{Done, Recovery, Survey};
-use crate::store::Store;
+use crate::store::{Damage, Store};
 use crate::supervisor;
 
 /// What it does, for whom it is told to first.
@@ -20,13 +20,15 @@ it would
     own records; hotp, ocra with a counter or without a clock, and rolling can only be deleted, or rolling be bound anew;
   cancel what is pending: transactions, codes that are presented, authorizations of devices;
   remove the rows that are named above, if any;
+  cut the log before the first entry that does not fit, if there is one, and set the rest aside in a file;
   begin the log under a new name, and put a new anchor into the token";
 
-/// Runs `recover` for a configuration file; without `accept` it only says what it would do.
+/// Runs `recover` for a configuration file; without `accept` it only says what it would do. `clock_is_right`: the operator
+/// has looked at the wall clock.
 ///
 /// # Errors
 /// See [`Ending`].
-pub fn run(path: &Path, accept: bool) -> Ending {
+pub fn run(path: &Path, accept: bool, clock_is_right: bool) -> Ending {
     let config = Config::load(path).map_err(|e| e.to_string())?;
     let _lock = supervisor::lock(&config.store.path)?;
     let store = &config.store.path;
@@ -35,7 +37,7 @@ pub fn run(path: &Path, accept: bool) -> Ending {
     }
     let offline = Offline::start(&config.hsm)?;
     let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).map_err(str::to_owned)?);
-    let store = Store::open(store).map_err(|e| e.to_string())?;
+    let store = Store::open_to_recover(store).map_err(|e| e.to_string())?;
     let recovery = Recovery::new(store, offline.hsm.clone(), clock);
     let survey = offline.runtime.block_on(recovery.survey()).map_err(|e| e.to_string())?;
     tell(&survey);
@@ -46,6 +48,11 @@ pub fn run(path: &Path, accept: bool) -> Ending {
     if !accept {
         say(format_args!("{PLAN}"));
         return Err(Some("nothing was changed; the flag --accept-rollback does it".to_owned()));
+    }
+    if let Some(doubt) = survey.clock_doubt.as_ref().filter(|_| !clock_is_right) {
+        return Err(Some(format!(
+            "{doubt}: set it right, or add --clock-is-right if it is; nothing was changed"
+        )));
     }
     let done = offline.runtime.block_on(recovery.accept_rollback(&survey)).map_err(|e| e.to_string())?;
     tell_done(&done, path);
@@ -68,10 +75,18 @@ fn tell(survey: &Survey) {
         survey.head.size, survey.head.origin
     ));
     if let Some(reason) = &survey.turned_back {
-        say(format_args!("database: {reason}"));
+        say(format_args!("{reason}"));
     }
     if let Some(reason) = &survey.damaged {
         say(format_args!("database: {reason}"));
+    }
+    if let Some(Damage { kept, aside, .. }) = survey.log.as_ref().filter(|damage| damage.aside > 0) {
+        say(format_args!(
+            "log: the first {kept} entries fit; {aside} would be set aside, in a file beside the database"
+        ));
+    }
+    if let Some(doubt) = &survey.clock_doubt {
+        say(format_args!("clock: {doubt}"));
     }
     for name in &survey.wrong {
         say(format_args!("not what was sealed: {name}"));
@@ -79,6 +94,9 @@ fn tell(survey: &Survey) {
 }
 
 fn tell_done(done: &Done, config: &Path) {
+    if let Some(path) = &done.set_aside {
+        say(format_args!("set aside: what did not fit of the log, in {}", path.display()));
+    }
     for name in &done.removed {
         say(format_args!("removed: {name}"));
     }

@@ -136,7 +136,7 @@ impl Copy {
 
     /// It, and what SQLite and the store put beside it.
     fn remove(&self) {
-        for suffix in ["", "-wal", "-shm", "-lock"] {
+        for suffix in ["", "-journal", "-wal", "-shm", "-lock"] {
             let mut name = self.path.as_os_str().to_owned();
             name.push(suffix);
             // Mostly it is not there. If it cannot be removed, making it anew says so.
@@ -152,9 +152,10 @@ impl Drop for Copy {
     }
 }
 
-/// When, for a file's name.
+/// When, for a file's name: to the millisecond, as one that was interrupted may be done again at once.
 fn stamp(now: &Now) -> String {
-    rfc3339(now.unix_ms).chars().filter(char::is_ascii_alphanumeric).collect()
+    let second: String = rfc3339(now.unix_ms).chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{}.{:03}Z", second.trim_end_matches('Z'), now.unix_ms % 1_000)
 }
 
 fn say(line: std::fmt::Arguments<'_>) {

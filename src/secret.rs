@@ -1,8 +1,10 @@
 //! Bytes that must not be shown, compared carelessly, or left behind.
 
+use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Secret bytes with one owner: no `Debug`, no `Clone`, constant-time equality, zeroized on drop.
 ///
@@ -41,9 +43,40 @@ impl PartialEq for SecretBytes {
 
 impl Eq for SecretBytes {}
 
+/// A key of HMAC-SHA-256 in this process: no `Debug`, zeroized on drop. Padded to the hash's block,
+/// which changes no HMAC and makes using it infallible.
+pub struct MacKey(Zeroizing<[u8; 64]>);
+
+impl MacKey {
+    /// Of at most 64 bytes.
+    pub fn new(bytes: &[u8]) -> Self {
+        let mut key = Zeroizing::new([0; 64]);
+        for (place, byte) in key.iter_mut().zip(bytes) {
+            *place = *byte;
+        }
+        Self(key)
+    }
+
+    /// HMAC-SHA-256 of `message`.
+    pub fn mac(&self, message: &[u8]) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new((&*self.0).into());
+        mac.update(message);
+        mac.finalize().into_bytes().into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn macs_are_hmac_sha_256() {
+        // RFC 4231, test case 2: a key shorter than a block.
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&MacKey::new(b"Jefe").mac(b"what do ya want for nothing?")),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
 
     #[test]
     fn equality_is_by_content_and_length() {

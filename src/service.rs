@@ -16,7 +16,7 @@ use crate::domain::certificate::{CertificateChain, ChainFault, Trust};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::lockout::Locked;
-use crate::domain::row::{Row, Sealed};
+use crate::domain::row::{Row, RowKey, Sealed};
 use crate::domain::time::Now;
 use crate::domain::transaction::{State, Transaction};
 use crate::domain::verification::Refusal;
@@ -64,6 +64,9 @@ use transaction_view::TransactionView;
 
 /// How often the loser of a race starts over before the caller is told to come back.
 const RACES_MAX: usize = 8;
+
+/// What somebody has to look at is worth asking again after so many seconds.
+const STAYS_S: u32 = 60;
 
 /// What every use case needs; one for the whole process.
 pub struct Service {
@@ -260,6 +263,16 @@ impl Refused {
         Self::Unavailable { cause: cause.to_string(), retry_after_s: 1 }
     }
 
+    /// Until the database is put right: an alarm says which row it is.
+    fn altered(error: &CommitError) -> Self {
+        Self::Unavailable { cause: error.to_string(), retry_after_s: STAYS_S }
+    }
+
+    /// Whether it is for what does not pass by itself, such as a row that is not what was written last.
+    fn stays(&self) -> bool {
+        matches!(self, Self::Unavailable { retry_after_s: STAYS_S.., .. })
+    }
+
     fn clock_untrusted() -> Self {
         let cause = "the wall clock stepped; accept it by a start with --accept-clock".to_owned();
         Self::Unavailable { cause, retry_after_s: 60 }
@@ -271,7 +284,7 @@ impl From<HsmError> for Refused {
         let retry_after_s = match error {
             HsmError::Busy => 1,
             HsmError::Unavailable(_) => 2,
-            HsmError::Tampered(_) | HsmError::Missing(_) | HsmError::NoRoom { .. } => 60,
+            HsmError::Tampered(_) | HsmError::Missing(_) | HsmError::NoRoom { .. } => STAYS_S,
         };
         Self::Unavailable { cause: error.to_string(), retry_after_s }
     }
@@ -354,9 +367,10 @@ impl Service {
         commit: Commit,
         claims: &mut [Claim],
     ) -> Result<Option<Committed>, Refused> {
+        self.may_commit()?;
         claims.iter_mut().for_each(Claim::may_be_named);
         let result = self.store.commit(commit).await;
-        if matches!(result, Err(CommitError::Conflict | CommitError::Busy)) {
+        if matches!(result, Err(CommitError::Conflict | CommitError::Altered(_) | CommitError::Busy)) {
             claims.iter_mut().for_each(Claim::is_unnamed);
         }
         self.outcome(result).await
@@ -364,18 +378,40 @@ impl Service {
 
     /// `None`: lost a race, start over.
     async fn commit(&self, commit: Commit) -> Result<Option<Committed>, Refused> {
+        self.may_commit()?;
         let result = self.store.commit(commit).await;
         self.outcome(result).await
+    }
+
+    /// Not while the anchor is too far behind the log.
+    fn may_commit(&self) -> Result<(), Refused> {
+        // The reason is told once, by the keeper of the log.
+        match self.log.objection() {
+            Some(_) => Err(Refused::unavailable("nothing is committed until the anchor follows the log")),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for who goes on without a row that is not what was written last: the inner error is its key.
+    async fn commit_or_name(&self, commit: Commit) -> Result<Result<Option<Committed>, RowKey>, Refused> {
+        self.may_commit()?;
+        match self.store.commit(commit).await {
+            Err(CommitError::Altered(key)) => Ok(Err(key)),
+            result => self.outcome(result).await.map(Ok),
+        }
     }
 
     /// `None`: lost a race, start over.
     async fn outcome(&self, result: Result<Committed, CommitError>) -> Result<Option<Committed>, Refused> {
         match result {
             Ok(committed) => {
+                // From now on there is an entry that waits for an anchor, if there was none.
+                let _ = self.log.objection();
                 self.log.covers(committed.log_size()).await?;
                 Ok(Some(committed))
             }
             Err(CommitError::Conflict) => Ok(None),
+            Err(error @ CommitError::Altered(_)) => Err(Refused::altered(&error)),
             Err(error @ (CommitError::Busy | CommitError::Unavailable)) => Err(Refused::unavailable(error)),
         }
     }

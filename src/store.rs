@@ -2,9 +2,12 @@
 //!
 //! * **One commit.** A [`Commit`] is written whole or not at all: all rows, the change of the sums
 //!   over all rows, and the log's entry with its place in the tree.
-//! * **Compare-and-set.** Before anything is written, the version of EVERY row that the commit
-//!   writes, removes or merely stood on is compared. One mismatch: [`CommitError::Conflict`],
+//! * **Compare-and-set.** Before anything is written, EVERY row that the commit replaces, removes or
+//!   merely stood on is compared with what was read of it: its version and the beginning of its seal
+//!   ([`Standing`]); and what is new must not be there. One mismatch: [`CommitError::Conflict`],
 //!   nothing written. The caller then forgets what it computed, reads again and decides anew.
+//! * **Nothing unread.** A commit that replaces or removes a row that it does not say it has read is
+//!   a bug: [`CommitError::Unavailable`], nothing written.
 //! * **Durable before visible.** A [`Committed`] exists only after the commit is durable (fsync), and
 //!   only the store can make one. An answer that says yes is built from it.
 //! * **Unknown is not yes.** If COMMIT or its fsync failed, nobody knows whether the commit will be
@@ -18,7 +21,9 @@
 //! * **Apart.** Commits may share one transaction and one fsync, but what is wrong with one of them
 //!   (a conflict, a row named twice) is told to it alone. A caller that stops waiting stops nothing.
 //! * **Bounded.** At most [`QUEUE_MAX`] commits wait; beyond that [`CommitError::Busy`] at once.
-//! * A seal is kept, never checked: only a custodian can.
+//! * A seal is kept, never checked: only a custodian can. But once a start has looked at every row
+//!   ([`Store::hold`]), a row that is not the one written last is not built upon, neither where it is
+//!   when the commit comes nor where it was shown before and is gone again: [`CommitError::Altered`].
 //!
 //! `tests/suite/store_contract.rs` holds a backend against this text.
 
@@ -35,7 +40,9 @@ use crate::metrics::StoreError;
 mod backup;
 mod checkpoint;
 mod columns;
+mod damage;
 mod files;
+mod inventory;
 mod ledger;
 mod log;
 pub mod offline;
@@ -45,14 +52,20 @@ mod rows;
 mod scan;
 mod schema;
 mod sqlite;
+mod standing;
 pub mod usage;
 mod writer;
 
 pub use backup::{Contents, contents, copy, install};
+pub use damage::{Damage, EntryAside, JudgedLog, RawColumn, RawValue};
+pub use inventory::Inventory;
+pub use ledger::RunKey;
+pub use log::Thinned;
 pub use reads::log::{ConsistencyProof, Inclusion, InclusionProof, LoggedLeaf};
 pub use scan::{Found, Place, Unreadable};
 pub use schema::SCHEMA;
 pub use sqlite::Store;
+pub use standing::Standing;
 
 /// How many commits may wait for the writer.
 pub const QUEUE_MAX: usize = 1_024;
@@ -60,13 +73,14 @@ pub const QUEUE_MAX: usize = 1_024;
 /// One change of state: all of it or nothing.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    /// Rows that are only stood on: each must still have this version.
-    pub standing: Vec<(RowKey, u64)>,
+    /// All rows that the decision stood on, as they were read: each must still be that. Those that are replaced or
+    /// removed are among them.
+    pub before: Vec<Standing>,
     /// Rows to write, each named once. Version 1 is new and must not exist; version n replaces
-    /// version n - 1.
+    /// version n - 1, which is in `before`.
     pub rows: Vec<Sealed<Row>>,
-    /// Rows to remove, with the version each must still have.
-    pub removed: Vec<(RowKey, u64)>,
+    /// Rows to remove; each is in `before`.
+    pub removed: Vec<RowKey>,
     /// Added to the sums over all rows, modulo 2^256.
     pub sum_change: TableSums,
     /// What the log keeps of it; which rows it changed the store adds.
@@ -88,11 +102,15 @@ impl Committed {
 }
 
 /// Why a commit did not happen, or may not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
-    /// A row has another version, exists, or does not: read again and decide anew.
+    /// A row is another one than was read, exists, or does not: read again and decide anew.
     #[error("a row has changed since it was read")]
     Conflict,
+    /// This row is not what was written last, or was not when it was read: somebody removed it, put an old one back, or
+    /// wrote one. Nothing was written. Its key is for who goes on without it: it may name an account, and is not shown.
+    #[error("a row is not what was written last")]
+    Altered(RowKey),
     /// The queue is full; nothing was written.
     #[error("too many commits wait")]
     Busy,

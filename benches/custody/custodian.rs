@@ -124,7 +124,7 @@ impl Custodian {
 
     pub fn call(&mut self, request: Request) -> Outcomes<Response> {
         self.calls += 1;
-        self.send(&Call { repeated: false, id: self.calls, request })?;
+        self.send(&Call { repeated: false, id: self.calls, newest: Default::default(), request })?;
         self.receive::<Reply>()?.result.map_err(words)
     }
 

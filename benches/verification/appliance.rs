@@ -46,13 +46,13 @@ impl CpuTime {
 }
 
 impl Appliance {
-    /// Starts one with `dev` and waits until all its custodians are there.
-    pub fn start(folder: &Path, custodians: Option<u16>) -> Outcome<Self> {
+    /// Starts one with `dev` and waits until all its custodians are there. `anchor` is what `[audit] anchor` says.
+    pub fn start(folder: &Path, custodians: Option<u16>, anchor: &str) -> Outcome<Self> {
         let at = |e: std::io::Error| format!("{}: {e}", folder.display());
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
         let log = fs::File::create(folder.join("log")).map_err(at)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_hsm-authd"));
-        command.args(["dev", "--listen", "127.0.0.1:0", "--dir"]).arg(folder);
+        command.args(["dev", "--listen", "127.0.0.1:0", "--anchor", anchor, "--dir"]).arg(folder);
         if let Some(custodians) = custodians {
             command.arg("--custodians").arg(custodians.to_string());
         }

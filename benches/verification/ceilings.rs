@@ -13,7 +13,7 @@ use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
 use hsm_authd::dev::SOFTHSM_MODULES;
 use hsm_authd::domain::row::{Row, Sealed};
-use hsm_authd::store::{Commit, Store};
+use hsm_authd::store::{Commit, Standing, Store};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use prometheus_client::encoding::text::encode;
@@ -223,10 +223,10 @@ async fn caller(store: &Store, mut credentials: Vec<Vec<Sealed<Row>>>, end: Inst
                 return Ok(count);
             }
             let [credential, state, account] = &mut rows[..] else { return Err("not three rows".to_owned()) };
-            let standing = [credential, account].map(|row| (row.row.key(), row.row.version())).into();
+            let before = [&*credential, &*state, &*account].map(Standing::from).into();
             let next = samples::next(state, count);
             let change = samples::change(std::slice::from_ref(state), std::slice::from_ref(&next));
-            store.commit(Commit { standing, ..change }).await.map(drop).map_err(words)?;
+            store.commit(Commit { before, ..change }).await.map(drop).map_err(words)?;
             *state = next;
             count += 1;
         }

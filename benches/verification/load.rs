@@ -41,7 +41,8 @@ impl Credential {
         let mac = mac.into_bytes();
         let offset = usize::from(mac[19] & 15);
         let number = mac[offset..offset + 4].iter().fold(0u32, |number, byte| number << 8 | u32::from(*byte));
-        Some(format!("{:06}", (number & 0x7fff_ffff) % 1_000_000))
+        // With six digits one of a million is that of the step before, and refused as used.
+        Some(format!("{:08}", (number & 0x7fff_ffff) % 100_000_000))
     }
 }
 
@@ -87,7 +88,7 @@ impl Work {
                     method: "POST",
                     path: "/v1/credentials".to_owned(),
                     body: format!(
-                        r#"{{"type":"totp","account":"account-{}","seed_hex":"{hex}","period":{PERIOD_S},"skew_steps":{SKEW_STEPS}}}"#,
+                        r#"{{"type":"totp","account":"account-{}","seed_hex":"{hex}","digits":8,"period":{PERIOD_S},"skew_steps":{SKEW_STEPS}}}"#,
                         numbers.start + enrolled.len()
                     ),
                 })

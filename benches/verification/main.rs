@@ -6,6 +6,7 @@
 //! Beside that it measures the ceilings: the same server saying 404, C_Sign alone, and durable commits alone.
 //! It asserts no time. `docs/performance.md` says how to read the table.
 
+mod anchors;
 mod appliance;
 mod ceilings;
 #[path = "../../tests/suite/client.rs"]
@@ -65,6 +66,10 @@ struct Options {
     /// Only this: h1 or h2, and how many connections (`h1,64`). For a profiler, with --seconds.
     #[arg(long)]
     only: Option<String>,
+    /// Only verifications whose answers wait for an anchor in the token (`[audit] anchor = "every_commit"`), in turns with
+    /// those that do not. Not with --only.
+    #[arg(long, conflicts_with = "only")]
+    anchors: bool,
     /// How long each measurement takes at most.
     #[arg(long)]
     seconds: Option<f64>,
@@ -92,13 +97,20 @@ impl Plan {
             Duration::try_from_secs_f64(options.seconds.unwrap_or(default_s)).map_err(|e| e.to_string())?;
         let both = || [Http::One, Http::Two].into_iter();
         let points = match options.only.as_deref().map(|only| only.split_once(',')) {
+            None if options.anchors => CONNECTIONS.map(|connections| (Http::One, connections)).to_vec(),
             None => both().flat_map(|http| CONNECTIONS.map(|connections| (http, connections))).collect(),
             Some(Some(("h1", count))) => vec![(Http::One, count.parse().map_err(words)?)],
             Some(Some(("h2", count))) => vec![(Http::Two, count.parse().map_err(words)?)],
             Some(_) => return Err("--only takes h1,COUNT or h2,COUNT".to_owned()),
         };
         let ceiling = point.min(Duration::from_millis(1_500));
-        Ok(Self { point, ceiling, points, ceilings: options.only.is_none(), quick: options.quick })
+        Ok(Self {
+            point,
+            ceiling,
+            points,
+            ceilings: options.only.is_none() && !options.anchors,
+            quick: options.quick,
+        })
     }
 
     /// So many credentials that their codes last for the measurement, if the machine is not much faster than
@@ -141,24 +153,33 @@ fn run(options: &Options) -> Outcome {
     let temporary = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let base = options.dir.clone().unwrap_or_else(|| temporary.clone());
     let folder = base.join(format!("hsm-authd-bench-{}", std::process::id()));
-    let appliance = Arc::new(Appliance::start(&folder, options.custodians)?);
+    let mut appliances =
+        Appliances(vec![Arc::new(Appliance::start(&folder, options.custodians, "interval")?)]);
+    if options.anchors {
+        let folder = folder.with_added_extension("anchors");
+        appliances.0.push(Arc::new(Appliance::start(&folder, options.custodians, "every_commit")?));
+    }
 
-    // Weak: whichever way this ends, the appliance ends with it.
-    let watched = Arc::downgrade(&appliance);
+    // Weak: whichever way this ends, the appliances end with it.
+    let watched = appliances.watched();
     std::thread::spawn(move || {
         if interrupts.wait().is_ok() {
             give_up(&watched, "interrupted");
         }
     });
-    let watched = Arc::downgrade(&appliance);
+    let watched = appliances.watched();
     let run_max = if options.quick { QUICK_RUN_MAX } else { RUN_MAX + plan.point * 8 };
     std::thread::spawn(move || {
         std::thread::sleep(run_max);
         give_up(&watched, "it took too long");
     });
 
-    let report = measure(&plan, &appliance)?;
-    drop(appliance);
+    let report = match appliances.0.as_slice() {
+        [by_interval, by_commit] => anchors::measure(&plan, by_interval, by_commit)?,
+        [one, ..] => measure(&plan, one)?,
+        [] => return Err("no appliance".to_owned()),
+    };
+    drop(appliances);
     write!(std::io::stdout(), "{report}").map_err(words)?;
     let json = options.json.clone().unwrap_or_else(|| temporary.join("verification.json"));
     if let Some(parent) = json.parent() {
@@ -169,45 +190,78 @@ fn run(options: &Options) -> Outcome {
     writeln!(std::io::stdout(), "\nThe same as JSON: {}", json.display()).map_err(words)
 }
 
-/// Ends the appliance, then this process.
-fn give_up(appliance: &Weak<Appliance>, reason: &str) -> ! {
-    if let Some(appliance) = appliance.upgrade() {
-        appliance.end();
+/// All that run.
+struct Appliances(Vec<Arc<Appliance>>);
+
+impl Appliances {
+    fn watched(&self) -> Vec<Weak<Appliance>> {
+        self.0.iter().map(Arc::downgrade).collect()
     }
+}
+
+/// Ends the appliances, then this process.
+fn give_up(appliances: &[Weak<Appliance>], reason: &str) -> ! {
+    appliances.iter().filter_map(Weak::upgrade).for_each(|appliance| appliance.end());
     let _ = writeln!(std::io::stderr(), "\nbench: {reason}");
     std::process::exit(1);
 }
 
-fn measure(plan: &Plan, appliance: &Appliance) -> Outcome<Report> {
-    let mut report = Report::new(machine::describe(appliance.folder())?, appliance.custodians());
-    let generator = Generator::new(appliance)?;
-    let (mut enrolled, mut pace) = (0, f64::INFINITY);
-    for (http, connections) in &plan.points {
-        progress(&format!("{connections} connections, {}", report::protocol(*http)));
+/// The load on one appliance, and how far it came.
+struct Course<'a> {
+    appliance: &'a Appliance,
+    generator: Generator<'a>,
+    enrolled: usize,
+    /// First verifications a second.
+    pace: f64,
+}
+
+impl<'a> Course<'a> {
+    fn new(appliance: &'a Appliance) -> Outcome<Self> {
+        let generator = Generator::new(appliance)?;
+        Ok(Self { appliance, generator, enrolled: 0, pace: f64::INFINITY })
+    }
+
+    /// Enrols credentials, uses each once, and measures their further codes; the third point is that.
+    fn verify(&mut self, plan: &Plan, http: Http, connections: usize) -> Outcome<[Point; 3]> {
+        progress(&format!("{connections} connections, {}", report::protocol(http)));
         // 64 connections: enough that the appliance is busy, whatever is measured afterwards.
-        let count = plan.credentials(*connections, appliance.custodians(), pace);
-        let (first, hands) = (enrolled, 64.min(count));
-        enrolled += count;
+        let count = plan.credentials(connections, self.appliance.custodians(), self.pace);
+        let (first, hands) = (self.enrolled, 64.min(count));
+        self.enrolled += count;
         let works = split(count, hands).map(|(from, to)| Work::enrol(first + from..first + to));
-        let (enrolment, works) = generator.run(Http::One, works.collect(), None)?;
+        let (enrolment, works) = self.generator.run(Http::One, works.collect(), None)?;
         let credentials: Vec<Credential> = works.into_iter().flat_map(Work::into_credentials).collect();
-        report.add(Point::new("enrol", Http::One, enrolment));
 
         let works = deal(credentials, hands).map(Work::verify_each_once);
-        let (first, works) = generator.run(Http::One, works.collect(), None)?;
-        pace = first.latencies.len() as f64 / first.elapsed.as_secs_f64();
-        report.add(Point::new("first", Http::One, first));
+        let (first, works) = self.generator.run(Http::One, works.collect(), None)?;
+        self.pace = first.latencies.len() as f64 / first.elapsed.as_secs_f64();
 
         let credentials = works.into_iter().flat_map(Work::into_credentials).collect();
-        let works = deal(credentials, *connections).map(Work::verify);
-        let (verified, _) = generator.run(*http, works.collect(), Some(plan.point))?;
-        report.add(Point::new("verify", *http, verified));
+        let works = deal(credentials, connections).map(Work::verify);
+        let (verified, _) = self.generator.run(http, works.collect(), Some(plan.point))?;
+        Ok([
+            Point::new("enrol", Http::One, enrolment),
+            Point::new("first", Http::One, first),
+            Point::new("verify", http, verified),
+        ])
+    }
+}
+
+fn measure(plan: &Plan, appliance: &Appliance) -> Outcome<Report> {
+    let mut report = Report::new(machine::describe(appliance.folder())?, appliance.custodians());
+    let mut course = Course::new(appliance)?;
+    for (http, connections) in &plan.points {
+        course.verify(plan, *http, *connections)?.into_iter().for_each(|point| report.add(point));
     }
     if plan.ceilings {
         for (http, connections) in &plan.points {
             progress(&format!("404 over {connections} connections, {}", report::protocol(*http)));
             let works = (0..*connections).map(|_| Work::Nothing).collect();
-            report.add(Point::new("nothing", *http, generator.run(*http, works, Some(plan.ceiling))?.0));
+            report.add(Point::new(
+                "nothing",
+                *http,
+                course.generator.run(*http, works, Some(plan.ceiling))?.0,
+            ));
         }
         let mut counts = vec![1, appliance.custodians()];
         counts.dedup();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::CONNECTIONS;
 use crate::ceilings::{Commits, Hmacs};
 use crate::client::Http;
 use crate::load::Measured;
@@ -46,6 +47,11 @@ impl Point {
             custodians_us: each(measured.cpu.custodians),
             generator_us: each(measured.cpu.generator),
         }
+    }
+
+    /// The same of something else.
+    pub fn named(self, what: &'static str) -> Self {
+        Self { what, ..self }
     }
 
     fn server_us(&self) -> f64 {
@@ -141,6 +147,7 @@ impl Report {
             "machine": machine,
             "custodians": self.custodians,
             "verifications": points("verify"),
+            "anchored_verifications": points("anchored"),
             "first_verifications": self.longest("first").map(Point::json),
             "enrolments": self.longest("enrol").map(Point::json),
             "ceilings": {
@@ -197,11 +204,29 @@ impl fmt::Display for Report {
         };
         table("Durable TOTP verifications over mutual TLS", &mut self.of("verify"))?;
         table(
+            "The same, each answer after an anchor that covers it: [audit] anchor = \"every_commit\"",
+            &mut self.of("anchored"),
+        )?;
+        table(
             "The first verification of a credential: its secret is unwrapped too",
             &mut self.longest("first").into_iter(),
         )?;
         table("Enrolments with a given seed", &mut self.longest("enrol").into_iter())?;
         table("Ceiling: the same server, a path that is not there", &mut self.of("nothing"))?;
+        for (anchored, free) in self.of("anchored").zip(self.of("verify")) {
+            if anchored.connections == CONNECTIONS[0] {
+                writeln!(f, "\nWith an anchor for each answer, as a share of without")?;
+            }
+            writeln!(
+                f,
+                "{:<9}{:>5} conns: {:>5.1} % of the verifications, p50 {:>5.1} times, p99 {:>5.1} times",
+                protocol(free.http),
+                free.connections,
+                100.0 * anchored.per_second / free.per_second,
+                anchored.p50_us / free.p50_us,
+                anchored.p99_us / free.p99_us,
+            )?;
+        }
         if !self.hmacs.is_empty() {
             writeln!(
                 f,
@@ -239,6 +264,9 @@ impl fmt::Display for Report {
                 "{callers:>3} callers {log_us:>9.1} us of the writer's {writer_us:>7.1} us a commit: {:>4.1} %",
                 100.0 * log_us / writer_us,
             )?;
+        }
+        if self.entry_bytes == 0.0 {
+            return Ok(());
         }
         writeln!(f, "{:>13.0} bytes an entry in the appliance's database, with its indices", self.entry_bytes)
     }

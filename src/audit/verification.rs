@@ -3,13 +3,18 @@
 use std::ops::ControlFlow;
 
 use super::told::{ROWS_MAX, Told};
+use crate::domain::audit::Logged;
 use crate::domain::checkpoint::{Checkpoint, Note, Origin};
+use crate::domain::ledger::Aftermath;
 use crate::domain::log::{Frontier, LEVELS_A_TILE, Subtree, TreeHash};
-use crate::domain::row::RowSum;
+use crate::domain::row::SumDigest;
 use crate::domain::signer::PublicKey;
 use crate::domain::time::rfc3339;
 use crate::store::OpenError;
-use crate::store::offline::{Entry, OfflineStore};
+use crate::store::offline::{Entry, KeptNote, OfflineStore};
+
+/// Where a checkpoint was found that nobody gave.
+const IN_THE_DATABASE: &str = "in the database";
 
 /// What the log is held against, besides what is in the database.
 pub struct Evidence {
@@ -71,6 +76,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// How many entries no checkpoint covers.
+    pub fn uncovered(&self) -> u64 {
+        self.size.saturating_sub(self.covered)
+    }
+}
+
+impl Report {
     /// Reads the whole database. Memory is bounded, whatever its size.
     ///
     /// # Errors
@@ -81,21 +93,21 @@ impl Report {
 
     fn within(store: &OfflineStore, evidence: Evidence, rows_max: usize) -> Result<Self, Misfit> {
         let mut walk = Walk::begin(store, evidence)?;
-        let mut told = Told::new(rows_max);
+        let mut told = Told::new(rows_max, walk.believed()?);
         let misfit = store.entries(i64::MIN, |entry| match walk.step(entry, |logged| told.hear(logged)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(misfit) => ControlFlow::Break(misfit),
         })?;
         misfit.map_or(Ok(()), Err)?;
         walk.end()?;
+        // Told if no entry is wrong.
+        let mut wrong_row = None;
         loop {
             let misfit = store.rows(|_, row| {
-                let wrong = row.map_or_else(Some, |row| told.see(&row));
+                let wrong = row.map_or_else(Some, |row| told.see(&row.row));
                 wrong.map_or(ControlFlow::Continue(()), ControlFlow::Break)
             })?;
-            if let Some(wrong) = misfit.or_else(|| told.missing()) {
-                return Err(Misfit::Other(wrong));
-            }
+            wrong_row = wrong_row.or(misfit).or_else(|| told.missing());
             if !told.next_pass() {
                 break;
             }
@@ -106,13 +118,30 @@ impl Report {
                 ControlFlow::<()>::Continue(())
             })?;
         }
+        let (rows_told, rows_older) = told.counts();
+        if let Some((seq, fault)) = told.first_fault() {
+            return Err(Misfit::Entry(seq, fault));
+        }
+        if let Some(wrong) = wrong_row {
+            return Err(Misfit::Other(wrong));
+        }
         // Last: what is found above says more.
         if let Some(damage) = store.damage()? {
             return Err(Misfit::Other(format!("the database is damaged: {damage}")));
         }
-        let (rows_told, rows_older) = told.counts();
-        let Walk { origin, frontier, span_unix_ms, kept_notes, covered, .. } = walk;
+        if walk.aftermath != store.ledger()?.aftermath {
+            return Err(Misfit::Other(
+                "what is kept of losses, of the clock and of the end is not what the entries say".to_owned(),
+            ));
+        }
+        let Walk { keys, origin, frontier, span_unix_ms, kept_notes, covered, .. } = walk;
         let (size, root) = (frontier.size(), frontier.root());
+        if !keys.is_empty() && covered == 0 {
+            return Err(Misfit::Other(format!(
+                "nothing signed covers this log: no checkpoint of it is kept or given, so anybody may have written its \
+                 {size} entries"
+            )));
+        }
         Ok(Self { origin, size, root, span_unix_ms, kept_notes, covered, rows_told, rows_older })
     }
 }
@@ -138,8 +167,10 @@ struct Walk<'a> {
     kept_notes: u64,
     /// A checkpoint over so many entries has fitted.
     covered: u64,
+    /// What the entries so far leave for a start.
+    aftermath: Aftermath,
     /// The sum of the last one that fitted, and its size.
-    sum: Option<(u64, RowSum)>,
+    sum: Option<(u64, SumDigest)>,
     /// What is wrong besides entries: told if none of them is.
     besides: Option<Misfit>,
 }
@@ -156,6 +187,7 @@ impl<'a> Walk<'a> {
             kept: None,
             kept_notes: 0,
             covered: 0,
+            aftermath: Aftermath::default(),
             sum: None,
             besides: None,
         };
@@ -170,11 +202,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes the next entry.
-    fn step(
-        &mut self,
-        entry: Entry,
-        heard: impl FnOnce(&crate::domain::audit::Logged),
-    ) -> Result<(), Misfit> {
+    fn step(&mut self, entry: Entry, heard: impl FnOnce(&Logged)) -> Result<(), Misfit> {
         let next = self.frontier.size().saturating_add(1);
         let Ok(seq) = u64::try_from(entry.seq) else { return Err(out_of_place(entry.seq)) };
         if seq > next {
@@ -189,6 +217,7 @@ impl<'a> Walk<'a> {
         }
         let unix_ms = said.logged.entry.unix_ms;
         self.span_unix_ms = Some((self.span_unix_ms.map_or(unix_ms, |(first, _)| first), unix_ms));
+        self.aftermath.heed(said.logged.entry.event, unix_ms);
         heard(&said.logged);
         for subtree in self.frontier.push(said.leaf) {
             self.compare_subtree(subtree)?;
@@ -280,8 +309,9 @@ impl<'a> Walk<'a> {
         if let Some(besides) = self.besides.take() {
             return Err(besides);
         }
+        let ledger = self.store.ledger()?;
         match self.sum {
-            Some((of, sum)) if of == size && sum != self.store.row_sum()? => Err(Misfit::Other(
+            Some((of, sum)) if of == size && sum != ledger.head().sum => Err(Misfit::Other(
                 "the sum over all rows is not that of the checkpoint over the whole log".to_owned(),
             )),
             _ => Ok(()),
@@ -294,21 +324,14 @@ impl<'a> Walk<'a> {
         while let Some(kept) = self.store.next_note(above)? {
             self.kept_notes += 1;
             above = kept.size;
-            let place = "in the database".to_owned();
-            let note = Note::parse(&kept.note);
-            let fits = |note: &Note| {
-                let Checkpoint { head, unix_s } = note.unverified();
-                head.size.cast_signed() == kept.size
-                    && i64::try_from(*unix_s) == Ok(kept.unix_ms.div_euclid(1_000))
-            };
-            let Some(note) = note.filter(fits) else {
+            let Some(note) = parsed(&kept) else {
                 self.note_besides(format!(
                     "what is kept as the checkpoint over {} entries is none",
                     kept.size
                 ));
                 continue;
             };
-            self.kept = self.credible(&note, place);
+            self.kept = self.credible(&note, IN_THE_DATABASE.to_owned());
             if self.kept.is_some() {
                 break;
             }
@@ -316,29 +339,55 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// How many entries the last checkpoint covers that can be believed, fit or not; all of them, if there is none.
+    fn believed(&self) -> Result<u64, Misfit> {
+        let mut last = self.given.iter().map(|waiting| waiting.checkpoint.head.size).max();
+        let mut below = i64::MAX;
+        while let Some(kept) = self.store.last_note(below)? {
+            below = kept.size;
+            if let Some(note) = parsed(&kept).filter(|note| self.objection(note).is_none()) {
+                last = last.max(Some(note.unverified().head.size));
+                break;
+            }
+        }
+        Ok(last.unwrap_or(u64::MAX))
+    }
+
     /// A checkpoint of this log, signed as it must be.
     fn credible(&mut self, note: &Note, place: String) -> Option<Waiting> {
         let Checkpoint { head, unix_s } = note.unverified();
-        let name = format!(
-            "the checkpoint of {} over {} entries, {place}, is",
-            rfc3339(unix_s.saturating_mul(1_000)),
-            head.size
-        );
-        let signed = self.keys.is_empty() || note.verified(&self.keys).is_some();
-        if !signed {
-            self.note_besides(format!("{name} not signed by a key that was given"));
-            return None;
-        }
-        if head.origin != self.origin {
-            self.note_besides(format!("{name} of the log {}, and this one is {}", head.origin, self.origin));
+        if let Some(objection) = self.objection(note) {
+            let time = rfc3339(unix_s.saturating_mul(1_000));
+            self.note_besides(format!(
+                "the checkpoint of {time} over {} entries, {place}, is {objection}",
+                head.size
+            ));
             return None;
         }
         Some(Waiting { checkpoint: note.unverified().clone(), place })
     }
 
+    /// Why a checkpoint says nothing of this log.
+    fn objection(&self, note: &Note) -> Option<String> {
+        let origin = &note.unverified().head.origin;
+        if !self.keys.is_empty() && note.verified(&self.keys).is_none() {
+            return Some("not signed by a key that was given".to_owned());
+        }
+        (*origin != self.origin).then(|| format!("of the log {origin}, and this one is {}", self.origin))
+    }
+
     fn note_besides(&mut self, what: String) {
         self.besides.get_or_insert(Misfit::Other(what));
     }
+}
+
+/// The note of a checkpoint, if it is the one that it is kept as.
+fn parsed(kept: &KeptNote) -> Option<Note> {
+    let fits = |note: &Note| {
+        let Checkpoint { head, unix_s } = note.unverified();
+        head.size.cast_signed() == kept.size && i64::try_from(*unix_s) == Ok(kept.unix_ms.div_euclid(1_000))
+    };
+    Note::parse(&kept.note).filter(fits)
 }
 
 fn out_of_place(seq: i64) -> Misfit {

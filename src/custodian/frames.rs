@@ -95,7 +95,7 @@ mod tests {
 
     fn call(id: u64, bytes: usize) -> Vec<u8> {
         let request = Request::Fingerprint(SecretBytes::new(vec![0xa5; bytes]));
-        encode(&Call { repeated: false, id, request }).unwrap().to_vec()
+        encode(&Call { repeated: false, id, newest: Default::default(), request }).unwrap().to_vec()
     }
 
     #[test]

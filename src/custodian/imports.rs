@@ -3,7 +3,7 @@
 
 use subtle::ConstantTimeEq;
 
-use super::keys::{ImportKey, MacKey};
+use super::keys::ImportKey;
 use super::operations::Operations;
 use super::pkcs11::{Pkcs11Error, Shape, Use};
 use super::secrets::{ARRIVED, departing};
@@ -11,6 +11,7 @@ use crate::domain::credential::StoredSecret;
 use crate::domain::otp::Algorithm;
 use crate::domain::wrapped_seed::{WRAPPED_BYTES, WrappedSeed};
 use crate::hsm::messages::{Custody, Fault, Response};
+use crate::secret::MacKey;
 
 /// Why a blob was not opened. It stays in this process.
 #[derive(Debug, thiserror::Error)]

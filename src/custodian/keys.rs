@@ -3,11 +3,9 @@
 mod pairs;
 mod survey;
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -16,6 +14,8 @@ use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
 use crate::domain::system_key::NewestKeys;
+use crate::domain::time::RunId;
+use crate::secret::{MacKey, SecretBytes};
 use survey::KEK;
 
 pub use pairs::{ImportKey, PublishedKey, SigningKey};
@@ -53,30 +53,8 @@ impl<T> Versions<T> {
     }
 }
 
-/// A key of HMAC-SHA-256 in this process: no `Debug`, zeroized on drop. Padded to the hash's block,
-/// which changes no HMAC and makes using it infallible.
-pub(super) struct MacKey(Zeroizing<[u8; 64]>);
-
-impl MacKey {
-    /// Of at most 64 bytes.
-    pub fn new(bytes: &[u8]) -> Self {
-        let mut key = Zeroizing::new([0; 64]);
-        for (place, byte) in key.iter_mut().zip(bytes) {
-            *place = *byte;
-        }
-        Self(key)
-    }
-
-    fn derive(session: &Session, row: Object, purpose: &str) -> Result<Self, Pkcs11Error> {
-        Ok(Self::new(&session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?))
-    }
-
-    /// HMAC-SHA-256 of `message`.
-    pub fn mac(&self, message: &[u8]) -> [u8; 32] {
-        let mut mac = Hmac::<Sha256>::new((&*self.0).into());
-        mac.update(message);
-        mac.finalize().into_bytes().into()
-    }
+fn derive(session: &Session, row: Object, purpose: &str) -> Result<MacKey, Pkcs11Error> {
+    Ok(MacKey::new(&session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?))
 }
 
 /// What comes from one version of `row`.
@@ -85,15 +63,17 @@ struct RowKeys {
     sum: MacKey,
     fingerprint: MacKey,
     presentation: MacKey,
+    ledger: MacKey,
 }
 
 impl RowKeys {
     fn derive(session: &Session, row: Object) -> Result<Self, Pkcs11Error> {
         Ok(Self {
-            seal: MacKey::derive(session, row, "hsm-authd/row/seal/v1")?,
-            sum: MacKey::derive(session, row, "hsm-authd/row/sum/v1")?,
-            fingerprint: MacKey::derive(session, row, "hsm-authd/request/fingerprint/v1")?,
-            presentation: MacKey::derive(session, row, "hsm-authd/presentation/code/v1")?,
+            seal: derive(session, row, "hsm-authd/row/seal/v1")?,
+            sum: derive(session, row, "hsm-authd/row/sum/v1")?,
+            fingerprint: derive(session, row, "hsm-authd/request/fingerprint/v1")?,
+            presentation: derive(session, row, "hsm-authd/presentation/code/v1")?,
+            ledger: derive(session, row, "hsm-authd/ledger/v1")?,
         })
     }
 }
@@ -108,8 +88,23 @@ pub struct Keys {
     import: Versions<ImportKey>,
     retired: BTreeMap<KeyName, PublishedKey>,
     pulse: Pulse,
-    /// Whether something was asked for for which there is no key here.
-    missed: Cell<bool>,
+    missed: RefCell<Missed>,
+}
+
+/// What was asked for for which there is no key here.
+#[derive(Default)]
+pub struct Missed {
+    /// Versions, by name: there may be keys of them by now.
+    pub versions: BTreeSet<KeyName>,
+    /// What names no version: it may have been made with a key that is new, or with none.
+    pub others: bool,
+}
+
+impl Missed {
+    /// Whether nothing was.
+    pub fn is_none(&self) -> bool {
+        self.versions.is_empty() && !self.others
+    }
 }
 
 /// Keys that were opened: found, checked, tried, and what is derived from them derived.
@@ -200,7 +195,7 @@ impl Keys {
             import: Versions::new(opened.import).ok_or(KeyError::Missing(Kind::Import))?,
             retired: opened.retired,
             pulse: Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? },
-            missed: Cell::new(false),
+            missed: RefCell::default(),
         })
     }
 
@@ -229,7 +224,8 @@ impl Keys {
         result.map(|()| count)
     }
 
-    fn has(&self, KeyName { kind, version }: KeyName) -> bool {
+    /// Whether there is that key.
+    pub fn has(&self, KeyName { kind, version }: KeyName) -> bool {
         match kind {
             Kind::Kek => self.kek.get(version).is_some(),
             Kind::Row => self.row.get(version).is_some(),
@@ -252,15 +248,24 @@ impl Keys {
         ])
     }
 
-    /// Whether something was asked for since the last time for which there is no key here.
-    pub fn take_missed(&self) -> bool {
+    /// What was asked for since the last time for which there is no key here.
+    pub fn take_missed(&self) -> Missed {
         self.missed.take()
+    }
+
+    /// The same for a version. Versions are made in their order: one below the newest that is not here is gone.
+    fn noted_version<'a, T>(&self, kind: Kind, version: u16, versions: &'a Versions<T>) -> Option<&'a T> {
+        let found = versions.get(version);
+        if found.is_none() && version > versions.newest.0 {
+            self.missed.borrow_mut().versions.insert(KeyName { kind, version });
+        }
+        found
     }
 
     /// Remembers that something was not found for which there may be a key by now.
     pub fn noted<T>(&self, found: Option<T>) -> Option<T> {
         if found.is_none() {
-            self.missed.set(true);
+            self.missed.borrow_mut().others = true;
         }
         found
     }
@@ -272,7 +277,7 @@ impl Keys {
 
     /// The `kek` of that version.
     pub fn kek(&self, version: u16) -> Option<Object> {
-        self.noted(self.kek.get(version)).copied()
+        self.noted_version(Kind::Kek, version, &self.kek).copied()
     }
 
     /// The `data` for what is encrypted now, with its version.
@@ -282,7 +287,7 @@ impl Keys {
 
     /// The `data` of that version.
     pub fn data(&self, version: u16) -> Option<Object> {
-        self.noted(self.data.get(version)).copied()
+        self.noted_version(Kind::Data, version, &self.data).copied()
     }
 
     /// The `attest` for what is signed now.
@@ -332,13 +337,20 @@ impl Keys {
 
     /// Whether a stored row's seal is right; constant-time in the seal.
     pub fn verify(&self, row: &SealedBytes) -> bool {
-        self.noted(self.row.get(row.seal.key_version))
+        self.noted_version(Kind::Row, row.seal.key_version, &self.row)
             .is_some_and(|keys| keys.seal.mac(row.bytes.as_bytes()).ct_eq(&row.seal.mac).into())
     }
 
     /// What a row adds to the sum, by the version of its seal; `None`: there is no such version.
     pub fn summand(&self, row: &RowBytes, key_version: u16) -> Option<RowSum> {
-        Some(RowSum(self.noted(self.row.get(key_version))?.sum.mac(row.as_bytes())))
+        let key = &self.noted_version(Kind::Row, key_version, &self.row)?.sum;
+        let first = key.mac(row.as_bytes());
+        // A row's bytes are longer than this, and begin otherwise.
+        let lane = |place: usize| match place {
+            0 => first,
+            place => key.mac(&[&first[..], &[place as u8]].concat()),
+        };
+        Some(RowSum::new(std::array::from_fn(lane)))
     }
 
     /// The fingerprint of a request under each version of `row`, the newest first: what is remembered now is
@@ -346,6 +358,14 @@ impl Keys {
     /// retired, a retry is refused for up to 24 hours as a mismatch, never executed a second time.
     pub fn fingerprints(&self, request: &[u8]) -> Vec<Fingerprint> {
         self.row.newest_first().map(|keys| Fingerprint(keys.fingerprint.mac(request))).collect()
+    }
+
+    /// The key of one run's ledger, from this version of `row` or the newest, with its version; `None`: there is no such
+    /// version.
+    pub fn ledger(&self, run: RunId, key_version: Option<u16>) -> Option<(u16, SecretBytes)> {
+        let version = key_version.unwrap_or(self.row.newest.0);
+        let keys = self.noted_version(Kind::Row, version, &self.row)?;
+        Some((version, SecretBytes::new(keys.ledger.mac(&run.0).to_vec())))
     }
 
     /// What a presentation's code is made of under each version of `row`, the newest first.
@@ -386,16 +406,5 @@ mod tests {
         grown.extend(BTreeMap::from([(3, 'd'), (11, 'e')]));
         assert_eq!(grown.newest, (11, 'e'));
         assert_eq!(grown.newest_first().collect::<String>(), "ecdba");
-    }
-
-    #[test]
-    fn macs_are_hmac_sha_256() {
-        // RFC 4231, test case 2: the key "Jefe", shorter than a block.
-        let mut key = Zeroizing::new([0; 64]);
-        key[..4].copy_from_slice(b"Jefe");
-        assert_eq!(
-            data_encoding::HEXLOWER.encode(&MacKey(key).mac(b"what do ya want for nothing?")),
-            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-        );
     }
 }

@@ -3,12 +3,13 @@
 //! An expected code exists here alone, is zeroized, and never leaves: only which candidate matched.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use zeroize::Zeroizing;
 
 use super::anchor::Anchor;
-use super::keys::{ImportKey, Keys};
+use super::keys::{ImportKey, Keys, Missed};
+use super::looks::Looks;
 use super::pkcs11::{Object, Pkcs11Error, Session};
 use super::residents::Residents;
 use super::secrets::{PublicKeys, Secrets, departing, padded_bytes};
@@ -19,9 +20,6 @@ use crate::domain::row::{RowBytes, RowSum, SealedBytes, Table, TableSums};
 use crate::domain::system_key::NewestKeys;
 use crate::hsm::messages::{Custody, Fault, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
-
-/// How often the token is looked through at most for versions that rows name.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The most rows of one message: a [`Fault::Seal`] names them by one byte.
 const ROWS_MAX: usize = 256;
@@ -45,8 +43,9 @@ pub struct Operations {
     pub(super) public_keys: PublicKeys,
     anchor: Anchor,
     pub(super) residents: Residents,
-    /// When the token was last looked through for an unknown version.
-    looked_through: Option<Instant>,
+    looks: Looks,
+    /// Whether others have newer keys.
+    is_behind: bool,
 }
 
 impl Operations {
@@ -59,7 +58,8 @@ impl Operations {
             secrets: Secrets::new(secrets_cached_max),
             public_keys: PublicKeys::new(secrets_cached_max),
             anchor: Anchor::default(),
-            looked_through: None,
+            looks: Looks::default(),
+            is_behind: false,
         }
     }
 
@@ -103,33 +103,60 @@ impl Operations {
         }
     }
 
+    /// Looks for keys that others know of and that are not known here.
+    pub fn keep_up(&mut self, newest: &NewestKeys) {
+        let is_behind = |keys: &Keys| !newest.beyond(&keys.newest()).is_empty();
+        if is_behind(&self.keys) {
+            self.look(&Missed::default());
+        }
+        self.is_behind = is_behind(&self.keys);
+    }
+
     /// Answers one request; `repeated`: a custodian may have worked on it before. One that needs a key which is not known
     /// here may be of a key that is new: the token is looked through for it, and the request tried once more.
     ///
     /// # Errors
     /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
     pub fn answer(&mut self, request: Request, repeated: bool) -> Result<Response, Fault> {
+        if self.is_behind && request.searches() {
+            return Err(Fault::Later);
+        }
         self.keys.take_missed();
         let result = self.answer_with_known_keys(&request, repeated);
-        match !matches!(result, Err(Fault::Hsm(_))) && self.keys.take_missed() && self.look_for_keys() {
-            true => self.answer_with_known_keys(&request, repeated),
-            false => result,
+        let missed = self.keys.take_missed();
+        if missed.is_none() || matches!(result, Err(Fault::Hsm(_))) {
+            return result;
+        }
+        if self.looks.was_in_vain(&missed, Instant::now()) {
+            return result;
+        }
+        match self.look(&missed) {
+            Some(0) => result,
+            Some(_) => self.answer_with_known_keys(&request, repeated),
+            // Only what a key made can name its version: it is not nothing before it was looked for.
+            None if result.is_err() && !missed.versions.is_empty() => {
+                self.looks.want(&missed);
+                Err(Fault::Later)
+            }
+            None => result,
         }
     }
 
-    /// Whether there are keys that were not known. Rows can be made to name any version by whoever edits the database:
-    /// they cost a look each second, and not more.
-    fn look_for_keys(&mut self) -> bool {
+    /// Looks through the token for what was missed. How many keys were not known; `None`: it was looked through a moment
+    /// ago, or cannot be.
+    fn look(&mut self, missed: &Missed) -> Option<usize> {
         let now = Instant::now();
-        if self.looked_through.is_some_and(|last| now.duration_since(last) < LOOK_EVERY) {
-            return false;
+        if !self.looks.begin(now) {
+            return None;
         }
-        self.looked_through = Some(now);
         match self.keys.load_more(&self.session) {
-            Ok(count) => count > 0,
+            Ok(count) => {
+                self.looks.looked(missed, now, |name| self.keys.has(name));
+                Some(count)
+            }
             Err(error) => {
                 tracing::warn!(%error, "custodian: new keys cannot be used");
-                false
+                None
             }
         }
     }
@@ -142,6 +169,7 @@ impl Operations {
     fn load_keys(&mut self) -> Result<Response, Fault> {
         // What is not as it must be is no reason to give up those that are.
         self.keys.load_more(&self.session).map_err(|error| Fault::Request(error.to_string()))?;
+        self.looks.forget();
         Ok(Response::KeysLoaded(self.keys.newest()))
     }
 
@@ -216,6 +244,9 @@ impl Operations {
             }
             Request::ReadAnchor => Ok(Response::Anchor(self.anchor.read(&self.session, &self.keys)?)),
             Request::WriteAnchor { note, replace } => self.write_anchor(note, *replace),
+            Request::LedgerKey { run, key_version } => {
+                Ok(Response::LedgerKey(self.keys.ledger(*run, *key_version)))
+            }
             Request::AuditKeys => {
                 Ok(Response::AuditKeys(self.keys.audit().map(|key| key.public().clone()).collect()))
             }
@@ -226,7 +257,7 @@ impl Operations {
         let standing = self.anchor.standing(&self.session)?;
         // One that a newer key signed counts, and is not to be destroyed as nobody's.
         if standing.iter().any(|anchor| anchor.is_of_unknown(&self.keys)) {
-            self.look_for_keys();
+            self.look(&Missed::default());
         }
         self.anchor.write(&self.session, &self.keys, standing, (note.to_owned(), replace))?;
         Ok(Response::AnchorWritten)

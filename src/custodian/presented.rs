@@ -35,7 +35,7 @@ impl Operations {
             let bits = Zeroizing::new(*mac.first_chunk::<CODE_BYTES>()?);
             Some((PresentationCode::new(&bits).hash(), bits))
         });
-        let code = codes.find(|(hash, _)| code_hash.is_none_or(|wanted| wanted == hash));
+        let code = self.keys.noted(codes.find(|(hash, _)| code_hash.is_none_or(|wanted| wanted == hash)));
         let (_, bits) = code.ok_or_else(|| refused("a code that was made by a `row` key that is gone"))?;
         Ok(Response::PresentationCode(SecretBytes::new(bits.to_vec())))
     }

@@ -8,7 +8,6 @@ use zeroize::Zeroizing;
 
 use super::attest::validated;
 use super::checks::credential_of;
-use super::keys::MacKey;
 use super::operations::{Operations, replaced};
 use super::pkcs11::{Object, Session};
 use crate::domain::credential::{Credential, CredentialState, Kind, Status, StoredSecret};
@@ -22,7 +21,7 @@ use crate::domain::rolling::{
 use crate::domain::row::{Row, SealedBytes};
 use crate::domain::transaction::Method;
 use crate::hsm::messages::{Attest, CheckRolling, Fault, OpenedEpoch, Response, RollingClaim};
-use crate::secret::SecretBytes;
+use crate::secret::{MacKey, SecretBytes};
 
 /// Two identity keys are the same if they make the same HMAC of this.
 const COMPARED: &[u8] = b"hsm-authd/rolling/identity-key/v1";

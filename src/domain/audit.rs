@@ -8,6 +8,7 @@ use super::id::{CredentialId, TransactionId};
 use super::log::TreeHash;
 use super::row::{RowKey, Table};
 
+pub mod succession;
 mod verdict;
 
 pub use verdict::Verdict;

@@ -27,7 +27,7 @@ mod verifier;
 pub use verifier::VerifierKey;
 
 use super::log::TreeHash;
-use super::row::RowSum;
+use super::row::SumDigest;
 use super::signer::PublicKey;
 use super::time::{parse_rfc3339, rfc3339};
 
@@ -102,8 +102,8 @@ pub struct Head {
     pub size: u64,
     /// The root over them.
     pub root: TreeHash,
-    /// The sum over all rows as of the last entry.
-    pub sum: RowSum,
+    /// What stands for the sum over all rows as of the last entry.
+    pub sum: SumDigest,
 }
 
 /// A head and when it was seen. Displays as the text of its note, which is what is signed.
@@ -118,8 +118,37 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Of a token's first anchor: of a log without entries.
     pub fn unclaimed(unix_s: u64) -> Self {
-        let (root, sum) = (TreeHash::of_nothing(), RowSum::default());
+        let (root, sum) = (TreeHash::of_nothing(), SumDigest::default());
         Self { head: Head { origin: Origin::unclaimed(), size: 0, root, sum }, unix_s }
+    }
+
+    /// Why a log is not the one of this checkpoint, grown; `root` is that over as many of its entries as the checkpoint
+    /// is of, if there are so many. `None`: it is. A token's first anchor is of no log yet, and any log extends it.
+    pub fn objection(&self, log: &Head, root: Option<TreeHash>) -> Option<String> {
+        let Self { head: known, unix_s } = self;
+        let since = rfc3339(unix_s.saturating_mul(1_000));
+        if known.origin.is_unclaimed() && known.size == 0 {
+            return None;
+        }
+        if known.origin != log.origin {
+            return Some(format!(
+                "the database is another one than the token's: its log is {}, and the token knows {} since {since}",
+                log.origin, known.origin
+            ));
+        }
+        if log.size < known.size {
+            return Some(format!(
+                "the database was turned back: its log has {} entries, and the token knows of {} since {since}",
+                log.size, known.size
+            ));
+        }
+        (root != Some(known.root)).then(|| {
+            format!(
+                "the database was turned back or its log changed: the first {} entries are not those that the token \
+                 knows since {since}",
+                known.size
+            )
+        })
     }
 
     /// SHA-256 of its text: what is signed.
@@ -141,7 +170,7 @@ impl Checkpoint {
         let (origin, size, root) = (Origin::parse(line()?)?, line()?.parse().ok()?, hash(line()?)?);
         let time = parse_rfc3339(line()?.strip_prefix("time ")?)?;
         let sum = hash(line()?.strip_prefix("sum ")?)?;
-        let head = Head { origin, size, root: TreeHash(root), sum: RowSum(sum) };
+        let head = Head { origin, size, root: TreeHash(root), sum: SumDigest(sum) };
         let checkpoint = Self { head, unix_s: time };
         (checkpoint.to_string() == text).then_some(checkpoint)
     }
@@ -237,7 +266,7 @@ mod tests {
             origin: Origin::from_random([0xab; 16]),
             size: 20_852_163,
             root: TreeHash([7; 32]),
-            sum: RowSum([9; 32]),
+            sum: SumDigest([9; 32]),
         };
         Checkpoint { head, unix_s: 1_893_456_000 }
     }

@@ -19,7 +19,7 @@ use super::presentation::Presentation;
 use super::rolling::Binding;
 use super::transaction::Transaction;
 
-pub use sums::{RowSum, TableSums};
+pub use sums::{LANES, RowSum, SumDigest, TableSums};
 
 /// What every encoding begins with: a seal made here fits nothing else that the key ever seals.
 const DOMAIN: &str = "hsm-authd/row/v1";

@@ -15,8 +15,9 @@ use crate::domain::row::{RowBytes, SealedBytes, TableSums};
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
 use crate::domain::system_key::NewestKeys;
+use crate::domain::time::RunId;
 use crate::domain::wrapped_seed::WrappedSeed;
-use crate::secret::SecretBytes;
+use crate::secret::{MacKey, SecretBytes};
 
 /// A new secret, as it is kept, and in the clear where that was asked for.
 pub struct NewSecret {
@@ -406,6 +407,25 @@ impl Hsm {
     pub async fn write_anchor(&self, note: String, replace: bool) -> Result<(), HsmError> {
         match self.call(Route::Writer, Request::WriteAnchor { note, replace }).await? {
             Response::AnchorWritten => Ok(()),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    /// The key that seals what the database says of itself in a run, from that version of `row` or the newest, with its
+    /// version; `None`: there is no such version.
+    ///
+    /// # Errors
+    /// [`HsmError`].
+    pub async fn ledger_key(
+        &self,
+        run: RunId,
+        key_version: Option<u16>,
+    ) -> Result<Option<(u16, MacKey)>, HsmError> {
+        match self.call(Route::Any, Request::LedgerKey { run, key_version }).await? {
+            // Exposed to become a key of another type.
+            Response::LedgerKey(key) => {
+                Ok(key.map(|(version, bytes)| (version, MacKey::new(bytes.expose()))))
+            }
             _ => Err(wrong_kind()),
         }
     }

@@ -18,6 +18,7 @@ use super::messages::{
     BUILD_ID, Call, FRAME_BYTES_MAX, Fault, FrameError, Hello, Reply, Response, decode, encode, frame_length,
     repeated,
 };
+use crate::domain::system_key::NewestKeys;
 use crate::metrics::{Custodian, Held, HsmMetrics, Loss};
 
 /// How many requests are handed to a custodian ahead of their turn.
@@ -127,12 +128,12 @@ pub(super) async fn greet(stream: &mut UnixStream) -> Result<Hello, String> {
 }
 
 /// Serves jobs until the custodian is lost; then calls `withdraw`, so that no more come, and returns
-/// those that are left to their callers.
+/// those that are left to their callers. `learn` is told of newer keys before anybody has what they made.
 pub(super) async fn serve(
     stream: UnixStream,
     mut jobs: mpsc::Receiver<Job>,
     (metrics, custodian): (&HsmMetrics, Custodian),
-    withdraw: impl FnOnce(),
+    (learn, withdraw): (impl Fn(&NewestKeys), impl FnOnce()),
 ) -> End {
     let (read_half, mut write_half) = stream.into_split();
     let mut replies =
@@ -187,6 +188,9 @@ pub(super) async fn serve(
                 if job.id != reply.id {
                     waiting.push_front(job);
                     break End::because(Loss::Protocol, "it answered out of turn");
+                }
+                if let Some(newest) = &reply.newest {
+                    learn(newest);
                 }
                 let failed = matches!(reply.result, Err(Fault::Hsm(_)));
                 let reason = reply.result.as_ref().err().map(ToString::to_string);

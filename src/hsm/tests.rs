@@ -1,11 +1,13 @@
 //! The front's side against custodians that die, hang and lie.
 
+mod frames;
+
 use std::sync::atomic::AtomicUsize;
 
 use messages::{BUILD_ID, Hello, Reply, decode, encode, frame_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::messages::SealedRows;
+use super::messages::{Outcome, SealRows, SealedRows};
 use super::*;
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::Algorithm;
@@ -24,6 +26,12 @@ enum Act {
     WrongNumber,
     /// Of a secret that is to be in the HSM.
     Miss,
+    /// As long as it looks for a key.
+    Later,
+    /// It has this version of `row`.
+    Learn(u16),
+    /// Only who knows of this version of `row`, and of no newer one.
+    Expect(u16),
     /// Only what is said to be repeated; else it does not know the secret.
     AnswerRepeated,
     /// Of a secret that is to be made in the HSM.
@@ -99,25 +107,42 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         }
         let mut body = vec![0; frame_length(header).unwrap()];
         stream.read_exact(&mut body).await.unwrap();
-        let Call { id, repeated, .. } = decode(&body).unwrap();
+        let Call { id, repeated, newest, .. } = decode(&body).unwrap();
         let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
-            Act::Miss => Reply { id, busy_ns: 0, result: Err(Fault::Missing(OBJECT)) },
-            Act::AnswerRepeated if !repeated => {
-                Reply { id, busy_ns: 0, result: Err(Fault::Request("it is new".to_owned())) }
+            Act::Later => Reply { id, busy_ns: 0, newest: None, result: Err(Fault::Later) },
+            Act::Learn(version) => {
+                let newest = Some(NewestKeys::new([(KeyKind::Row, version)]));
+                Reply { id, busy_ns: 0, newest, result: Ok(sealed()) }
             }
-            Act::Answer | Act::AnswerRepeated => Reply { id, busy_ns: 0, result: Ok(sealed()) },
+            Act::Expect(version) if newest.of(KeyKind::Row) != version => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                result: Err(Fault::Request("told of others".to_owned())),
+            },
+            Act::Expect(_) => Reply { id, busy_ns: 0, newest: None, result: Ok(sealed()) },
+            Act::Miss => Reply { id, busy_ns: 0, newest: None, result: Err(Fault::Missing(OBJECT)) },
+            Act::AnswerRepeated if !repeated => {
+                Reply { id, busy_ns: 0, newest: None, result: Err(Fault::Request("it is new".to_owned())) }
+            }
+            Act::Answer | Act::AnswerRepeated => Reply { id, busy_ns: 0, newest: None, result: Ok(sealed()) },
             Act::Make => {
                 let made = Response::Secret { stored: StoredSecret::Resident(OBJECT), exported: None };
-                Reply { id, busy_ns: 0, result: Ok(made) }
+                Reply { id, busy_ns: 0, newest: None, result: Ok(made) }
             }
-            Act::Destroy => Reply { id, busy_ns: 0, result: Ok(Response::Destroyed { objects: 1 }) },
-            Act::Refuse => Reply { id, busy_ns: 0, result: Ok(Response::Imported(None)) },
+            Act::Destroy => {
+                Reply { id, busy_ns: 0, newest: None, result: Ok(Response::Destroyed { objects: 1 }) }
+            }
+            Act::Refuse => Reply { id, busy_ns: 0, newest: None, result: Ok(Response::Imported(None)) },
             Act::Die => return,
             Act::Hang => std::future::pending().await,
-            Act::FailHsm => {
-                Reply { id, busy_ns: 0, result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())) }
-            }
-            Act::WrongNumber => Reply { id: id + 1, busy_ns: 0, result: Ok(sealed()) },
+            Act::FailHsm => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())),
+            },
+            Act::WrongNumber => Reply { id: id + 1, busy_ns: 0, newest: None, result: Ok(sealed()) },
         };
         if stream.write_all(&encode(&reply).unwrap()).await.is_err() {
             return;
@@ -163,6 +188,34 @@ async fn a_secret_is_missing_if_two_custodians_say_so() {
     let only = fixture.custodian(0, 1, |_| Act::Miss).await;
     assert_eq!(fixture.ask().await, Err(HsmError::Missing(OBJECT)));
     assert_eq!(only.load(Ordering::SeqCst), 2);
+}
+
+/// A custodian looks through its token at most once a second.
+#[tokio::test]
+async fn who_is_to_be_asked_again_is_until_it_knows() {
+    let mut fixture = Fixture::new(1);
+    let act = |call| if call < 4 { Act::Later } else { Act::Answer };
+    let only = fixture.custodian(0, 1, act).await;
+    assert_eq!(fixture.ask().await, Ok(()));
+    assert_eq!(only.load(Ordering::SeqCst), 5);
+
+    let mut fixture = Fixture::new(1);
+    fixture.custodian(0, 1, |_| Act::Later).await;
+    let (begun, error) = (Instant::now(), fixture.ask().await.unwrap_err());
+    assert!(matches!(error, HsmError::Unavailable(_)) && error.is_passing(), "{error}");
+    assert!(begun.elapsed() >= CALL_MAX && fixture.hsm.up() == 1, "nobody is given up over it");
+}
+
+/// What one custodian tells of a key, the others hear with their next call.
+#[tokio::test]
+async fn whoever_is_asked_is_told_which_keys_are_known_by_then() {
+    let mut fixture = Fixture::new(2);
+    fixture.custodian(0, 1, |_| Act::Learn(2)).await;
+    fixture.custodian(1, 1, |call| Act::Expect([0, 2][call])).await;
+    for slot in [1, 0, 1] {
+        let request = Request::Seal(SealRows { standing: Vec::new(), outcome: Outcome::default() });
+        assert!(fixture.hsm.call(Route::Slot(slot), request).await.is_ok(), "{slot}");
+    }
 }
 
 /// Whose turn it is besides, one custodian makes all objects, until it is lost; then another one does.
@@ -327,7 +380,7 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             work.tick().await;
             let Call { id, .. } = decode(&body).unwrap();
             theirs
-                .write_all(&encode(&Reply { id, busy_ns: 0, result: Ok(sealed()) }).unwrap())
+                .write_all(&encode(&Reply { id, busy_ns: 0, newest: None, result: Ok(sealed()) }).unwrap())
                 .await
                 .unwrap();
         }
@@ -370,7 +423,7 @@ async fn last_words(mut stream: UnixStream) {
         let mut body = vec![0; frame_length(header).unwrap()];
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, .. } = decode(&body).unwrap();
-        words.extend_from_slice(&encode(&Reply { id, busy_ns: 0, result }).unwrap());
+        words.extend_from_slice(&encode(&Reply { id, busy_ns: 0, newest: None, result }).unwrap());
     }
     stream.write_all(&words).await.unwrap();
 }

@@ -50,7 +50,7 @@ fn explain(error: Unreachable) -> Option<String> {
                 "no service listens at {path}: a rewrap is done by the running service; begun again, it goes on"
             )
         }
-        Unreachable::TooLong(path) => format!("{path} is too long for a socket: no service can be told"),
+        Unreachable::TooLong(path) => socket::too_long(&path),
         Unreachable::Failed(reason) => format!("the service does not do it ({reason})"),
     })
 }

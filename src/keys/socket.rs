@@ -24,6 +24,11 @@ pub enum Unreachable {
     Failed(String),
 }
 
+/// What is wrong with such a path, in words for the operator.
+pub fn too_long(path: &str) -> String {
+    format!("{path} is too long for a socket: no service can be told")
+}
+
 /// What a request is answered with.
 pub fn ask<T: DeserializeOwned>(store: &Path, method: &str, target: &str) -> Result<T, Unreachable> {
     let body = exchange(store, method, target)?;

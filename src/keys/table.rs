@@ -9,6 +9,10 @@ use crate::domain::system_key::KeyKind;
 use crate::domain::time::rfc3339;
 use crate::store::usage::KeyUsage;
 
+/// How often a key may encrypt by AES-GCM with random nonces of 96 bits: NIST SP 800-38D, section 8.3. How often it did
+/// nobody counts (docs/keys.md).
+const ENCRYPTIONS_MAX: u64 = 1 << 32;
+
 /// A key in the list. As JSON its members are these.
 #[derive(Serialize)]
 pub struct KeyRow {
@@ -26,6 +30,10 @@ pub struct KeyRow {
     /// How many stored rows need it; absent for keys that rows do not name.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<u64>,
+    /// How often it may encrypt in all; absent for keys that have no such limit. It is not what is left: `rows` is how many
+    /// encryptions are stored, and what was replaced or never stored counts too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryptions_max: Option<u64>,
     /// Since when it is used, RFC 3339; absent for what `init` made.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
@@ -47,6 +55,7 @@ pub fn rows(
         newest: !key.retired && !key.unfinished && newest.get(&key.kind) == Some(&key.version),
         rows: matches!(key.kind, KeyKind::Kek | KeyKind::Row | KeyKind::Data)
             .then(|| usage.of(key.kind, key.version)),
+        encryptions_max: (key.kind == KeyKind::Data && !key.unfinished).then_some(ENCRYPTIONS_MAX),
         since: made.get(&(key.kind, key.version)).map(|unix_ms| rfc3339(*unix_ms)),
         label: key.label,
         kind: key.kind,
@@ -80,6 +89,7 @@ pub fn text(rows: &[KeyRow]) -> String {
             row.label, row.algorithm, row.check_value, count, state, since
         ));
         lines.extend(row.objects.iter().map(object));
+        lines.extend(row.encryptions_max.map(|max| format!("  may encrypt {max} times in all")));
     }
     lines.join("\n")
 }

@@ -98,6 +98,7 @@ label! {
     ReadAnchor "read-anchor",
     WriteAnchor "write-anchor",
     AuditKeys "audit-keys",
+    LedgerKey "ledger-key",
     LoadKeys "load-keys",
     Renew "renew",
 }
@@ -127,6 +128,7 @@ label! {
     Commit as "outcome":
     Written "written",
     Conflict "conflict",
+    Altered "altered",
     Busy "busy",
     Unavailable "unavailable",
 }

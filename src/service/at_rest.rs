@@ -28,7 +28,8 @@ impl AtRest {
         Self { service: Service::new(store, hsm, clock, policies, Trust::none()) }
     }
 
-    /// Why nothing may be concluded from the database; `None`: it is what the service left when it ended.
+    /// Why nothing may be concluded from the database; `None`: it is what the service left when it ended. It is sealed
+    /// under the newest `row` then.
     ///
     /// # Errors
     /// One line: nobody can tell.
@@ -37,16 +38,30 @@ impl AtRest {
             return Ok(Some(reason));
         }
         let unclean = "the service did not end as it should have: start it, and stop it, first".to_owned();
-        Ok((!self.was_ended().await?).then_some(unclean))
+        if !self.was_ended().await? {
+            return Ok(Some(unclean));
+        }
+        self.seal_on().await?;
+        Ok(None)
+    }
+
+    /// What is sealed goes on to be, under the newest `row`; what is not does not become so.
+    async fn seal_on(&self) -> Result<(), String> {
+        match self.service.is_sealed().await? {
+            true => self.service.take_over(None).await,
+            false => Ok(()),
+        }
     }
 
     /// Whether the last entry says that the service ended, and the anchor covers it.
     async fn was_ended(&self) -> Result<bool, String> {
         let anchor = self.service.hsm.read_anchor().await.map_err(|error| error.to_string())?;
         let anchor = anchor.as_deref().and_then(Note::parse).map(|note| note.unverified().head.clone());
-        let last = self.service.store.last_entry().await.map_err(|error| error.to_string())?;
-        let is_covered = anchor.as_ref() == Some(&*self.service.store.head().borrow());
-        Ok(is_covered && last.is_some_and(|last| last.entry.event == Event::Stopped))
+        let head = self.service.store.head().borrow().clone();
+        let is_covered = anchor.is_some_and(|anchor| {
+            (anchor.origin, anchor.size, anchor.root) == (head.origin, head.size, head.root)
+        });
+        Ok(is_covered && self.service.store.left().0.aftermath.ended)
     }
 
     /// Writes to the log. A database that was ended as it should be stays so, and the next start finds nothing missing;
@@ -56,6 +71,7 @@ impl AtRest {
     /// One line: the entry may or may not be there.
     pub async fn note(&self, event: Event, detail: String) -> Result<(), String> {
         let was_ended = self.was_ended().await?;
+        self.seal_on().await?;
         let log = &self.service.log;
         let unix_ms = self.service.now().unix_ms;
         let entry = AuditEntry { detail: Some(detail), ..AuditEntry::of_appliance(unix_ms, event) };

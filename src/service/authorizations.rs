@@ -12,7 +12,7 @@ use crate::domain::time::Now;
 use crate::domain::transaction::deadline;
 use crate::domain::verification::unlocked;
 use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::{Commit, CredentialRows};
+use crate::store::{Commit, CredentialRows, Standing};
 
 use super::authorization_view::AuthorizationView;
 use super::memory::Recall;
@@ -69,15 +69,14 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    /// Its rows behind those of the device, in the order of a message.
-    fn rows(&self) -> Vec<Row> {
-        let terminal = self.terminal.iter().flat_map(|rows| {
-            [Row::Credential(rows.credential.row.clone()), Row::State(rows.state.row.clone())]
-        });
-        std::iter::once(Row::Authorization(self.authorization.row.clone())).chain(terminal).collect()
+    /// Its rows besides those of the device.
+    fn before(&self) -> impl Iterator<Item = Standing> {
+        let terminal =
+            self.terminal.iter().flat_map(|rows| [(&rows.credential).into(), (&rows.state).into()]);
+        std::iter::once(Standing::from(&self.authorization)).chain(terminal)
     }
 
-    /// The same with their seals.
+    /// The same with their seals, in the order of a message.
     fn bytes(&self) -> Vec<SealedBytes> {
         let terminal =
             self.terminal.iter().flat_map(|rows| [rows.credential.to_bytes(), rows.state.to_bytes()]);
@@ -124,12 +123,12 @@ impl Service {
                     (Means::Password { evidence: evidence.clone() }, None)
                 }
             };
-            let before = self.store.authorization(id).await?;
+            let begun = self.store.authorization(id).await?;
             let authorization = Authorization {
                 credential: id,
                 tenant: tenant.clone(),
                 account: account.clone(),
-                version: before.as_ref().map_or(1, |before| before.row.version.saturating_add(1)),
+                version: begun.as_ref().map_or(1, |begun| begun.row.version.saturating_add(1)),
                 means,
                 nonce: self.hsm.random().await?,
                 expires: deadline(&now, LIFETIME_S),
@@ -140,15 +139,12 @@ impl Service {
             let mut rows = vec![Row::Authorization(authorization)];
             rows.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
 
-            let (replaces, first) = match &before {
-                Some(before) => (vec![0], vec![before.to_bytes()]),
-                None => (Vec::new(), Vec::new()),
-            };
-            let mut bytes = first;
-            let mut standing = Vec::new();
+            let replaces = begun.iter().map(|_| 0).collect();
+            let mut bytes: Vec<_> = begun.iter().map(Sealed::to_bytes).collect();
+            let mut before: Vec<_> = begun.iter().map(Standing::from).collect();
             for rows in std::iter::once(&device).chain(&terminal) {
                 bytes.extend(rows.to_bytes());
-                standing.extend([Row::from(rows.credential.row.clone()), rows.state.row.clone().into()]);
+                before.extend([Standing::from(&rows.credential), (&rows.state).into()]);
             }
             let outcome = Outcome { replaces, rows: rows.iter().map(Row::encode).collect() };
             let sealed = self.hsm.seal(SealRows { standing: bytes, outcome }).await?;
@@ -164,7 +160,7 @@ impl Service {
                 continue;
             }
             let commit = Commit {
-                standing: standing.iter().map(|row| (row.key(), row.version())).collect(),
+                before,
                 rows,
                 removed: Vec::new(),
                 sum_change: sealed.sum_change,

@@ -22,7 +22,7 @@ use crate::domain::wrapped_seed::{CONTENT_RULE, WrappedSeed};
 use crate::hsm::messages::{Outcome, SealRows};
 use crate::hsm::{Claim, NewSecret};
 use crate::secret::SecretBytes;
-use crate::store::Commit;
+use crate::store::{Commit, Standing};
 
 use super::credential_view::CredentialView;
 use super::memory::Recall;
@@ -207,9 +207,8 @@ impl Service {
                     outcome: Outcome { replaces: Vec::new(), rows: rows.iter().map(Row::encode).collect() },
                 })
                 .await?;
-            let standing = known.map(|known| Row::Account(known.row));
             let commit = Commit {
-                standing: standing.iter().map(|row| (row.key(), row.version())).collect(),
+                before: known.iter().map(Standing::from).collect(),
                 rows: seal(rows, &sealed)?,
                 removed: Vec::new(),
                 sum_change: sealed.sum_change,

@@ -1,12 +1,16 @@
 //! The log's checkpoints: signed by a custodian, kept in the store, and written to the anchor in the token.
 //!
-//! Requests wait for none of it, unless the configuration says that no answer leaves before an anchor covers it.
+//! Requests wait for none of it, unless the configuration says that no answer leaves before an anchor covers it. But where
+//! the token takes none for long, nothing more is committed: what could be taken back unnoticed must not grow for ever.
 
-use std::sync::Arc;
+mod lag;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{Refused, Service};
 use crate::clock::WatchedClock;
@@ -17,6 +21,7 @@ use crate::domain::row::TableSums;
 use crate::hsm::{Hsm, HsmError};
 use crate::metrics::{Checkpointing, LogMetrics};
 use crate::store::{Commit, CommitError, Committed, Store};
+use lag::{Lag, Turn};
 
 /// How often there is a checkpoint, if the log grew.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -29,6 +34,12 @@ const COVER_MAX: Duration = Duration::from_secs(5);
 /// How long the end of the service waits for its last entry and its anchor.
 const END_MAX: Duration = Duration::from_secs(2);
 
+/// For how long every checkpoint is kept, in milliseconds.
+const FULL_MS: u64 = 86_400_000;
+/// So many checkpoints are looked at in a transaction, and so many times in a pass.
+const THIN_PAGE: u16 = 1_000;
+const THIN_PAGES: u8 = 20;
+
 /// The keeper of the log's checkpoints.
 pub(super) struct LogKeeper {
     store: Store,
@@ -39,6 +50,9 @@ pub(super) struct LogKeeper {
     anchored: watch::Sender<u64>,
     /// Woken when somebody waits for an anchor.
     wanted: Notify,
+    /// Checkpoints over fewer entries than this are as few as they will be.
+    thinned_to: AtomicU64,
+    lag: Mutex<Lag>,
     pub(super) metrics: LogMetrics,
 }
 
@@ -55,7 +69,47 @@ impl LogKeeper {
     pub fn new(store: Store, hsm: Hsm, clock: Arc<WatchedClock>, mode: AnchorMode) -> Self {
         let (anchored, _) = watch::channel(0);
         let metrics = LogMetrics::default();
-        Self { store, hsm, clock, mode, anchored, wanted: Notify::new(), metrics }
+        let lag = Mutex::new(Lag::new(store.head().borrow().size));
+        Self {
+            store,
+            hsm,
+            clock,
+            mode,
+            anchored,
+            wanted: Notify::new(),
+            thinned_to: AtomicU64::new(0),
+            lag,
+            metrics,
+        }
+    }
+
+    fn lag(&self) -> MutexGuard<'_, Lag> {
+        self.lag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing is committed: the anchor is too far behind the log. `None`: it is not.
+    pub fn objection(&self) -> Option<String> {
+        let size = self.store.head().borrow().size;
+        let mut lag = self.lag();
+        let turn = lag.look(size, Instant::now());
+        let reason = lag.reason();
+        drop(lag);
+        self.tell(turn);
+        reason
+    }
+
+    fn tell(&self, turn: Option<Turn>) {
+        match turn {
+            Some(Turn::Closed(reason)) => {
+                self.metrics.closed.set(1);
+                tracing::error!(reason, "nothing is committed until the anchor follows the log");
+            }
+            Some(Turn::Opened) => {
+                self.metrics.closed.set(0);
+                tracing::info!("the anchor follows the log again");
+            }
+            None => {}
+        }
     }
 
     /// Returns when an anchor covers so many entries; at once where nobody has to wait for that.
@@ -105,16 +159,26 @@ impl LogKeeper {
             if size <= done {
                 continue;
             }
-            match self.anchor(!is_wanted).await {
-                Ok(size) if !is_wanted => kept = size,
-                Ok(_) => {}
+            let covered = self.persist(!is_wanted).await;
+            if !is_wanted {
+                kept = covered;
+            }
+        }
+    }
+
+    /// Tries until there is an anchor. How many entries it covers: also those that came meanwhile.
+    async fn persist(&self, publish: bool) -> u64 {
+        loop {
+            match self.anchor(publish).await {
+                Ok(size) => return size,
                 Err(error) => {
-                    tracing::error!(%error, "no anchor of the log; it is tried again");
-                    sleep(RETRY_AFTER).await;
-                    if self.mode == AnchorMode::EveryCommit {
-                        // Whoever waits has not been served.
-                        self.wanted.notify_one();
+                    // Once: the door's closing and opening is told, and each attempt is counted.
+                    if self.lag().failed(error.to_string()) {
+                        tracing::error!(%error, "no anchor of the log; it is tried again each second");
                     }
+                    // Also if nobody asks.
+                    let _ = self.objection();
+                    sleep(RETRY_AFTER).await;
                 }
             }
         }
@@ -130,6 +194,7 @@ impl LogKeeper {
     }
 
     async fn try_anchor(&self, publish: bool) -> Result<u64, KeepError> {
+        let begun = Instant::now();
         let head = self.store.head().borrow().clone();
         let (size, unix_ms) = (head.size, self.clock.now().unix_ms);
         let note = self.hsm.sign_checkpoint(Checkpoint { head, unix_s: unix_ms / 1_000 }).await?;
@@ -138,14 +203,37 @@ impl LogKeeper {
         }
         self.hsm.write_anchor(note, false).await?;
         self.anchored.send_replace(size);
+        let turn = self.lag().anchored(size, begun, self.store.head().borrow().size);
+        self.tell(turn);
         self.metrics.anchored.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(size)
     }
 
+    /// Of checkpoints that are older than a day leaves the last one of each hour, and always the newest: whatever one of
+    /// them proves, a later one proves too. Looks at a bounded number of them; the next time it goes on.
+    ///
+    /// # Errors
+    /// Some of it is done.
+    pub async fn thin(&self, now_unix_ms: u64) -> Result<(), CommitError> {
+        let before_unix_ms = now_unix_ms.saturating_sub(FULL_MS);
+        let (mut from, mut settled) = (self.thinned_to.load(Ordering::Relaxed), true);
+        for _ in 0..THIN_PAGES {
+            let page = self.store.thin_checkpoints(from, before_unix_ms, THIN_PAGE).await?;
+            if settled {
+                self.thinned_to.store(page.settled_to, Ordering::Relaxed);
+            }
+            let Some(next) = page.next else { return Ok(()) };
+            // Behind one that is young yet, or has a time that is still to come, others may be old.
+            settled &= page.settled_to == next;
+            from = next;
+        }
+        Ok(())
+    }
+
     /// Commits an entry that changes no row.
     pub async fn note(&self, entry: AuditEntry) -> Result<Committed, CommitError> {
-        let (standing, rows, removed) = Default::default();
-        let commit = Commit { standing, rows, removed, sum_change: TableSums::default(), audit: entry };
+        let (before, rows, removed) = Default::default();
+        let commit = Commit { before, rows, removed, sum_change: TableSums::default(), audit: entry };
         self.store.commit(commit).await
     }
 }
@@ -171,8 +259,16 @@ impl Service {
         }
     }
 
+    /// Why nothing is committed; `None`: it is. What is asked only is answered all the same.
+    pub fn commits_nothing(&self) -> Option<String> {
+        self.log.objection()
+    }
+
     /// What is counted of the log.
     pub fn log_metrics(&self) -> &LogMetrics {
         &self.log.metrics
     }
 }
+
+#[cfg(test)]
+mod tests;

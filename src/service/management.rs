@@ -5,10 +5,10 @@ use crate::domain::audit::Event;
 use crate::domain::caller::{Caller, Permission, Tenant};
 use crate::domain::credential::{Status, StoredSecret};
 use crate::domain::id::CredentialId;
-use crate::domain::row::Row;
+use crate::domain::row::{Row, RowKey};
 use crate::domain::time::Now;
 use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::{Commit, CredentialRows, Page};
+use crate::store::{Commit, CredentialRows, Page, Standing};
 
 use super::credential_view::CredentialView;
 use super::memory::Recall;
@@ -127,29 +127,26 @@ impl Service {
                 Action::Delete => self.store.binding(id).await?,
                 _ => None,
             };
-            let before = [
-                Row::Credential(rows.credential.row.clone()),
-                Row::State(rows.state.row.clone()),
-                Row::Account(rows.account.row.clone()),
-            ];
-            let is_written = |row: &Row| written.iter().any(|new| new.key() == row.key());
-            let mut replaces: Vec<u8> =
-                (0u8..).zip(&before).filter(|(_, row)| is_written(row)).map(|(place, _)| place).collect();
+            let mut before: Vec<Standing> =
+                vec![(&rows.credential).into(), (&rows.state).into(), (&rows.account).into()];
+            let is_written = |standing: &Standing| written.iter().any(|new| new.key() == *standing.key());
+            let places = (0u8..).zip(&before).filter(|(_, standing)| is_written(standing));
+            let mut replaces: Vec<u8> = places.map(|(place, _)| place).collect();
             let mut bytes = Vec::from(rows.to_bytes());
             let mut removed = Vec::new();
             if let Some(binding) = &binding {
                 replaces.extend(u8::try_from(bytes.len()));
                 bytes.push(binding.to_bytes());
-                removed.push(Row::Binding(binding.row.clone()));
+                before.push(binding.into());
+                removed.push(RowKey::Binding(id));
             }
             // What was begun for a device goes with it.
             if let (Action::Delete, Some(begun)) = (action, self.store.authorization(id).await?) {
                 replaces.extend(u8::try_from(bytes.len()));
                 bytes.push(begun.to_bytes());
-                removed.push(Row::Authorization(begun.row));
+                before.push((&begun).into());
+                removed.push(RowKey::Authorization(id));
             }
-            let standing =
-                before.iter().filter(|row| !is_written(row)).map(|row| (row.key(), row.version())).collect();
             let sealed = self
                 .hsm
                 .seal(SealRows {
@@ -158,9 +155,9 @@ impl Service {
                 })
                 .await?;
             let commit = Commit {
-                standing,
+                before,
                 rows: seal(written, &sealed)?,
-                removed: removed.iter().map(|row| (row.key(), row.version())).collect(),
+                removed,
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, action.event(), id),
             };

@@ -1,71 +1,108 @@
 //! Removing what is past its time: answers after a day, tombstones and ended transactions after the configured
 //! days, used inputs of OCRA tokens when their time step is out of reach, presentations as many days after they were made
-//! as ended transactions, authorizations a day after their time.
+//! as ended transactions, authorizations a day after their time. And most of the log's old checkpoints.
 
 use std::collections::BTreeMap;
 
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::credential::UsedInput;
 use crate::domain::id::CredentialId;
-use crate::domain::row::{Row, Sealed, SealedBytes};
+use crate::domain::row::{RowKey, Sealed};
 use crate::domain::time::Now;
-use crate::hsm::Hsm;
-use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::{Commit, TransactionRows};
+use crate::store::TransactionRows;
 
 use super::{RACES_MAX, Refused, Service, seal};
 
+mod batch;
+mod left;
+
+pub(super) use batch::Batch;
+use batch::Unsealed;
+#[cfg(test)]
+pub(super) use batch::tests::ROOM_BYTES;
+pub(super) use left::Left;
+
 /// How many rows of a kind go at once at most, so that no verdict is held up.
 const BATCH: u16 = 16;
-/// From how many bytes on a batch takes nothing more. What goes together is shorter than the rest of a message: the
-/// longest of it is a remembered answer to a new transaction.
-const BATCH_FULL_BYTES: usize = 40 * 1024;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// What became of a batch.
+enum Tried {
+    /// So many rows are gone.
+    Done(u64),
+    /// A row was changed meanwhile.
+    Raced,
+    /// A row of it is left from now on.
+    Left,
+}
 
 impl Service {
     /// Removes rows past their time, batch by batch, until none is left, and writes down which transactions'
-    /// time is over; how many rows there were. Nothing while the clock is not trusted.
+    /// time is over; how many rows there were. Nothing while the clock is not trusted. A row that is not what was written
+    /// last stays, with what goes with it, and keeps no other.
     ///
     /// # Errors
-    /// [`Refused::Unavailable`]: a row of some kind cannot be dealt with. The other kinds were; the next round
+    /// [`Refused::Unavailable`]: rows of some kind cannot be dealt with. The other kinds were; the next round
     /// goes on where this one stopped.
     pub async fn prune(&self) -> Result<u64, Refused> {
-        let rounds =
-            [self.expire_overdue().await, self.prune_transactions().await, self.prune_others().await];
+        let mut left = Left::default();
+        let rounds = [
+            self.expire_overdue(&mut left).await,
+            self.prune_transactions(&mut left).await,
+            self.prune_others(&mut left).await,
+            self.thin_checkpoints().await,
+        ];
+        if left.count() > 0 {
+            tracing::warn!(rows = left.count(), "rows that are not what was written last stay");
+        }
         rounds.into_iter().sum()
     }
 
+    /// They are no rows: none is counted.
+    async fn thin_checkpoints(&self) -> Result<u64, Refused> {
+        let now = self.now();
+        if now.trusted {
+            let thinned = self.log.thin(now.unix_ms).await;
+            thinned.map_err(|_| Refused::unavailable("checkpoints cannot be removed"))?;
+        }
+        Ok(0)
+    }
+
     /// Transactions that ended long ago, each with its attestation.
-    async fn prune_transactions(&self) -> Result<u64, Refused> {
+    async fn prune_transactions(&self, left: &mut Left) -> Result<u64, Refused> {
         let mut pruned = 0;
         loop {
             let now = self.now();
             let before = now.unix_ms.saturating_sub(u64::from(self.policies.transactions.keep_days) * DAY_MS);
-            let ended = match now.trusted {
-                true => self.store.transactions_ended(before, BATCH).await?,
+            let mut ended = match now.trusted {
+                true => self.store.transactions_ended(before, left.limit()).await?,
                 false => Vec::new(),
             };
+            ended.retain(|rows| {
+                !left.has_row(&rows.transaction)
+                    && !rows.attestation.as_ref().is_some_and(|row| left.has_row(row))
+            });
             if ended.is_empty() {
                 return Ok(pruned);
             }
             let mut batch = Batch::default();
-            for TransactionRows { transaction, attestation } in ended {
+            for TransactionRows { transaction, attestation } in ended.into_iter().take(BATCH.into()) {
                 if batch.is_full() {
                     break;
                 }
                 batch.remove(transaction);
                 attestation.into_iter().for_each(|attestation| batch.remove(attestation));
             }
-            let count = batch.removed.len() as u64;
-            // Nobody changes what has ended, so no race for it is lost.
-            match self.commit(self.sealed(batch, &now).await?).await? {
-                Some(_durable) => pruned += count,
-                None => return Ok(pruned),
+            match self.try_to_prune(batch, &now, left).await? {
+                Tried::Done(count) => pruned += count,
+                Tried::Left => {}
+                // Nobody changes what has ended, so no race for it is lost.
+                Tried::Raced => return Ok(pruned),
             }
         }
     }
 
-    async fn prune_others(&self) -> Result<u64, Refused> {
+    async fn prune_others(&self, left: &mut Left) -> Result<u64, Refused> {
         let (mut pruned, mut races_lost) = (0, 0);
         // A credential in constant use may win every race: the next round tries again.
         while races_lost < RACES_MAX {
@@ -74,40 +111,61 @@ impl Service {
                 break;
             }
             let mut batch = Batch::default();
-            for record in self.store.expired(now.unix_ms, BATCH).await? {
-                if !batch.is_full() {
-                    batch.remove(record);
-                }
-            }
-            self.tombstones(&now, &mut batch).await?;
-            self.inputs_out_of_reach(&now, &mut batch).await?;
-            self.presented(&now, &mut batch).await?;
-            if batch.removed.is_empty() {
+            batch.remove_all(self.store.expired(now.unix_ms, left.limit()).await?, left);
+            self.tombstones(&now, &mut batch, left).await?;
+            self.inputs_out_of_reach(&now, &mut batch, left).await?;
+            self.presented(&now, &mut batch, left).await?;
+            if batch.removed() == 0 {
                 break;
             }
-            let count = batch.removed.len() as u64;
-            match self.commit(self.sealed(batch, &now).await?).await? {
-                Some(_durable) => pruned += count,
-                None => races_lost += 1,
+            match self.try_to_prune(batch, &now, left).await? {
+                Tried::Done(count) => pruned += count,
+                Tried::Left => {}
+                Tried::Raced => races_lost += 1,
             }
         }
         Ok(pruned)
     }
 
-    async fn tombstones(&self, now: &Now, batch: &mut Batch) -> Result<(), Refused> {
+    async fn try_to_prune(&self, batch: Batch, now: &Now, left: &mut Left) -> Result<Tried, Refused> {
+        let count = batch.removed() as u64;
+        let audit = AuditEntry::of_appliance(now.unix_ms, Event::Pruned);
+        let committed = match batch.sealed_or_wrong(&self.hsm, audit).await {
+            Ok(commit) => self.commit_or_name(commit).await?,
+            Err(Unsealed { wrong: Some(key), .. }) => Err(key),
+            Err(Unsealed { refused, .. }) => return Err(refused),
+        };
+        match committed {
+            Ok(Some(_durable)) => Ok(Tried::Done(count)),
+            Ok(None) => Ok(Tried::Raced),
+            Err(key) => left.leave(key).map(|()| Tried::Left),
+        }
+    }
+
+    async fn tombstones(&self, now: &Now, batch: &mut Batch, left: &Left) -> Result<(), Refused> {
         let before = now.unix_ms.saturating_sub(u64::from(self.policies.credentials.tombstone_days) * DAY_MS);
-        for tombstone in self.store.tombstones(before, BATCH).await? {
+        let mut tombstones = self.store.tombstones(before, left.limit()).await?;
+        tombstones.retain(|rows| !left.has_row(&rows.credential) && !left.has_row(&rows.state));
+        for tombstone in tombstones.into_iter().take(BATCH.into()) {
             if batch.is_full() {
                 break;
             }
             // What it used up goes first: nothing would lead to it any more.
-            let inputs = self.store.inputs_of(tombstone.credential.row.id, BATCH).await?;
+            let inputs = self.store.inputs_of(tombstone.credential.row.id, left.limit()).await?;
             if !inputs.is_empty() {
-                inputs.into_iter().for_each(|input| batch.remove(input));
-                break;
+                let so_far = batch.removed();
+                batch.remove_all(inputs, left);
+                match batch.removed() > so_far {
+                    true => break,
+                    // They stay, and so does it.
+                    false => continue,
+                }
             }
             // From here on what its seed came as may come again.
             let imported = self.store.imported_seeds_of(tombstone.credential.row.id).await?;
+            if imported.iter().any(|seed| left.has_row(seed)) {
+                continue;
+            }
             imported.into_iter().for_each(|seed| batch.remove(seed));
             batch.remove(tombstone.credential);
             batch.remove(tombstone.state);
@@ -117,9 +175,12 @@ impl Service {
 
     /// Each goes together with a move of its credential's mark beyond it: should the clock have been
     /// ahead, and be set right, nothing that was forgotten comes within reach again.
-    async fn inputs_out_of_reach(&self, now: &Now, batch: &mut Batch) -> Result<(), Refused> {
+    async fn inputs_out_of_reach(&self, now: &Now, batch: &mut Batch, left: &Left) -> Result<(), Refused> {
         let mut of: BTreeMap<CredentialId, Vec<Sealed<UsedInput>>> = BTreeMap::new();
-        for input in self.store.inputs_out_of_reach(now.unix_ms, BATCH).await? {
+        let found = self.store.inputs_out_of_reach(now.unix_ms, left.limit()).await?;
+        let is_left =
+            |input: &Sealed<UsedInput>| left.has_row(input) || left.has(&RowKey::State(input.row.id));
+        for input in found.into_iter().filter(|input| !is_left(input)).take(BATCH.into()) {
             of.entry(input.row.id).or_default().push(input);
         }
         for (id, inputs) in of {
@@ -130,8 +191,9 @@ impl Service {
             let rows = self.store.credential(&first.row.tenant, id).await?;
             let rows = rows.ok_or_else(|| Refused::unavailable("a used input has no credential"))?;
             let highest = inputs.iter().filter_map(|input| input.row.time_step).max();
-            if let Some(next) = highest.and_then(|step| rows.state.row.beyond(step)) {
-                batch.replace(rows.state, next.into());
+            match highest.and_then(|step| rows.state.row.beyond(step)) {
+                Some(next) => batch.replace(rows.state, next.into()),
+                None => batch.stand(&rows.state),
             }
             inputs.into_iter().for_each(|input| batch.remove(input));
         }
@@ -139,92 +201,13 @@ impl Service {
     }
 
     /// Presentations, and authorizations that came to nothing.
-    async fn presented(&self, now: &Now, batch: &mut Batch) -> Result<(), Refused> {
+    async fn presented(&self, now: &Now, batch: &mut Batch, left: &Left) -> Result<(), Refused> {
         // A transaction that claimed one has ended by then: it is open for an hour at most.
         let before = now.unix_ms.saturating_sub(u64::from(self.policies.transactions.keep_days) * DAY_MS);
-        for presentation in self.store.presentations_made_before(before, BATCH).await? {
-            if !batch.is_full() {
-                batch.remove(presentation);
-            }
-        }
+        batch.remove_all(self.store.presentations_made_before(before, left.limit()).await?, left);
         let past = now.unix_ms.saturating_sub(DAY_MS);
-        for authorization in self.store.authorizations_past(past, BATCH).await? {
-            if !batch.is_full() {
-                batch.remove(authorization);
-            }
-        }
+        batch.remove_all(self.store.authorizations_past(past, left.limit()).await?, left);
         Ok(())
-    }
-
-    async fn sealed(&self, batch: Batch, now: &Now) -> Result<Commit, Refused> {
-        batch.sealed(&self.hsm, AuditEntry::of_appliance(now.unix_ms, Event::Pruned)).await
-    }
-}
-
-/// Rows that go, and rows that change with them.
-#[derive(Default)]
-pub(super) struct Batch {
-    /// What they take in a message.
-    bytes: usize,
-    standing: Vec<SealedBytes>,
-    removed: Vec<Row>,
-    written: Vec<Row>,
-}
-
-impl Batch {
-    /// What is left for the next one is found again.
-    pub(super) fn is_full(&self) -> bool {
-        self.bytes >= BATCH_FULL_BYTES
-    }
-
-    /// How many rows it stands on.
-    pub(super) fn rows(&self) -> usize {
-        self.standing.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.standing.is_empty() && self.written.is_empty()
-    }
-
-    /// Has a custodian check its rows and seal what comes.
-    pub(super) async fn sealed(self, hsm: &Hsm, audit: AuditEntry) -> Result<Commit, Refused> {
-        let Self { standing, removed, written, .. } = self;
-        let replaces = (0u8..).take(standing.len()).collect();
-        let rows = written.iter().map(Row::encode).collect();
-        let sealed = hsm.seal(SealRows { standing, outcome: Outcome { replaces, rows } }).await?;
-        Ok(Commit {
-            standing: Vec::new(),
-            removed: removed.iter().map(|row| (row.key(), row.version())).collect(),
-            rows: seal(written, &sealed)?,
-            sum_change: sealed.sum_change,
-            audit,
-        })
-    }
-
-    /// A row that is new; nothing, if it is among them already.
-    pub(super) fn add(&mut self, row: Row) {
-        if !self.written.iter().any(|other| other.key() == row.key()) {
-            self.bytes = self.bytes.saturating_add(row.encode().as_bytes().len());
-            self.written.push(row);
-        }
-    }
-
-    pub(super) fn remove<T: Clone + Into<Row>>(&mut self, row: Sealed<T>) {
-        // A tombstone and the time can both lead to an input.
-        let (bytes, row) = (row.to_bytes(), row.row.into());
-        if !self.removed.contains(&row) {
-            self.bytes = self.bytes.saturating_add(bytes.message_bytes());
-            self.standing.push(bytes);
-            self.removed.push(row);
-        }
-    }
-
-    pub(super) fn replace<T: Clone + Into<Row>>(&mut self, row: Sealed<T>, next: Row) {
-        let bytes = row.to_bytes();
-        // The next version is about as long.
-        self.bytes = self.bytes.saturating_add(bytes.message_bytes().saturating_mul(2));
-        self.standing.push(bytes);
-        self.written.push(next);
     }
 }
 
@@ -234,9 +217,7 @@ pub(super) mod tests {
     use crate::domain::account::AccountRef;
     use crate::domain::attestation::{self, Attestation, Claims};
     use crate::domain::caller::{ClientName, Tenant};
-    use crate::domain::credential::{
-        Authenticator, Credential, CredentialState, ImportedSeed, Kind, OcraToken, OcraUse, Signer, Status,
-    };
+    use crate::domain::credential::{Credential, CredentialState, Kind, OcraToken, OcraUse, Status};
     use crate::domain::id::TransactionId;
     use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
     use crate::domain::lockout::{Attempts, Lock};
@@ -244,16 +225,12 @@ pub(super) mod tests {
     use crate::domain::ocra::Suite;
     use crate::domain::qr::QR_BYTES_MAX;
     use crate::domain::row::Seal;
-    use crate::domain::signer::SignatureAlgorithm;
     use crate::domain::time::{BootId, Deadline, RunId};
     use crate::domain::transaction::{
         Device, Label, Method, Parent, Progress, Remark, State, Terms, Transaction,
     };
-    use crate::domain::webauthn::RelyingParty;
-    use crate::hsm::messages::{Call, FRAME_BYTES_MAX, Request, encode};
     use crate::service::Answer;
     use crate::service::credential_view::CredentialView;
-    use crate::service::transaction_view::TransactionView;
 
     pub fn sealed<T>(row: T) -> Sealed<T> {
         Sealed { row, seal: Seal { key_version: u16::MAX, mac: [0xff; 32] } }
@@ -323,9 +300,6 @@ pub(super) mod tests {
         (credential, state, input, record)
     }
 
-    /// What a message has room for, besides a batch that is as good as full.
-    pub const ROOM_BYTES: usize = FRAME_BYTES_MAX * 7 / 8 - BATCH_FULL_BYTES;
-
     /// A transaction of the longest texts whose attestation fits a QR code, with that attestation.
     pub fn longest_transaction() -> (Transaction, Attestation) {
         let tenant = Tenant::try_from("t".repeat(64)).unwrap();
@@ -369,75 +343,5 @@ pub(super) mod tests {
         assert!((QR_BYTES_MAX * 7 / 8..=QR_BYTES_MAX).contains(&jws.len()), "{}", jws.len());
         let attestation = Attestation::new(transaction.id, tenant, jws);
         (transaction, attestation)
-    }
-
-    #[test]
-    fn what_goes_together_fits_behind_a_batch_that_is_as_good_as_full() {
-        let bytes = |fill: &dyn Fn(&mut Batch)| {
-            let mut batch = Batch::default();
-            fill(&mut batch);
-            assert_eq!(batch.removed.len() + batch.written.len(), batch.standing.len());
-            batch.bytes
-        };
-        let (transaction, attestation) = longest_transaction();
-        let view = TransactionView::new(&transaction, Some(&transaction));
-        let answer = Answer::TransactionCreated(Box::new(view));
-        let record = IdempotencyRecord { answer: serde_json::to_vec(&answer).unwrap(), ..longest(1).3 };
-        let record_bytes = bytes(&|batch| batch.remove(sealed(record.clone())));
-        assert!(record_bytes > 8 * 1024, "it is long: {record_bytes}");
-        assert!(record_bytes < ROOM_BYTES, "{record_bytes}");
-
-        let transaction_bytes = bytes(&|batch| {
-            batch.remove(sealed(transaction.clone()));
-            batch.remove(sealed(attestation.clone()));
-        });
-        assert!(transaction_bytes < ROOM_BYTES, "{transaction_bytes}");
-
-        let (credential, state, ..) = longest(1);
-        let party = RelyingParty {
-            credential_id: vec![0xff; 1_023],
-            rp_id: "r".repeat(253),
-            origins: vec!["o".repeat(267); 8],
-        };
-        let signer = Signer { algorithm: SignatureAlgorithm::Es256, key: None };
-        let tombstone =
-            Credential { kind: Kind::Authenticator(Authenticator { signer, party }), ..credential };
-        let tenant = tombstone.tenant.clone();
-        let seed = ImportedSeed { tenant, fingerprint: [0xff; 32], version: 1, credential: tombstone.id };
-        let tombstone_bytes = bytes(&|batch| {
-            batch.remove(sealed(seed.clone()));
-            batch.remove(sealed(tombstone.clone()));
-            batch.remove(sealed(state.clone()));
-        });
-        assert!(tombstone_bytes < ROOM_BYTES, "{tombstone_bytes}");
-
-        let inputs_bytes = bytes(&|batch| {
-            let (_, state, ..) = longest(1);
-            let next = state.with_status(Status::Suspended);
-            batch.replace(sealed(state), next.into());
-            (0..BATCH as u8).for_each(|number| batch.remove(sealed(longest(number).2)));
-        });
-        assert!(inputs_bytes < ROOM_BYTES, "{inputs_bytes}");
-    }
-
-    #[test]
-    fn a_batch_says_how_long_its_message_is() {
-        let mut batch = Batch::default();
-        for number in 0..u8::try_from(BATCH).unwrap() {
-            let (credential, state, input, record) = longest(number);
-            batch.remove(sealed(record));
-            batch.remove(sealed(credential));
-            batch.remove(sealed(input));
-            let next = state.with_status(Status::Suspended);
-            batch.replace(sealed(state), next.into());
-        }
-        let Batch { bytes, standing, written, .. } = batch;
-        let outcome = Outcome {
-            replaces: (0u8..).take(standing.len()).collect(),
-            rows: written.iter().map(Row::encode).collect(),
-        };
-        let request = Request::Seal(SealRows { standing, outcome });
-        let frame = encode(&Call { repeated: false, id: u64::MAX, request }).unwrap();
-        assert!((bytes * 7 / 8..=bytes + 128).contains(&frame.len()), "{} instead of {bytes}", frame.len());
     }
 }

@@ -2,13 +2,18 @@
 //! and nobody else has the database.
 //!
 //! The log gets its new origin before anything else changes, and the token its new anchor when all is done: in between
-//! the service does not start, wherever it was cut off. Every step may be done again.
+//! the service does not start, wherever it was cut off. Every step may be done again. What does not fit of a log is in a
+//! file before it goes, in the transaction that gives the log its origin.
 
+mod aside;
 mod survey;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use data_encoding::BASE64;
+use tokio::time::{Instant, sleep};
 
 use crate::clock::WatchedClock;
 use crate::domain::audit::{AuditEntry, Event};
@@ -20,7 +25,7 @@ use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, TableSums};
 use crate::domain::time::Now;
 use crate::hsm::messages::portions;
 use crate::hsm::{Hsm, HsmError};
-use crate::store::{Commit, CommitError, Found, ReadError, Store};
+use crate::store::{Commit, CommitError, Damage, Found, ReadError, Standing, Store};
 
 use super::at_rest::AtRest;
 use super::pruning::Batch;
@@ -29,10 +34,16 @@ use super::{Refused, Service};
 pub use survey::Survey;
 use survey::name;
 
+/// How long it waits for the HSM, whatever it asks: who does not get an answer knows nothing of a row.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long after no answer it asks again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How many rows are read at once.
 const PAGE: u16 = 100;
 /// How many rows a batch may stand on: a custodian names them by one byte, and a credential has two.
 const BATCH_ROWS_MAX: usize = 200;
+/// The longest detail of an entry, in characters.
+const DETAIL_CHARS_MAX: usize = 256;
 
 /// The database, the HSM and the moment of a recovery.
 pub struct Recovery {
@@ -81,6 +92,8 @@ pub struct Done {
     pub cancelled: u64,
     /// Which log it is from here on.
     pub origin: String,
+    /// Where the entries are that did not fit.
+    pub set_aside: Option<PathBuf>,
 }
 
 impl Recovery {
@@ -96,11 +109,14 @@ impl Recovery {
     /// # Errors
     /// It is not complete: it has to be done again.
     pub async fn accept_rollback(&self, survey: &Survey) -> Result<Done, RecoveryError> {
-        let random = self.hsm.random().await?;
+        let random = persist(|| self.hsm.random()).await?;
         let origin =
             Origin::from_random(std::array::from_fn(|place| random.get(place).copied().unwrap_or(0)));
-        self.store.begin_log(origin.clone()).await?;
         let mut done = Done { origin: origin.to_string(), ..Done::default() };
+        match &survey.log {
+            None => self.store.begin_log(origin.clone()).await?,
+            Some(damage) => done.set_aside = self.cut(damage, origin.clone()).await?,
+        }
         self.remove_wrong(&mut done).await?;
         self.recover_rows(&mut done).await?;
 
@@ -112,12 +128,34 @@ impl Recovery {
         };
         self.note(Event::Recovered, None, format!("{was}; log is {origin}")).await?;
         self.store.set_sums(self.sums().await?).await?;
+        self.service.take_over(None).await.map_err(RecoveryError)?;
         let head = self.store.head().borrow().clone();
         let size = head.size;
-        let note = self.hsm.sign_checkpoint(Checkpoint { head, unix_s: self.now.unix_ms / 1_000 }).await?;
+        let checkpoint = Checkpoint { head, unix_s: self.now.unix_ms / 1_000 };
+        let note = persist(|| self.hsm.sign_checkpoint(checkpoint.clone())).await?;
         self.store.keep_checkpoint(size, self.now.unix_ms, note.clone()).await?;
-        self.hsm.write_anchor(note, true).await?;
+        persist(|| self.hsm.write_anchor(note.clone(), true)).await?;
         Ok(done)
+    }
+
+    /// Makes of a log that is damaged one that fits, with an entry that says so. A recovery that is cut off behind it finds
+    /// nothing wrong with the log, so this is not for its last entry to tell.
+    async fn cut(&self, damage: &Damage, origin: Origin) -> Result<Option<PathBuf>, RecoveryError> {
+        let Damage { reason, kept, aside } = damage;
+        let (file, detail) = match aside {
+            0 => (None, format!("the hashes kept of the log are made anew: {reason}")),
+            _ => {
+                let file = self.set_aside(damage).await?;
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                let first = kept.saturating_add(1);
+                let detail =
+                    format!("cut before entry {first} of the log, {aside} entries set aside in {name}");
+                (Some(file), detail)
+            }
+        };
+        let detail = detail.chars().take(DETAIL_CHARS_MAX).collect();
+        self.store.cut_log(*kept, origin, self.entry(Event::Recovered, None, detail)).await?;
+        Ok(file)
     }
 
     async fn remove_wrong(&self, done: &mut Done) -> Result<(), RecoveryError> {
@@ -128,7 +166,7 @@ impl Recovery {
                 let name = name(&row);
                 let detail = format!("removed, its seal is wrong: {name}");
                 match row {
-                    Found::Readable(row) => self.remove(&row.row, detail).await?,
+                    Found::Readable(row) => self.remove(&row, detail).await?,
                     Found::Unreadable(place) => {
                         self.note(Event::RowTampered, None, detail).await?;
                         self.store.discard(place).await?;
@@ -181,11 +219,9 @@ impl Recovery {
         let (state, account) = self.store.limits_found(&credential.row).await?;
         let Some(state) = state else {
             // What it used up nobody knows, not even how often it failed.
-            self.remove(
-                &credential.row.clone().into(),
-                format!("removed, its state is gone: credential {id}"),
-            )
-            .await?;
+            let detail = format!("removed, its state is gone: credential {id}");
+            let Sealed { row, seal } = credential;
+            self.remove(&Sealed { row: row.into(), seal }, detail).await?;
             done.removed.push(format!("credential {id}, whose state is gone"));
             return Ok(());
         };
@@ -267,22 +303,30 @@ impl Recovery {
     }
 
     async fn commit(&self, batch: Batch, audit: AuditEntry) -> Result<(), RecoveryError> {
-        let commit = batch.sealed(&self.hsm, audit).await.map_err(|refused| match refused {
-            Refused::Unavailable { cause, .. } => RecoveryError(cause),
-            other => RecoveryError(format!("{other:?}")),
-        })?;
+        let deadline = Instant::now() + PATIENCE;
+        let commit = loop {
+            match batch.clone().sealed(&self.hsm, audit.clone()).await {
+                Ok(commit) => break commit,
+                // A row that is not what was sealed stays so; that the HSM does not answer passes.
+                Err(Refused::Unavailable { retry_after_s: 0..=2, .. }) if Instant::now() < deadline => {
+                    sleep(ASK_AGAIN_AFTER).await;
+                }
+                Err(Refused::Unavailable { cause, .. }) => return Err(RecoveryError(cause)),
+                Err(other) => return Err(RecoveryError(format!("{other:?}"))),
+            }
+        };
         let _durable = self.store.commit(commit).await?;
         Ok(())
     }
 
     /// Removes a row whose seal nobody can vouch for. The sums are made anew in the end.
-    async fn remove(&self, row: &Row, detail: String) -> Result<(), RecoveryError> {
+    async fn remove(&self, row: &Sealed<Row>, detail: String) -> Result<(), RecoveryError> {
         let commit = Commit {
-            standing: Vec::new(),
+            before: vec![Standing::from(row)],
             rows: Vec::new(),
-            removed: vec![(row.key(), row.version())],
+            removed: vec![row.row.key()],
             sum_change: TableSums::default(),
-            audit: self.entry(Event::RowTampered, credential_of(row), detail),
+            audit: self.entry(Event::RowTampered, credential_of(&row.row), detail),
         };
         let _durable = self.store.commit(commit).await?;
         Ok(())
@@ -295,7 +339,7 @@ impl Recovery {
         detail: String,
     ) -> Result<(), RecoveryError> {
         let commit = Commit {
-            standing: Vec::new(),
+            before: Vec::new(),
             rows: Vec::new(),
             removed: Vec::new(),
             sum_change: TableSums::default(),
@@ -329,9 +373,24 @@ impl Recovery {
     async fn add_up(&self, rows: Vec<SealedBytes>) -> Result<TableSums, RecoveryError> {
         let mut sums = TableSums::default();
         for portion in portions(rows).into_iter().filter(|portion| !portion.is_empty()) {
-            sums.add_all(&self.hsm.sum(portion).await?);
+            sums.add_all(&persist(|| self.hsm.sum(portion.clone())).await?);
         }
         Ok(sums)
+    }
+}
+
+/// Asks the HSM again as long as it does not answer: what it says of a row is final, that it says nothing is not.
+async fn persist<T, A: Future<Output = Result<T, HsmError>>>(
+    mut ask: impl FnMut() -> A,
+) -> Result<T, HsmError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(HsmError::Busy | HsmError::Unavailable(_)) if Instant::now() < deadline => {
+                sleep(ASK_AGAIN_AFTER).await;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -5,33 +5,32 @@
 //! whoever begins again goes on where it was interrupted. A row that cannot be renewed is passed over and counted, so that
 //! it keeps no other from its newer key.
 
+mod batches;
 mod left;
+mod progress;
 
-use std::sync::Mutex;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::caller::Tenant;
-use crate::domain::credential::{Kind, StoredSecret};
 use crate::domain::id::CredentialId;
 use crate::domain::row::{Row, Sealed, SealedBytes, TableSums};
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::HsmError;
 use crate::hsm::messages::portions;
-use crate::store::{Commit, Found};
+use crate::store::{Commit, Found, Standing};
 
 use super::{RACES_MAX, Refused, Service};
+use batches::{at_once, halves, is_old, is_one, secrets_in};
 use left::Left;
+
+pub(super) use progress::Rewrapping;
+pub use progress::{Progress, RewrapState};
 
 /// How many rows are read at once.
 const PAGE_ROWS: u16 = 256;
-/// What a custodian is given at once at most: it has to be done before it counts as stuck, and an HSM may take long for
-/// each secret, which it unwraps and wraps.
-const ROWS_AT_ONCE: usize = 16;
-const SECRETS_AT_ONCE: usize = 8;
 /// A row that no custodian renews is tried so often alone.
 const FAILURES_MAX: u8 = 2;
 /// How often all rows are gone through before it is given up: what is busy all the time is met again.
@@ -40,60 +39,6 @@ const PASSES_MAX: usize = 8;
 const PAUSE: Duration = Duration::from_millis(200);
 const ATTEMPTS_MAX: usize = 50;
 
-/// How far it came.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// What it is doing.
-    pub state: RewrapState,
-    /// How many rows it has looked at in this pass.
-    pub done: u64,
-    /// How many rows there were when the pass began.
-    pub total: u64,
-    /// How many rows it has renewed.
-    pub renewed: u64,
-}
-
-/// What a rewrap is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "name", content = "reason")]
-pub enum RewrapState {
-    /// None was begun since the start.
-    Idle,
-    /// It goes on.
-    Running,
-    /// All rows are under the newest keys.
-    Finished,
-    /// It was given up. Beginning again goes on where it stopped.
-    Failed(String),
-}
-
-/// The one rewrap that there can be, and the newest keys as far as they are known.
-pub(super) struct Rewrapping {
-    progress: Mutex<Progress>,
-    known: Mutex<Option<NewestKeys>>,
-}
-
-impl Default for Rewrapping {
-    fn default() -> Self {
-        let progress = Progress { state: RewrapState::Idle, done: 0, total: 0, renewed: 0 };
-        Self { progress: Mutex::new(progress), known: Mutex::default() }
-    }
-}
-
-impl Rewrapping {
-    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// What is new since the last time; nothing the first time.
-    fn learn(&self, newest: &NewestKeys) -> Vec<(KeyKind, u16)> {
-        let mut known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let new = known.as_ref().map_or_else(Vec::new, |known| newest.beyond(known));
-        *known = Some(newest.clone());
-        new
-    }
-}
-
 impl Service {
     /// How far the rewrap came.
     pub fn rewrap_progress(&self) -> Progress {
@@ -101,15 +46,21 @@ impl Service {
     }
 
     /// Has the custodians use the newest keys in the token, and writes to the log which of them are new since it was
-    /// asked before.
+    /// asked before. What could not be written down is new the next time still.
     ///
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn load_keys(&self) -> Result<NewestKeys, Refused> {
+        let mut known = self.rewrapping.known.lock().await;
         let newest = self.ask_for_keys().await?;
-        for (kind, version) in self.rewrapping.learn(&newest) {
+        let known = known.get_or_insert_with(|| newest.clone());
+        for (kind, version) in newest.beyond(known) {
             tracing::info!(%kind, version, "a newer key is used");
+            if kind == KeyKind::Row {
+                self.take_over(None).await.map_err(Refused::unavailable)?;
+            }
             self.log(Event::KeyRotated, format!("{kind} v{version}")).await?;
+            *known = known.clone().or_newer(&NewestKeys::new([(kind, version)]));
         }
         Ok(newest)
     }
@@ -194,7 +145,11 @@ impl Service {
                     Found::Readable(row) if left.is_passed_over(&row.row.key()) => {}
                     Found::Readable(row) if is_old(&row, newest) => old.push(*row),
                     Found::Readable(_) => {}
-                    Found::Unreadable(_) => left.unreadable(),
+                    Found::Unreadable(place) => {
+                        // The alarm that a custodian's answer raises for others.
+                        place.unreadable().into_iter().for_each(|row| self.store.report(row));
+                        left.unreadable();
+                    }
                 }
             }
             clean &= old.is_empty();
@@ -222,7 +177,7 @@ impl Service {
                 Row::Binding(binding) => match self.with_state(binding.credential, &binding.tenant).await {
                     Ok(pair) => batches.extend(pair),
                     // What cannot be read beside it is counted where it stands.
-                    Err(_) => left.failed(&[row.to_bytes()]),
+                    Err(_) => left.failed(&[row.to_bytes()], "the state beside it cannot be read"),
                 },
                 _ => alone.push((secrets_in(&row, newest), row.to_bytes())),
             }
@@ -234,7 +189,7 @@ impl Service {
     }
 
     /// Commits the next versions. What has been changed meanwhile is tried in smaller batches, and left for the next pass
-    /// in the end; what is not as it was sealed, or fails alone, is left for good.
+    /// in the end; what is not as it was written last, or fails alone, is left for good.
     async fn renew(&self, batch: Vec<SealedBytes>, left: &mut Left) -> Result<(), Refused> {
         let mut batches = vec![(batch, 0)];
         let mut waits = 0;
@@ -257,7 +212,7 @@ impl Service {
                     tracing::warn!(cause, rows = batch.len(), "rows cannot be renewed");
                     match failures + 1 {
                         _ if !is_one(&batch) => batches.extend(halves(batch)),
-                        FAILURES_MAX.. => left.failed(&batch),
+                        FAILURES_MAX.. => left.failed(&batch, &cause),
                         failures => batches.push((batch, failures)),
                     }
                     // A custodian may have been lost over it, and others have to be served.
@@ -286,7 +241,7 @@ impl Service {
         let rows: Option<Vec<_>> = rows.iter().map(|row| row.decode()).collect();
         let rows = rows.ok_or_else(|| Refused::unavailable("a renewed row that cannot be read"))?;
         let commit = Commit {
-            standing: Vec::new(),
+            before: batch.iter().filter_map(read).collect(),
             rows: super::seal(rows, &sealed)?,
             removed: Vec::new(),
             sum_change: sealed.sum_change,
@@ -295,9 +250,14 @@ impl Service {
                 ..AuditEntry::of_appliance(self.now().unix_ms, Event::Rewrapped)
             },
         };
-        match self.commit(commit).await {
-            Ok(Some(_)) => Ok(Tried::Done),
-            Ok(None) => Ok(Tried::Raced),
+        match self.commit_or_name(commit).await {
+            Ok(Ok(Some(_))) => Ok(Tried::Done),
+            Ok(Ok(None)) => Ok(Tried::Raced),
+            Ok(Err(key)) => {
+                let is_it = |row: &SealedBytes| row.bytes.decode().is_some_and(|row| row.key() == key);
+                let place = batch.iter().position(is_it).and_then(|place| u8::try_from(place).ok());
+                Ok(Tried::Changed(place.unwrap_or(u8::MAX)))
+            }
             Err(Refused::Unavailable { cause, retry_after_s: 0..=2 }) => Ok(Tried::NotNow(cause)),
             Err(refused) => Err(refused),
         }
@@ -307,7 +267,7 @@ impl Service {
     async fn log(&self, event: Event, detail: String) -> Result<(), Refused> {
         for _ in 0..RACES_MAX {
             let commit = Commit {
-                standing: Vec::new(),
+                before: Vec::new(),
                 rows: Vec::new(),
                 removed: Vec::new(),
                 sum_change: TableSums::default(),
@@ -335,10 +295,10 @@ impl Service {
     }
 }
 
-/// A row, or a binding with its state: what is not divided.
-fn is_one(batch: &[SealedBytes]) -> bool {
-    let is_binding = |row: &SealedBytes| matches!(row.bytes.decode(), Some(Row::Binding(_)));
-    batch.len() <= 1 || batch.iter().any(is_binding)
+/// As it was read.
+fn read(row: &SealedBytes) -> Option<Standing> {
+    let SealedBytes { bytes, seal } = row;
+    Some(Standing::from(&Sealed { row: bytes.decode()?, seal: seal.clone() }))
 }
 
 /// What became of a batch.
@@ -346,75 +306,10 @@ enum Tried {
     Done,
     /// Some row of it was changed meanwhile.
     Raced,
-    /// The row at this place is not what was sealed.
+    /// The row at this place is not what was written last.
     Changed(u8),
     /// A custodian worked on it, and did not do it.
     Failed(String),
     /// A custodian is being replaced, or a queue is full.
     NotNow(String),
-}
-
-/// The first half comes last, and is popped first.
-fn halves(mut batch: Vec<SealedBytes>) -> [(Vec<SealedBytes>, u8); 2] {
-    let second = batch.split_off(batch.len() / 2);
-    [(second, 0), (batch, 0)]
-}
-
-/// Rows with the number of their secrets, as a custodian is given them.
-fn at_once<T>(rows: Vec<(usize, T)>) -> Vec<Vec<T>> {
-    let (mut batches, mut batch, mut secrets) = (Vec::new(), Vec::new(), 0_usize);
-    for (count, row) in rows {
-        let with_it = secrets.saturating_add(count);
-        if !batch.is_empty() && (with_it > SECRETS_AT_ONCE || batch.len() == ROWS_AT_ONCE) {
-            batches.push(std::mem::take(&mut batch));
-            secrets = 0;
-        }
-        secrets = secrets.saturating_add(count);
-        batch.push(row);
-    }
-    if !batch.is_empty() {
-        batches.push(batch);
-    }
-    batches
-}
-
-fn is_old(row: &Sealed<Row>, newest: &NewestKeys) -> bool {
-    row.seal.key_version < newest.of(KeyKind::Row) || secrets_in(row, newest) > 0
-}
-
-/// How much in it is wrapped or encrypted by an older key.
-fn secrets_in(row: &Sealed<Row>, newest: &NewestKeys) -> usize {
-    let Row::Credential(credential) = &row.row else { return 0 };
-    // Version 0 says that nothing is wrapped.
-    let wrapped = |secret: &Option<StoredSecret>| {
-        let is_old = |secret: &StoredSecret| (1..newest.of(KeyKind::Kek)).contains(&secret.parts().0);
-        usize::from(secret.as_ref().is_some_and(is_old))
-    };
-    match &credential.kind {
-        Kind::Otp(token) => wrapped(&token.secret),
-        Kind::Ocra(token) => {
-            let hash = token.pin_hash.as_ref();
-            let encrypted = hash.is_some_and(|hash| hash.data_version < newest.of(KeyKind::Data));
-            wrapped(&token.secret).saturating_add(encrypted.into())
-        }
-        Kind::Terminal(terminal) => wrapped(&terminal.secret),
-        Kind::Rolling(rolling) => wrapped(&rolling.secret).saturating_add(wrapped(&rolling.identity_key)),
-        Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => 0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_custodian_is_given_too_much_at_once() {
-        let lengths = |secrets: &[usize]| -> Vec<usize> {
-            at_once(secrets.iter().map(|count| (*count, ())).collect()).iter().map(Vec::len).collect()
-        };
-        assert_eq!(lengths(&[]), [0; 0]);
-        assert_eq!(lengths(&[0; 33]), [16, 16, 1]);
-        assert_eq!(lengths(&[1; 17]), [8, 8, 1]);
-        assert_eq!(lengths(&[2, 0, 2, 2, 1, 2, 0]), [5, 2]);
-    }
 }

@@ -6,13 +6,14 @@ use crate::domain::audit::Event;
 use crate::domain::caller::{Caller, Tenant};
 use crate::domain::id::TransactionId;
 use crate::domain::otp::Otp;
-use crate::domain::row::{Row, Sealed, SealedBytes};
+use crate::domain::row::{Row, RowKey, Sealed, SealedBytes};
 use crate::domain::time::Now;
 use crate::domain::transaction::{Method, State, Step, StepError, Transaction};
 use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::{Commit, Page, TransactionRows};
+use crate::store::{Commit, Page, Standing, TransactionRows};
 
 use super::memory::{Memory, Recall};
+use super::pruning::Left;
 use super::rolling::TemporaryCode;
 use super::transaction_view::TransactionView;
 use super::{Answer, Ask, RACES_MAX, Refused, Service, audit_transaction, race_lost, seal};
@@ -216,20 +217,25 @@ impl Service {
 
     /// Writes down which transactions' time is over; how many. No verdict rests on it: who comes to an overdue
     /// transaction first writes it down. Nothing while the clock is not trusted.
-    pub(super) async fn expire_overdue(&self) -> Result<u64, Refused> {
+    pub(super) async fn expire_overdue(&self, left: &mut Left) -> Result<u64, Refused> {
         let mut expired = 0;
         loop {
             let now = self.now();
-            let overdue = match now.trusted {
-                true => self.store.overdue(now.unix_ms, OVERDUE_BATCH).await?,
+            let limit = OVERDUE_BATCH.saturating_add(left.count());
+            let mut overdue = match now.trusted {
+                true => self.store.overdue(now.unix_ms, limit).await?,
                 false => Vec::new(),
             };
+            overdue.retain(|(_, id)| !left.has(&RowKey::Transaction(*id)));
             if overdue.is_empty() {
                 return Ok(expired);
             }
             for (tenant, id) in overdue {
-                self.settled(&tenant, id).await?;
-                expired += 1;
+                match self.settled(&tenant, id).await {
+                    Ok(_) => expired += 1,
+                    Err(refused) if refused.stays() => left.leave(RowKey::Transaction(id))?,
+                    Err(refused) => return Err(refused),
+                }
             }
         }
     }
@@ -282,7 +288,7 @@ impl Service {
         let outcome = Outcome { replaces: vec![0], rows: written.iter().map(Row::encode).collect() };
         let sealed = self.hsm.seal(SealRows { standing, outcome }).await?;
         let commit = Commit {
-            standing: Vec::new(),
+            before: vec![Standing::from(&rows.transaction)],
             rows: seal(written, &sealed)?,
             removed: Vec::new(),
             sum_change: sealed.sum_change,
@@ -340,9 +346,8 @@ impl Service {
                 outcome: Outcome { replaces: Vec::new(), rows: vec![row.encode()] },
             })
             .await?;
-        let transaction = Row::Transaction(rows.transaction.row.clone());
         let commit = Commit {
-            standing: vec![(transaction.key(), transaction.version())],
+            before: vec![Standing::from(&rows.transaction)],
             rows: seal(vec![row], &sealed)?,
             removed: Vec::new(),
             sum_change: sealed.sum_change,

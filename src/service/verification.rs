@@ -4,12 +4,12 @@ use crate::domain::attestation::Attestation;
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::otp::Otp;
-use crate::domain::row::{Row, Sealed, SealedBytes};
+use crate::domain::row::{Row, RowKey, Sealed, SealedBytes};
 use crate::domain::time::Now;
 use crate::domain::transaction::{AuthenticatorReport, State, Step, Transaction};
 use crate::domain::verification::Subject;
 use crate::hsm::messages::{Outcome, SealedRows};
-use crate::store::{Commit, CredentialRows};
+use crate::store::{Commit, CredentialRows, Standing};
 
 use super::memory::{Memory, Recall};
 use super::{Answer, Ask, RACES_MAX, Refused, Service, actor, race_lost, seal};
@@ -46,8 +46,8 @@ pub(super) struct Ending {
     /// The standing rows it replaces, by their place in the message.
     pub replaces: Vec<u8>,
     pub rows: Vec<Row>,
-    /// The standing rows it removes, as they were read: they are among those that it replaces.
-    pub removed: Vec<Row>,
+    /// The standing rows it removes: they are among those that it replaces.
+    pub removed: Vec<RowKey>,
     pub answer: Answer,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Judged {
     pub ending: Ending,
     pub sealed: SealedRows,
     /// The rows that it stands on, as they were read.
-    pub standing: Vec<Row>,
+    pub before: Vec<Standing>,
 }
 
 /// What a response can make of its transaction, but for what makes it right or wrong.
@@ -177,13 +177,10 @@ impl Service {
         transaction: Option<TransactionId>,
         judged: Judged,
     ) -> Result<Option<Answer>, Refused> {
-        let Judged { ending, sealed, standing } = judged;
-        let is_changed =
-            |row: &Row| ending.rows.iter().chain(&ending.removed).any(|changed| changed.key() == row.key());
-        let standing = standing.iter().filter(|row| !is_changed(row));
+        let Judged { ending, sealed, before } = judged;
         let commit = Commit {
-            standing: standing.map(|row| (row.key(), row.version())).collect(),
-            removed: ending.removed.iter().map(|row| (row.key(), row.version())).collect(),
+            before,
+            removed: ending.removed,
             rows: seal(ending.rows, &sealed)?,
             sum_change: sealed.sum_change,
             audit: AuditEntry {
@@ -226,19 +223,22 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// The rows that every verdict stands on, in the order of the message.
-    pub fn standing(self) -> Vec<Row> {
-        let subject = self.subject();
-        let mut rows = vec![
-            Row::Credential(subject.credential.clone()),
-            Row::State(subject.state.clone()),
-            Row::Account(subject.account.clone()),
-        ];
-        rows.extend(self.transaction.map(|transaction| Row::Transaction(transaction.row.clone())));
-        rows
+    /// The rows that every verdict stands on.
+    pub fn before(self) -> Vec<Standing> {
+        let mut before = self.before_but_account();
+        before.push((&self.rows.account).into());
+        before
     }
 
-    /// The same with their seals.
+    /// The same of a verdict that charges nothing. Codes change the account's row, and a commit that stood on it would
+    /// lose races that are none.
+    pub fn before_but_account(self) -> Vec<Standing> {
+        let CredentialRows { credential, state, .. } = self.rows;
+        let transaction = self.transaction.map(Standing::from);
+        [credential.into(), state.into()].into_iter().chain(transaction).collect()
+    }
+
+    /// With their seals, in the order of the message.
     pub fn standing_bytes(self) -> Vec<SealedBytes> {
         let mut bytes = Vec::from(self.rows.to_bytes());
         bytes.extend(self.transaction.map(Sealed::to_bytes));

@@ -5,14 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::columns::Fault;
 use super::files::{self, beside, sync_folder};
 use super::ledger::Ledger;
 use super::log::newest_note;
 use super::sqlite::PATIENCE;
-use super::{OpenError, schema};
+use super::{OpenError, ledger, schema};
 use crate::domain::checkpoint::Head;
 use crate::domain::row::Table;
 
@@ -102,7 +102,10 @@ fn read_contents(connection: &Connection) -> Result<Contents, Fault> {
     };
     Ok(Contents {
         schema: schema_version(connection)?,
-        head: Ledger::load(connection)?.head(),
+        head: match schema_version(connection)? {
+            schema::WITH_A_LOG => ledger::head_of_first(connection)?,
+            _ => Ledger::load(connection)?.head(),
+        },
         checkpoint: newest_note(connection)?,
         row_keys: versions(connection, &seals.join(" UNION "))?,
         keks: versions(
@@ -134,8 +137,10 @@ fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Puts the database at `from`, which is in the same folder and closed, in the place of `path`. What is there is kept: as
-/// `PATH.before-restore-STAMP`, with its WAL. Gives its name, if there was one.
+/// Puts the database at `from`, which is in the same folder and closed, in the place of `path`. What is there is kept, as
+/// `PATH.before-restore-STAMP`. Gives its name, if there was one.
+///
+/// Whoever is killed in here leaves one of the two at `path`, whole.
 ///
 /// # Errors
 /// A file cannot be moved, or another process uses the database.
@@ -145,31 +150,57 @@ pub fn install(from: &Path, path: &Path, stamp: &str) -> Result<Option<PathBuf>,
     let failed = |error| cannot("move", path, &error);
     let is_there = path.try_exists().map_err(failed)?;
     if is_there {
+        take_in_wal(path)?;
         // A second name, so that there is a database at every moment: a start would make an empty one. Where that cannot
         // be, nothing has changed yet.
         fs::hard_link(path, &aside).map_err(failed)?;
     }
-    // Then what must never be found beside another database: SQLite would write it into that. Under its new name it is
-    // found beside its own.
-    let wal = beside(path, "-wal");
-    let is_empty = fs::metadata(&wal).is_ok_and(|metadata| metadata.len() == 0);
-    let absent_is_fine = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            let _ = fs::remove_file(&aside);
-            Err(failed(error))
-        }
-        _ => Ok(()),
-    };
-    absent_is_fine(match is_empty {
-        true => fs::remove_file(&wal),
-        false => fs::rename(&wal, beside(&aside, "-wal")),
-    })?;
+    // What must never be found beside another database: SQLite would write it into that. There is none of it any more,
+    // unless it is of a database that cannot be opened.
+    for suffix in ["-wal", "-journal"] {
+        let left = beside(path, suffix);
+        let is_empty = fs::metadata(&left).is_ok_and(|metadata| metadata.len() == 0);
+        absent_is_fine(match is_empty {
+            true => fs::remove_file(&left),
+            false => fs::rename(&left, beside(&aside, suffix)),
+        })
+        .map_err(failed)?;
+    }
     // What only says where in the WAL things are: it is made anew.
-    absent_is_fine(fs::remove_file(beside(path, "-shm")))?;
+    absent_is_fine(fs::remove_file(beside(path, "-shm"))).map_err(failed)?;
     sync_folder(path)?;
     fs::rename(from, path).map_err(failed)?;
     sync_folder(path)?;
     Ok(is_there.then_some(aside))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Writes what is in the WAL into the database, so that it is one file: of two files that are moved one after the other,
+/// a start in between would find one, and go on without what was answered last.
+fn take_in_wal(path: &Path) -> Result<(), OpenError> {
+    let unusable = |error: &rusqlite::Error| {
+        matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let busy = || {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(PATIENCE)?;
+        schema::distrust(&connection)?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+    };
+    match busy() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError(format!("another process reads {}; stop it first", path.display()))),
+        // No start can use it, with its WAL or without.
+        Err(error) if unusable(&error) => Ok(()),
+        Err(error) => Err(cannot("read", path, &error)),
+    }
 }
 
 /// Opens it to read. Where no other process has it open, the files beside it are made and removed again.

@@ -21,7 +21,8 @@ use crate::domain::caller::{ClientName, Tenant};
 use crate::domain::id::{CredentialId, TransactionId};
 use crate::domain::idempotency::{Fingerprint, IdempotencyKey, IdempotencyRecord};
 use crate::domain::lockout::Attempts;
-use crate::domain::row::{Seal, Sealed};
+use crate::domain::row::{RowKey, Seal, Sealed};
+use crate::store::Unreadable;
 
 /// Why a read failed; for the log, and without any value.
 #[derive(Debug, thiserror::Error)]
@@ -37,11 +38,14 @@ pub(super) enum Fault {
         /// The column.
         column: &'static str,
     },
+    /// The same, of a row that is sealed.
+    #[error("{}", .0.fault)]
+    Row(Box<Unreadable>),
     /// A credential without the row that limits guessing.
-    #[error("credential {id} has no row in table {table}: it was removed")]
+    #[error("credential {id} has no row in table {}: it was removed", .key.table().name())]
     Missing {
-        /// Where it is missing.
-        table: &'static str,
+        /// What is missing.
+        key: Box<RowKey>,
         /// Whose it is.
         id: CredentialId,
     },
@@ -54,6 +58,22 @@ pub(super) enum Fault {
     /// An entry of the log that is not there, or not what its leaf is of.
     #[error("entry {0} of the log is not what was written there")]
     Entry(u64),
+    /// A log that does not fit.
+    #[error("{0}")]
+    Log(String),
+}
+
+impl Fault {
+    /// The row that is at fault, if somebody changed one: all else is right.
+    pub fn row(&self) -> Option<Unreadable> {
+        let of_key = |key: RowKey| Unreadable { table: key.table(), key: Some(key), fault: self.to_string() };
+        match self {
+            Self::Row(row) => Some((**row).clone()),
+            Self::Missing { key, .. } => Some(of_key((**key).clone())),
+            Self::Unattested(id) | Self::Unapproved(id) => Some(of_key(RowKey::Attestation(*id))),
+            Self::Sql(_) | Self::Invalid { .. } | Self::Entry(_) | Self::Log(_) => None,
+        }
+    }
 }
 
 /// A table, with its columns in the order of `SELECT *`.

@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
 
 use super::columns::Fault;
+use super::ledger::Ledger;
+use super::reads::any;
 use super::reads::log::{LoggedLeaf, logged_leaf};
 use super::schema::{self, APPLICATION_ID, VERSION};
 use super::{OpenError, columns, files, ledger, scan};
 use crate::domain::checkpoint::Origin;
+use crate::domain::ledger::LedgerState;
 use crate::domain::log::TreeHash;
-use crate::domain::row::{Row, RowSum, Table};
+use crate::domain::row::{Row, Sealed, Table};
 
 /// A database that is only read.
 pub struct OfflineStore {
@@ -113,13 +116,12 @@ impl OfflineStore {
         ledger::origin(&self.connection).map_err(|fault| self.unreadable(&fault))
     }
 
-    /// The sum over all rows, as kept.
+    /// What the database says of itself besides rows.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn row_sum(&self) -> Result<RowSum, OpenError> {
-        let sums = ledger::sums(&self.connection).map_err(|fault| self.unreadable(&fault));
-        sums.map(|(sums, unsplit)| sums.total().plus(unsplit))
+    /// It cannot be read, or the last entries are not those of the tree.
+    pub fn ledger(&self) -> Result<LedgerState, OpenError> {
+        Ledger::load(&self.connection).map(|ledger| ledger.state()).map_err(|fault| self.unreadable(&fault))
     }
 
     /// Shows every entry after number `after`, in their order, until one breaks off.
@@ -174,13 +176,24 @@ impl OfflineStore {
         })
     }
 
+    /// The kept checkpoint with the largest size below this one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn last_note(&self, below: i64) -> Result<Option<KeptNote>, OpenError> {
+        let sql = "SELECT size, unix_ms, note FROM checkpoint WHERE size < ?1 ORDER BY size DESC LIMIT 1";
+        self.each(sql, [below], |row| {
+            Ok(ControlFlow::Break(KeptNote { size: row.get(0)?, unix_ms: row.get(1)?, note: row.get(2)? }))
+        })
+    }
+
     /// Shows every row of every table, until one breaks off; what is no row of ours by what is wrong with it.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn rows<B>(
         &self,
-        mut each: impl FnMut(Table, Result<Row, String>) -> ControlFlow<B>,
+        mut each: impl FnMut(Table, Result<Sealed<Row>, String>) -> ControlFlow<B>,
     ) -> Result<Option<B>, OpenError> {
         for table in Table::ALL {
             let found = self.each(&format!("SELECT * FROM {}", table.name()), [], |row| {
@@ -225,20 +238,20 @@ impl OfflineStore {
     }
 }
 
-fn parsed(table: Table, row: &SqlRow<'_>) -> Result<Row, Fault> {
-    Ok(match table {
-        Table::Credential => columns::credential(row)?.row.into(),
-        Table::State => columns::state(row)?.row.into(),
-        Table::Account => columns::account(row)?.row.into(),
-        Table::Idempotency => columns::idempotency(row)?.row.into(),
-        Table::UsedInput => columns::used_input(row)?.row.into(),
-        Table::Attestation => columns::attestation(row)?.row.into(),
-        Table::Transaction => columns::transaction(row)?.row.into(),
-        Table::Binding => columns::binding(row)?.row.into(),
-        Table::Presentation => columns::presentation(row)?.row.into(),
-        Table::Authorization => columns::authorization(row)?.row.into(),
-        Table::ImportedSeed => columns::imported_seed(row)?.row.into(),
-    })
+fn parsed(table: Table, row: &SqlRow<'_>) -> Result<Sealed<Row>, Fault> {
+    match table {
+        Table::Credential => columns::credential(row).map(any),
+        Table::State => columns::state(row).map(any),
+        Table::Account => columns::account(row).map(any),
+        Table::Idempotency => columns::idempotency(row).map(any),
+        Table::UsedInput => columns::used_input(row).map(any),
+        Table::Attestation => columns::attestation(row).map(any),
+        Table::Transaction => columns::transaction(row).map(any),
+        Table::Binding => columns::binding(row).map(any),
+        Table::Presentation => columns::presentation(row).map(any),
+        Table::Authorization => columns::authorization(row).map(any),
+        Table::ImportedSeed => columns::imported_seed(row).map(any),
+    }
 }
 
 /// The path as SQLite takes it for a file that nobody changes.

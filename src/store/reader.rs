@@ -7,6 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::mpsc::Receiver;
@@ -17,17 +18,46 @@ use super::sqlite::PATIENCE;
 /// At most so many questions share a snapshot: a checkpoint cannot pass one that is in use.
 const BATCH_MAX: usize = 64;
 
-/// Reads, tells whoever waits, and says what went wrong, if something did.
+/// Reads, tells whoever waits, and says what went wrong with the database, if something did.
 pub(super) type Read = Box<dyn FnOnce(&Transaction<'_>) -> Option<String> + Send>;
+
+/// How often it is told that reads fail.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// What is told of reads that fail: whoever asks can make them fail as often as they ask.
+#[derive(Default)]
+struct Told {
+    last: Option<Instant>,
+    /// How many failed since.
+    untold: u64,
+}
+
+impl Told {
+    /// How many failures are told of now, this one included; `None`: it is told with a later one.
+    fn failed(&mut self, now: Instant) -> Option<u64> {
+        self.untold = self.untold.saturating_add(1);
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < TELL_EVERY) {
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+
+    fn tell(&mut self, cause: &str) {
+        if let Some(reads) = self.failed(Instant::now()) {
+            tracing::error!(cause, reads, "the store cannot be read");
+        }
+    }
+}
 
 /// Works on a connection from [`open`] until the last [`super::Store`] is gone and nothing waits.
 pub(super) fn run(path: &Path, connection: Connection, asked: &Mutex<Receiver<Read>>) {
-    let mut idle = Some(connection);
+    let (mut idle, mut told) = (Some(connection), Told::default());
     // What panics is one question; those of its batch get no answer, and the thread goes on.
-    while catch_unwind(AssertUnwindSafe(|| answer_all(path, &mut idle, asked))).is_err() {}
+    while catch_unwind(AssertUnwindSafe(|| answer_all(path, &mut idle, &mut told, asked))).is_err() {}
 }
 
-fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver<Read>>) {
+fn answer_all(path: &Path, idle: &mut Option<Connection>, told: &mut Told, asked: &Mutex<Receiver<Read>>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         // Held while it waits: the other readers queue up behind it, and each wakes for a batch.
@@ -38,8 +68,8 @@ fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver
         }
         let mut questions = batch.drain(..);
         while questions.len() > 0 {
-            if let Err(error) = answer(path, idle, &mut questions) {
-                tracing::error!(cause = %error, "the store cannot be read");
+            if let Err(error) = answer(path, idle, told, &mut questions) {
+                told.tell(&error.to_string());
                 break;
             }
         }
@@ -50,6 +80,7 @@ fn answer_all(path: &Path, idle: &mut Option<Connection>, asked: &Mutex<Receiver
 fn answer(
     path: &Path,
     idle: &mut Option<Connection>,
+    told: &mut Told,
     questions: &mut impl Iterator<Item = Read>,
 ) -> rusqlite::Result<()> {
     let mut connection = match idle.take() {
@@ -59,7 +90,7 @@ fn answer(
     let transaction = connection.transaction()?;
     for question in questions {
         if let Some(fault) = question(&transaction) {
-            tracing::error!(cause = fault, "a read failed");
+            told.tell(&fault);
             return Ok(());
         }
     }
@@ -87,6 +118,7 @@ mod tests {
     use super::super::columns::Fault;
     use super::super::sqlite::{READERS, READS_MAX};
     use super::super::{ReadError, Store};
+    use super::*;
 
     /// A store in a folder of its own, which goes with it.
     struct Scratch(std::path::PathBuf, Store);
@@ -106,6 +138,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn reads_that_fail_are_told_of_every_ten_seconds() {
+        let (mut told, begun) = (Told::default(), Instant::now());
+        assert_eq!(told.failed(begun), Some(1));
+        let soon = begun + TELL_EVERY - Duration::from_millis(1);
+        assert!((0..10_000).all(|_| told.failed(soon).is_none()));
+        assert_eq!(told.failed(begun + TELL_EVERY), Some(10_001));
+        assert_eq!(told.failed(begun + TELL_EVERY), None);
+    }
+
     #[tokio::test]
     async fn a_question_that_panics_is_its_own_loss_alone() {
         let scratch = Scratch::new("panics");
@@ -113,7 +155,7 @@ mod tests {
             let panicked = scratch.1.read(|_| -> Result<(), Fault> { panic!("on purpose") }).await;
             assert_eq!(panicked, Err(ReadError));
         }
-        assert_eq!(scratch.1.clock_stepped().await, Ok(false));
+        assert_eq!(scratch.1.rows_count().await, Ok(0));
     }
 
     #[tokio::test]
@@ -132,7 +174,7 @@ mod tests {
             read.await
         });
         has_begun.await.unwrap();
-        assert_eq!(scratch.1.clock_stepped().await, Ok(false));
+        assert_eq!(scratch.1.rows_count().await, Ok(0));
         end.send(()).unwrap();
         assert_eq!(slow.await.unwrap(), Ok(true));
     }
@@ -156,18 +198,18 @@ mod tests {
             ends.push(end);
             slow.push(read);
         }
-        let mut waiting: Vec<_> = (0..READS_MAX).map(|_| Box::pin(store.clock_stepped())).collect();
+        let mut waiting: Vec<_> = (0..READS_MAX).map(|_| Box::pin(store.rows_count())).collect();
         assert!(waiting.iter_mut().all(|read| read.as_mut().poll(&mut once).is_pending()));
-        let mut beyond = Box::pin(store.clock_stepped());
+        let mut beyond = Box::pin(store.rows_count());
         assert_eq!(beyond.as_mut().poll(&mut once), std::task::Poll::Ready(Err(ReadError)));
         drop(ends);
         for read in slow {
             assert_eq!(read.await, Ok(false));
         }
         for read in waiting {
-            assert_eq!(read.await, Ok(false));
+            assert_eq!(read.await, Ok(0));
         }
-        assert_eq!(store.clock_stepped().await, Ok(false));
+        assert_eq!(store.rows_count().await, Ok(0));
     }
 
     #[tokio::test]

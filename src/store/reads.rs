@@ -14,9 +14,9 @@ use rusqlite::{OptionalExtension, Params, Row as SqlRow, Transaction, params};
 
 use super::columns::{self, Fault};
 use super::ledger;
-use super::{CredentialRows, Page, ReadError, Store};
+use super::{CredentialRows, Page, ReadError, Store, Unreadable, scan};
 use crate::domain::account::{Account, AccountRef};
-use crate::domain::audit::{Event, Logged};
+use crate::domain::audit::Logged;
 use crate::domain::caller::{ClientName, Tenant};
 use crate::domain::credential::{Credential, ObjectId, UsedInput};
 use crate::domain::id::CredentialId;
@@ -42,9 +42,6 @@ const OUT_OF_REACH: &str = "SELECT * FROM used_input WHERE expires_unix_ms BETWE
     ORDER BY expires_unix_ms LIMIT ?2";
 /// What is left of the inputs of one credential.
 const INPUTS_OF: &str = "SELECT * FROM used_input WHERE id = ?1 LIMIT ?2";
-/// The last word on the clock. Its condition reads as the index's does, or the index is not used.
-const CLOCK: &str = "SELECT * FROM audit WHERE event IN ('clock.stepped', 'clock.accepted')
-    ORDER BY seq DESC LIMIT 1";
 
 /// Secrets that are objects in the HSM. Read once, at the start.
 const RESIDENTS: &str = "SELECT secret FROM credential WHERE kek_version = 0 AND secret IS NOT NULL
@@ -223,20 +220,6 @@ impl Store {
         self.read(|tx| ledger::sums(tx)).await
     }
 
-    /// When the last entry of the log was made.
-    pub async fn last_audit_unix_ms(&self) -> Result<Option<u64>, ReadError> {
-        Ok(self.last_entry().await?.map(|logged| logged.entry.unix_ms))
-    }
-
-    /// Whether the wall clock stepped and no operator accepted it since.
-    pub async fn clock_stepped(&self) -> Result<bool, ReadError> {
-        self.read(|tx| {
-            let entry = one(tx, CLOCK, [], columns::audit)?;
-            Ok(entry.is_some_and(|logged| logged.entry.event == Event::ClockStepped))
-        })
-        .await
-    }
-
     /// A page of the log in the order of the commits: entries after number `after_seq`.
     pub async fn audit_entries(&self, after_seq: u64, limit: u16) -> Result<Vec<Logged>, ReadError> {
         self.read(move |tx| {
@@ -265,9 +248,11 @@ fn with_limits(tx: &Transaction<'_>, credential: Sealed<Credential>) -> Result<C
     let id = credential.row.id;
     let sql = "SELECT * FROM credential_state WHERE id = ?1";
     let state = one(tx, sql, params![id.to_bytes()], columns::state)?
-        .ok_or(Fault::Missing { table: "credential_state", id })?;
-    let account = account_row(tx, &credential.row.tenant, &credential.row.account)?
-        .ok_or(Fault::Missing { table: "account", id })?;
+        .ok_or_else(|| Fault::Missing { key: Box::new(RowKey::State(id)), id })?;
+    let (tenant, account) = (&credential.row.tenant, &credential.row.account);
+    let key = || RowKey::Account(tenant.clone(), account.clone());
+    let account =
+        account_row(tx, tenant, account)?.ok_or_else(|| Fault::Missing { key: Box::new(key()), id })?;
     Ok(CredentialRows { credential, state, account })
 }
 
@@ -360,7 +345,7 @@ fn rows_after(
     Ok(rows)
 }
 
-fn any<T: Into<Row>>(sealed: Sealed<T>) -> Sealed<Row> {
+pub(super) fn any<T: Into<Row>>(sealed: Sealed<T>) -> Sealed<Row> {
     Sealed { row: sealed.row.into(), seal: sealed.seal }
 }
 
@@ -377,7 +362,7 @@ pub(super) fn one<T>(
 ) -> Result<Option<T>, Fault> {
     let mut statement = tx.prepare_cached(sql)?;
     let mut rows = statement.query(values)?;
-    rows.next()?.map(parse).transpose()
+    rows.next()?.map(|row| parsed(row, &parse)).transpose()
 }
 
 pub(super) fn all<T>(
@@ -388,11 +373,25 @@ pub(super) fn all<T>(
 ) -> Result<Vec<T>, Fault> {
     let mut statement = tx.prepare_cached(sql)?;
     let mut rows = statement.query(values)?;
-    let mut parsed = Vec::new();
+    let mut all = Vec::new();
     while let Some(row) = rows.next()? {
-        parsed.push(parse(row)?);
+        all.push(parsed(row, &parse)?);
     }
-    Ok(parsed)
+    Ok(all)
+}
+
+/// With its name, if it is one of those that are sealed and cannot be read.
+fn parsed<T>(row: &SqlRow<'_>, parse: impl Fn(&SqlRow<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+    parse(row).map_err(|fault| match &fault {
+        Fault::Invalid { table, .. } => match row::Table::parse(table) {
+            Some(table) => {
+                let key = scan::key_of(row, table);
+                Fault::Row(Box::new(Unreadable { table, key, fault: fault.to_string() }))
+            }
+            None => fault,
+        },
+        _ => fault,
+    })
 }
 
 #[cfg(test)]
@@ -402,7 +401,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::store::{log, schema};
+    use crate::store::schema;
 
     #[test]
     fn what_is_asked_often_is_answered_by_an_index_without_sorting() {
@@ -418,10 +417,7 @@ mod tests {
             (INPUTS_OF, "PRIMARY KEY"),
             (imported_seeds::OF_FINGERPRINT, "PRIMARY KEY"),
             (imported_seeds::OF_CREDENTIAL, "imported_seed_of_credential"),
-            (CLOCK, "audit_clock"),
             (super::log::OF_TENANT, "audit_of_tenant"),
-            (log::LOSSES, "audit_lost"),
-            (log::CLOCKS, "audit_clock"),
             (transactions::PAYMENTS_OF_PAYER, "payment_of_payer"),
             (transactions::PAYMENTS_OF_TENANT, "payment_of_tenant"),
             (transactions::OVERDUE, "payment_pending"),

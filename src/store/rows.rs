@@ -13,6 +13,7 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, Error, OptionalExtension, Params, Result, params};
 use serde::Serialize;
 
+use super::inventory::Tag;
 use crate::domain::account::Account;
 use crate::domain::idempotency::IdempotencyRecord;
 use crate::domain::lockout::Lock;
@@ -24,57 +25,59 @@ use credentials::{write_credential, write_imported_seed, write_state, write_used
 use presentations::{write_authorization, write_presentation};
 use transactions::{write_attestation, write_transaction};
 
-/// The version of the row at `key`; `None` where there is none.
-pub(super) fn version(connection: &Connection, key: &RowKey) -> Result<Option<u64>> {
-    fn find(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<u64>> {
-        let version =
-            connection.prepare_cached(sql)?.query_row(key, |row| row.get::<_, i64>(0)).optional()?;
-        Ok(version.map(i64::cast_unsigned))
+/// The version of the row at `key`, and how its seal begins; `None` where there is none.
+pub(super) fn standing(connection: &Connection, key: &RowKey) -> Result<Option<(u64, Tag)>> {
+    fn find(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<(u64, Tag)>> {
+        let found = connection.prepare_cached(sql)?.query_row(key, |row| {
+            let seal = row.get_ref(1)?.as_blob().unwrap_or_default();
+            Ok((row.get::<_, i64>(0)?.cast_unsigned(), Tag::of_bytes(seal)))
+        });
+        found.optional()
     }
     match key {
         RowKey::Credential(id) => {
-            find(connection, "SELECT version FROM credential WHERE id = ?1", [id.to_bytes()])
+            find(connection, "SELECT version, seal FROM credential WHERE id = ?1", [id.to_bytes()])
         }
         RowKey::State(id) => {
-            find(connection, "SELECT version FROM credential_state WHERE id = ?1", [id.to_bytes()])
+            find(connection, "SELECT version, seal FROM credential_state WHERE id = ?1", [id.to_bytes()])
         }
         RowKey::Account(tenant, account) => find(
             connection,
-            "SELECT version FROM account WHERE tenant = ?1 AND account = ?2",
+            "SELECT version, seal FROM account WHERE tenant = ?1 AND account = ?2",
             [tenant.as_str(), account.as_str()],
         ),
         RowKey::Idempotency(client, key) => find(
             connection,
-            "SELECT version FROM idempotency WHERE client = ?1 AND key = ?2",
+            "SELECT version, seal FROM idempotency WHERE client = ?1 AND key = ?2",
             [client.as_str(), key.as_str()],
         ),
         RowKey::UsedInput(id, fingerprint) => find(
             connection,
-            "SELECT version FROM used_input WHERE id = ?1 AND fingerprint = ?2",
+            "SELECT version, seal FROM used_input WHERE id = ?1 AND fingerprint = ?2",
             params![id.to_bytes(), fingerprint],
         ),
         RowKey::Attestation(transaction) => find(
             connection,
-            "SELECT version FROM attestation WHERE transaction_id = ?1",
+            "SELECT version, seal FROM attestation WHERE transaction_id = ?1",
             [transaction.to_bytes()],
         ),
         RowKey::Transaction(id) => {
-            find(connection, "SELECT version FROM payment WHERE id = ?1", [id.to_bytes()])
+            find(connection, "SELECT version, seal FROM payment WHERE id = ?1", [id.to_bytes()])
         }
         RowKey::Binding(id) => {
-            find(connection, "SELECT version FROM binding WHERE credential = ?1", [id.to_bytes()])
+            find(connection, "SELECT version, seal FROM binding WHERE credential = ?1", [id.to_bytes()])
         }
         RowKey::Presentation(id) => {
-            find(connection, "SELECT version FROM presentation WHERE id = ?1", [id.to_bytes()])
+            find(connection, "SELECT version, seal FROM presentation WHERE id = ?1", [id.to_bytes()])
         }
         RowKey::Authorization(id) => find(
             connection,
-            "SELECT version FROM device_authorization WHERE credential = ?1",
+            "SELECT version, seal FROM device_authorization WHERE credential = ?1",
             [id.to_bytes()],
         ),
         RowKey::ImportedSeed(tenant, fingerprint) => find(
             connection,
-            "SELECT version FROM imported_seed WHERE tenant = ?1 AND fingerprint = ?2",
+            "SELECT version, seal FROM imported_seed WHERE tenant = ?1 AND fingerprint = ?2",
             params![tenant.as_str(), fingerprint],
         ),
     }

@@ -4,9 +4,9 @@ use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row as SqlRow, Transaction, params};
 
 use super::columns::{self, Fault};
-use super::ledger;
+use super::damage::{self, JudgedLog};
 use super::reads::{TABLES, account_row, one};
-use super::rows::{change, version};
+use super::rows::{change, standing};
 use super::{CommitError, ReadError, Store};
 use crate::domain::account::Account;
 use crate::domain::checkpoint::Head;
@@ -25,14 +25,14 @@ pub enum Found {
     Unreadable(Place),
 }
 
-/// A row that cannot be read.
-#[derive(Clone, Debug)]
+/// A row that cannot be read, or is not there though another one says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
     /// Its table.
     pub table: Table,
     /// Its key, if that can be read.
     pub key: Option<RowKey>,
-    /// Which column holds what nobody here writes.
+    /// What is wrong: such as which column holds what nobody here writes.
     pub fault: String,
 }
 
@@ -75,6 +75,13 @@ impl Place {
     /// The row's table.
     pub fn table(&self) -> Option<Table> {
         Table::ALL.get(self.table).copied()
+    }
+
+    /// The row that stands there, as one that cannot be read.
+    pub fn unreadable(&self) -> Option<Unreadable> {
+        let table = self.table()?;
+        let fault = format!("a row of {} holds no valid value", table.name());
+        Some(Unreadable { table, key: row_key(table, self.key.clone()), fault })
     }
 }
 
@@ -149,7 +156,7 @@ impl Store {
     /// # Errors
     /// SQLite failed.
     pub async fn has(&self, key: RowKey) -> Result<bool, ReadError> {
-        self.read(move |tx| Ok(version(tx, &key)?.is_some())).await
+        self.read(move |tx| Ok(standing(tx, &key)?.is_some())).await
     }
 
     /// Removes a row that cannot be read. It is in no log: that is for a commit before it to tell.
@@ -183,18 +190,11 @@ impl Store {
     /// An entry is not what was written there, or cannot be read.
     pub async fn whole_log(&self, sizes: Vec<u64>) -> Result<(Head, Vec<Option<TreeHash>>), ReadError> {
         self.read(move |tx| {
-            let mut roots = vec![None; sizes.len()];
-            let root = ledger::whole_tree(tx, |frontier| {
-                for (root, size) in roots.iter_mut().zip(&sizes) {
-                    if *size == frontier.size() {
-                        *root = Some(frontier.root());
-                    }
-                }
-            })?;
-            let (sums, unsplit) = ledger::sums(tx)?;
-            let sum = sums.total().plus(unsplit);
-            let head = Head { origin: ledger::origin(tx)?, size: root.size(), root: root.root(), sum };
-            Ok((head, roots))
+            let JudgedLog { head, roots, damage, .. } = damage::judge(tx, &sizes)?;
+            match damage {
+                None => Ok((head, roots)),
+                Some(damage) => Err(Fault::Log(damage.reason)),
+            }
         })
         .await
     }
@@ -243,12 +243,17 @@ fn unreadable(tx: &Transaction<'_>) -> Result<Option<Unreadable>, Fault> {
         let mut query = statement.query(params![i64::MAX, Key::nothing(), Key::nothing()])?;
         while let Some(row) = query.next()? {
             if let Err(fault) = parse(row) {
-                let key = row_key(*table, key(row, *table)?);
+                let key = key_of(row, *table);
                 return Ok(Some(Unreadable { table: *table, key, fault: fault.to_string() }));
             }
         }
     }
     Ok(None)
+}
+
+/// The key of a row, if it can be read.
+pub(super) fn key_of(row: &SqlRow<'_>, table: Table) -> Option<RowKey> {
+    row_key(table, key(row, table).ok()?)
 }
 
 /// The values of a row's key as what they are; `None` if they are nothing that we write.

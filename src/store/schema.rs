@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use super::{OpenError, ledger};
+use crate::domain::audit::Event;
 
 /// `PRAGMA application_id` of every hsm-authd database: "hsma".
 pub(super) const APPLICATION_ID: i32 = 0x6873_6d61;
@@ -308,6 +309,26 @@ const STEPS: &[&str] = &["
         PRIMARY KEY (tenant, fingerprint)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX imported_seed_of_credential ON imported_seed (credential);
+", "
+    -- What events of the log left for the next start, and the seal over all that a start believes besides rows. What
+    -- an earlier release wrote is put here right after this step, without a seal.
+    ALTER TABLE log_head ADD COLUMN lost_unix_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE log_head ADD COLUMN recovered_unix_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE log_head ADD COLUMN clock_stepped INTEGER NOT NULL DEFAULT 0 CHECK (clock_stepped IN (0, 1));
+    ALTER TABLE log_head ADD COLUMN ended INTEGER NOT NULL DEFAULT 1 CHECK (ended IN (0, 1));
+    ALTER TABLE log_head ADD COLUMN last_unix_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE log_head ADD COLUMN run BLOB CHECK (length(run) = 16);
+    ALTER TABLE log_head ADD COLUMN seal_key_version INTEGER;
+    ALTER TABLE log_head ADD COLUMN seal BLOB CHECK (length(seal) = 32);
+    DROP INDEX audit_clock;
+    DROP INDEX audit_lost;
+
+    -- Of eight numbers each. Of what an earlier release wrote the first is known, until a start has computed the others.
+    ALTER TABLE table_sum RENAME TO table_sum_of_first;
+    CREATE TABLE table_sum (
+        name TEXT PRIMARY KEY,
+        sum  BLOB NOT NULL CHECK (length(sum) = 256)
+    ) STRICT, WITHOUT ROWID;
 "];
 
 /// The present version.
@@ -315,6 +336,8 @@ pub(super) const VERSION: i64 = STEPS.len() as i64;
 
 /// The step after which the log's leaves are there.
 const LEAVES: usize = 5;
+/// The step after which the ledger is sealed.
+const LEDGER: usize = 6;
 /// The first version whose log has an origin and checkpoints: backups are of this one or a later one.
 pub(super) const WITH_A_LOG: i64 = LEAVES as i64;
 /// The version that this release makes and knows.
@@ -352,6 +375,30 @@ fn shape(connection: &Connection) -> rusqlite::Result<BTreeSet<(String, String, 
     found.collect()
 }
 
+/// Refuses what the fifth step's release left without an end, before it is changed: nothing sealed it, and that release can
+/// still end it as it should be.
+///
+/// # Errors
+/// One line for the operator.
+pub(super) fn check_ended(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let last_event = || -> rusqlite::Result<Option<String>> {
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let sql = "SELECT event FROM audit ORDER BY seq DESC LIMIT 1";
+        match version == LEAVES as i64 {
+            true => connection.query_row(sql, [], |row| row.get(0)).optional(),
+            false => Ok(None),
+        }
+    };
+    let path = path.display();
+    match last_event().map_err(|error| OpenError(format!("cannot read {path}: {error}")))? {
+        Some(event) if event != Event::Stopped.name() => Err(OpenError(format!(
+            "{path}: the release before did not end as it should have: start it once more, and stop it; or run \
+             `hsm-authd recover --config FILE --accept-rollback` (docs/integrity.md)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Brings the database to the present version, one transaction a step: a crash leaves a whole
 /// version, and the next start goes on from there.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
@@ -369,10 +416,12 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Op
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         transaction.execute_batch(sql).map_err(failed)?;
-        if step + 1 == LEAVES {
-            ledger::hash_old_entries(&transaction)
-                .map_err(|error| OpenError(format!("cannot migrate {}: {error}", path.display())))?;
-        }
+        let filled = match step + 1 {
+            LEAVES => ledger::hash_old_entries(&transaction),
+            LEDGER => ledger::take_over(&transaction),
+            _ => Ok(()),
+        };
+        filled.map_err(|error| OpenError(format!("cannot migrate {}: {error}", path.display())))?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
         transaction.pragma_update(None, "user_version", step as i64 + 1).map_err(failed)?;
         transaction.commit().map_err(failed)?;

@@ -1,8 +1,8 @@
 //! The embedded backend: SQLite in WAL mode, one writer thread, one that makes checkpoints, and
 //! readers that wait for neither.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc as std_mpsc};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -12,20 +12,29 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
 use super::columns::Fault;
-use super::ledger::Ledger;
+use super::inventory::Inventory;
+use super::ledger::{Ledger, RunKey};
 use super::reader::{self, Read};
-use super::writer::{Request, Upkeep, Work, Writer};
-use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError};
-use super::{files, schema};
+use super::writer::{Holding, Request, Upkeep, Work, Writer};
+use super::{Commit, CommitError, Committed, OpenError, QUEUE_MAX, ReadError, Unreadable};
+use super::{damage, files, schema};
 use crate::domain::checkpoint::Head;
+use crate::domain::ledger::{LedgerSeal, LedgerState};
+use crate::domain::row::TableSums;
 use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// So many threads read: one can wait for the disk while another goes on.
 pub(super) const READERS: usize = 2;
 /// So many reads wait for one; beyond that they are refused at once.
 pub(super) const READS_MAX: usize = 1_024;
+/// How many rows that were found changed wait to be written down.
+const REPORTS_MAX: usize = 64;
 /// How long a commit waits for somebody else's write lock: an operator's shell, say.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an operator does about a log that does not fit.
+const REMEDY: &str = "put the newest whole database back, or run `hsm-authd recover --config FILE`, which says what \
+    it would set aside (docs/recovery.md)";
 
 /// A database of this appliance, opened by this process alone. Cheap to clone.
 #[derive(Clone)]
@@ -39,9 +48,12 @@ struct Inner {
     questions: mpsc::Sender<Read>,
     _readers: Vec<Joined>,
     failed: watch::Receiver<bool>,
+    changed: (mpsc::Sender<Unreadable>, Mutex<Option<mpsc::Receiver<Unreadable>>>),
     head: watch::Receiver<Head>,
+    left: (LedgerState, Option<LedgerSeal>),
     queue: mpsc::Sender<Work>,
     metrics: StoreMetrics,
+    path: PathBuf,
     _threads: [Joined; 2],
     _lock: files::Lock,
 }
@@ -71,25 +83,58 @@ impl Store {
     /// Opens the database at `path`, or makes it (mode 0600) where there is none; its folder must
     /// exist. Brings an older schema up to date. Waits for the disk: not for an async thread that
     /// has anything else to do.
+    ///
+    /// # Errors
+    /// One line for the operator. A log whose last entries are not what was written is not opened.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let prepare = |connection: &mut Connection| {
+            schema::check_ended(connection, path)?;
+            schema::migrate(connection, path)
+        };
+        let load = |connection: &Connection| {
+            Ledger::load(connection).map_err(|fault| match fault {
+                Fault::Entry(_) => format!("{fault}; {REMEDY}"),
+                other => other.to_string(),
+            })
+        };
+        Self::open_by(path, prepare, load)
+    }
+
+    /// Opens it for a recovery: also one whose log does not fit. Nothing may be committed to such a one before
+    /// [`Store::cut_log`].
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn open_to_recover(path: &Path) -> Result<Self, OpenError> {
+        let load = |connection: &Connection| damage::ledger(connection).map_err(|fault| fault.to_string());
+        Self::open_by(path, |connection| schema::migrate(connection, path), load)
+    }
+
+    fn open_by(
+        path: &Path,
+        prepare: impl FnOnce(&mut Connection) -> Result<(), OpenError>,
+        load: impl FnOnce(&Connection) -> Result<Ledger, String>,
+    ) -> Result<Self, OpenError> {
         let lock = files::prepare(path)?;
         let mut connection = connect(path)?;
-        schema::migrate(&mut connection, path)?;
+        prepare(&mut connection)?;
         schema::compare(&connection, path)?;
         configure(&connection).map_err(|error| unusable(path, &error))?;
-        let ledger =
-            Ledger::load(&connection).map_err(|fault| OpenError(format!("{}: {fault}", path.display())))?;
+        let ledger = load(&connection).map_err(|fault| OpenError(format!("{}: {fault}", path.display())))?;
         let checkpoints = connect(path)?;
         let idle = (0..READERS).map(|_| reader::open(path).map_err(|error| unusable(path, &error)));
         let idle: Vec<Connection> = idle.collect::<Result<_, _>>()?;
 
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
         let (latch, failed) = watch::channel(false);
-        let (publish, head) = watch::channel(ledger.head());
+        let left = (ledger.state(), ledger.seal());
+        let (publish, head) = watch::channel(left.0.head());
+        let (report, reported) = mpsc::channel(REPORTS_MAX);
         let (ask, asked) = std_mpsc::sync_channel(1);
         let wal = Arc::new(Wal::default());
         let metrics = StoreMetrics::default();
-        let writer = Writer::new(connection, ledger, publish, latch, ask, Arc::clone(&wal), metrics.clone());
+        let (told, cut) = ((publish, latch), Arc::clone(&wal));
+        let writer = Writer::new(connection, ledger, told, report.clone(), ask, cut, metrics.clone());
         let counted = metrics.clone();
         let threads = [
             Joined::spawn("store-writer", move || writer.run(requests))?,
@@ -107,9 +152,12 @@ impl Store {
                 questions,
                 _readers: readers,
                 failed,
+                changed: (report, Mutex::new(Some(reported))),
                 head,
+                left,
                 queue,
                 metrics,
+                path: path.to_owned(),
                 _threads: threads,
                 _lock: lock,
             }),
@@ -148,6 +196,25 @@ impl Store {
         self.inner.head.clone()
     }
 
+    /// What the database said of itself when it was opened, and the seal of that.
+    pub fn left(&self) -> &(LedgerState, Option<LedgerSeal>) {
+        &self.inner.left
+    }
+
+    /// From here on what the database says of itself is sealed with this key, and rows are held against those that there
+    /// are: `None` leaves these as they are known.
+    ///
+    /// # Errors
+    /// As for [`Store::commit`]: nothing of it is in force then.
+    pub async fn hold(&self, key: RunKey, found: Option<(TableSums, Inventory)>) -> Result<(), CommitError> {
+        self.ask(|answer| Work::Hold(Holding { key, found }, answer)).await
+    }
+
+    /// Where its database is.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
     fn writer_is_gone(&self) -> CommitError {
         self.inner.metrics.commits.get_or_create(&metrics::Commit::Unavailable).inc();
         CommitError::Unavailable
@@ -175,6 +242,17 @@ impl Store {
         *self.inner.failed.borrow()
     }
 
+    /// Rows that cannot be read, or that are missing, as they are found: for whoever asks first.
+    pub fn changed_rows(&self) -> Option<mpsc::Receiver<Unreadable>> {
+        self.inner.changed.1.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Tells of one that was found by somebody who reads the unreadable ones too.
+    pub fn report(&self, row: Unreadable) {
+        // What finds no room is found again.
+        let _ = self.inner.changed.0.try_send(row);
+    }
+
     /// Has `read` done by a reader, within one snapshot of the database, off the async threads.
     pub(super) async fn read<T, F>(&self, read: F) -> Result<T, ReadError>
     where
@@ -182,9 +260,18 @@ impl Store {
         F: FnOnce(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
     {
         let (answer, outcome) = oneshot::channel();
+        let report = self.inner.changed.0.clone();
         let question: Read = Box::new(move |transaction| {
             let result = read(transaction);
-            let fault = result.as_ref().err().map(ToString::to_string);
+            let fault = match result.as_ref().err().map(|fault| (fault, fault.row())) {
+                None => None,
+                // Somebody changed it: that is told by its name, and once. The database itself can be read.
+                Some((_, Some(row))) => {
+                    let _ = report.try_send(row);
+                    None
+                }
+                Some((fault, None)) => Some(fault.to_string()),
+            };
             // Who stopped waiting needs no answer.
             let _ = answer.send(result.map_err(|_| ReadError));
             fault

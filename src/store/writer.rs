@@ -12,9 +12,11 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{self, Wal};
-use super::ledger::Ledger;
+use super::inventory::{Inventory, Tag};
+use super::ledger::{Ledger, RunKey};
 use super::sqlite::PATIENCE;
-use super::{Commit, CommitError, Committed, error_kind, rows};
+use super::standing::Fit;
+use super::{Commit, CommitError, Committed, Unreadable, error_kind, rows};
 use crate::domain::checkpoint::Head;
 use crate::domain::row::{RowKey, TableSums};
 use crate::metrics::{self, StoreError, StoreMetrics};
@@ -31,11 +33,20 @@ pub(super) struct Request {
 }
 
 /// What waits for the writer.
-#[expect(clippy::large_enum_variant, reason = "nearly all of it are commits")]
 pub(super) enum Work {
     Commit(Request),
     /// A change of what is kept besides rows, in a transaction of its own.
     Upkeep(Upkeep, oneshot::Sender<Result<(), CommitError>>),
+    /// What the writer holds in memory from here on.
+    Hold(Holding, oneshot::Sender<Result<(), CommitError>>),
+}
+
+/// What the writer holds in memory during a run.
+pub(super) struct Holding {
+    /// What it seals the ledger with.
+    pub(super) key: RunKey,
+    /// What the rows add up to, and which there are; `None`: as before.
+    pub(super) found: Option<(TableSums, Inventory)>,
 }
 
 /// Changes what the store keeps besides rows.
@@ -45,6 +56,9 @@ pub(super) type Upkeep = Box<dyn FnOnce(&Connection, &mut Ledger) -> rusqlite::R
 pub(super) struct Writer {
     connection: Connection,
     ledger: Ledger,
+    /// `None`: nobody has looked yet which rows there are.
+    inventory: Option<Inventory>,
+    altered: mpsc::Sender<Unreadable>,
     head: watch::Sender<Head>,
     failed: watch::Sender<bool>,
     checkpoint: SyncSender<()>,
@@ -54,13 +68,16 @@ pub(super) struct Writer {
 }
 
 /// What became of one commit inside a transaction.
-#[derive(Clone, Copy)]
 enum Verdict {
     /// The log has so many entries then.
     Written {
         log_size: u64,
     },
     Conflict,
+    /// What stands there is not what was written last, or was not when it was read.
+    Altered(RowKey),
+    /// It replaces or removes what it does not say it has read.
+    Unread,
 }
 
 /// Why a whole transaction is not there, or may not be.
@@ -77,24 +94,36 @@ impl Writer {
     pub(super) fn new(
         connection: Connection,
         ledger: Ledger,
-        head: watch::Sender<Head>,
-        failed: watch::Sender<bool>,
+        (head, failed): (watch::Sender<Head>, watch::Sender<bool>),
+        altered: mpsc::Sender<Unreadable>,
         checkpoint: SyncSender<()>,
         wal: Arc<Wal>,
         metrics: StoreMetrics,
     ) -> Self {
-        Self { connection, ledger, head, failed, checkpoint, rows_since_checkpoint: 0, wal, metrics }
+        Self {
+            connection,
+            ledger,
+            inventory: None,
+            altered,
+            head,
+            failed,
+            checkpoint,
+            rows_since_checkpoint: 0,
+            wal,
+            metrics,
+        }
     }
 
     /// Works until the last [`super::Store`] is gone and the queue is empty.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) {
         let mut taken = Vec::with_capacity(GROUP_MAX);
         while queue.blocking_recv_many(&mut taken, GROUP_MAX) > 0 {
-            let (mut group, mut upkeep) = (Vec::with_capacity(taken.len()), Vec::new());
+            let (mut group, mut upkeep, mut held) = (Vec::with_capacity(taken.len()), Vec::new(), Vec::new());
             for work in taken.drain(..) {
                 match work {
                     Work::Commit(request) => group.push(request),
                     Work::Upkeep(change, answer) => upkeep.push((change, answer)),
+                    Work::Hold(holding, answer) => held.push((holding, answer)),
                 }
             }
             if !group.is_empty() {
@@ -103,6 +132,9 @@ impl Writer {
             for (change, answer) in upkeep {
                 let result = self.keep_up(change);
                 let _ = answer.send(result);
+            }
+            for (holding, answer) in held {
+                let _ = answer.send(self.hold(holding));
             }
             checkpoint::cut_if_past_cap(&self.connection, PATIENCE, &self.wal, &self.metrics);
         }
@@ -136,11 +168,23 @@ impl Writer {
         })
     }
 
+    /// From here on the ledger is sealed, beginning with what it is now.
+    fn hold(&mut self, Holding { key, found }: Holding) -> Result<(), CommitError> {
+        let (key, (sums, inventory)) = (Arc::new(key), found.unzip());
+        self.keep_up(Box::new(move |connection, ledger| {
+            ledger.set_key(key);
+            sums.map_or(Ok(()), |sums| ledger.set_sums(connection, sums))
+        }))?;
+        self.inventory = inventory.or(self.inventory.take());
+        Ok(())
+    }
+
     /// Before it is answered, so that nobody sees an answer that is not counted yet.
     fn count(&self, commit: &Commit, result: &Result<Committed, CommitError>) {
         let outcome = match result {
             Ok(_) => metrics::Commit::Written,
             Err(CommitError::Conflict) => metrics::Commit::Conflict,
+            Err(CommitError::Altered(_)) => metrics::Commit::Altered,
             Err(CommitError::Busy) => metrics::Commit::Busy,
             Err(CommitError::Unavailable) => metrics::Commit::Unavailable,
         };
@@ -166,13 +210,35 @@ impl Writer {
             return unavailable();
         }
         let metrics = self.metrics.clone();
-        match self.transaction(|connection, ledger| write(connection, ledger, commits, &metrics)) {
+        let mut inventory = self.inventory.take();
+        let written = self.transaction(|connection, ledger| {
+            write(connection, ledger, inventory.as_mut(), commits, &metrics)
+        });
+        if let Some(inventory) = &mut inventory {
+            match &written {
+                Ok(_) => inventory.settle(),
+                Err(_) => inventory.forget(),
+            }
+        }
+        self.inventory = inventory;
+        match written {
             // The only place where a `Committed` is made: after COMMIT returned.
             Ok(verdicts) => verdicts
                 .into_iter()
                 .map(|verdict| match verdict {
                     Verdict::Written { log_size } => Ok(Committed { log_size }),
                     Verdict::Conflict => Err(CommitError::Conflict),
+                    Verdict::Altered(key) => {
+                        // Full: there are more of them than anybody reads of.
+                        let (table, fault) =
+                            (key.table(), "it is not the one that was written last".to_owned());
+                        let _ = self.altered.try_send(Unreadable { table, key: Some(key.clone()), fault });
+                        Err(CommitError::Altered(key))
+                    }
+                    Verdict::Unread => {
+                        tracing::error!("a commit changes a row that it does not stand on: this is a bug");
+                        Err(CommitError::Unavailable)
+                    }
                 })
                 .collect(),
             // Each again in a transaction of its own, so that only the culprit is refused.
@@ -209,7 +275,13 @@ impl Writer {
             return Err(Failure::NotWritten);
         }
         let mut ledger = self.ledger.clone();
-        match work(&self.connection, &mut ledger) {
+        let worked = work(&self.connection, &mut ledger).and_then(|(done, is_written)| {
+            if is_written {
+                ledger.settle(&self.connection)?;
+            }
+            Ok((done, is_written))
+        });
+        match worked {
             Err(error) => {
                 self.metrics.errors.get_or_create(&error_kind(&error, StoreError::Statement)).inc();
                 tracing::error!(cause = %error, "a statement failed; rolling back");
@@ -262,6 +334,7 @@ impl Writer {
 fn write(
     connection: &Connection,
     ledger: &mut Ledger,
+    mut inventory: Option<&mut Inventory>,
     commits: &[Commit],
     metrics: &StoreMetrics,
 ) -> rusqlite::Result<(Vec<Verdict>, bool)> {
@@ -270,7 +343,7 @@ fn write(
     let mut logging = Duration::ZERO;
     for commit in commits {
         // A commit sees those before it in the group: of two that race, the second conflicts.
-        let verdict = write_one(connection, ledger, commit, &mut logging)?;
+        let verdict = write_one(connection, ledger, inventory.as_deref_mut(), commit, &mut logging)?;
         if let Verdict::Written { .. } = verdict {
             change.add_all(&commit.sum_change);
         }
@@ -286,39 +359,43 @@ fn write(
 fn write_one(
     connection: &Connection,
     ledger: &mut Ledger,
+    inventory: Option<&mut Inventory>,
     commit: &Commit,
     logging: &mut Duration,
 ) -> rusqlite::Result<Verdict> {
-    let is = |key: &RowKey, version: Option<u64>| -> rusqlite::Result<bool> {
-        Ok(rows::version(connection, key)? == version)
-    };
-    for (key, version) in commit.standing.iter().chain(&commit.removed) {
-        if !is(key, Some(*version))? {
+    if !commit.has_read_all() {
+        return Ok(Verdict::Unread);
+    }
+    for standing in &commit.before {
+        match standing.fit(rows::standing(connection, standing.key())?, inventory.as_deref()) {
+            Fit::Same => {}
+            Fit::Changed => return Ok(Verdict::Conflict),
+            Fit::Altered => return Ok(Verdict::Altered(standing.key().clone())),
+        }
+    }
+    for key in commit.new_keys() {
+        let found = rows::standing(connection, &key)?;
+        if let Some(inventory) = inventory.as_deref()
+            && inventory.at(&key) != found.map(|(_, tag)| tag)
+        {
+            return Ok(Verdict::Altered(key));
+        }
+        if found.is_some() {
             return Ok(Verdict::Conflict);
         }
     }
-    for (place, sealed) in commit.rows.iter().enumerate() {
-        let holds = match sealed.row.version() {
-            0 => false,
-            1 => is(&sealed.row.key(), None)?,
-            // Compared below, by what writes it: it comes before everything else.
-            _ if place == 0 => true,
-            version => is(&sealed.row.key(), Some(version - 1))?,
-        };
-        if !holds {
-            return Ok(Verdict::Conflict);
-        }
-    }
-    for (place, row) in commit.rows.iter().enumerate() {
-        match rows::write(connection, row)? {
-            true => {}
-            false if place == 0 => return Ok(Verdict::Conflict),
+    for row in &commit.rows {
+        if !rows::write(connection, row)? {
             // It was there a moment ago: this commit names it twice.
-            false => return Err(rusqlite::Error::StatementChangedRows(0)),
+            return Err(rusqlite::Error::StatementChangedRows(0));
         }
     }
-    for (key, _) in &commit.removed {
+    for key in &commit.removed {
         rows::remove(connection, key)?;
+    }
+    if let Some(inventory) = inventory {
+        commit.rows.iter().for_each(|row| inventory.put(&row.row.key(), Some(Tag::of(&row.seal))));
+        commit.removed.iter().for_each(|key| inventory.put(key, None));
     }
     let begun = Instant::now();
     ledger.append(connection, commit)?;

@@ -3,7 +3,7 @@
 use hsm_authd::custodian::EXIT_START_FAILED;
 use hsm_authd::domain::checkpoint::{Checkpoint, Head, Note, Origin};
 use hsm_authd::domain::log::TreeHash;
-use hsm_authd::domain::row::RowSum;
+use hsm_authd::domain::row::SumDigest;
 use hsm_authd::domain::signer::PublicKey;
 use hsm_authd::hsm::messages::{Fault, Request, Response};
 
@@ -11,9 +11,9 @@ use crate::custodian::request_fault;
 use crate::intruder::intrude;
 use crate::token::{Custodian, TestToken};
 
-fn head(origin: u8, size: u64, root: u8) -> Checkpoint {
+pub fn head(origin: u8, size: u64, root: u8) -> Checkpoint {
     let origin = Origin::from_random([origin; 16]);
-    let head = Head { origin, size, root: TreeHash([root; 32]), sum: RowSum([3; 32]) };
+    let head = Head { origin, size, root: TreeHash([root; 32]), sum: SumDigest([3; 32]) };
     Checkpoint { head, unix_s: 1_800_000_000 }
 }
 
@@ -25,7 +25,7 @@ impl Custodian {
         }
     }
 
-    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> String {
+    pub fn checkpoint(&mut self, checkpoint: &Checkpoint) -> String {
         match self.call(Request::SignCheckpoint(checkpoint.clone())) {
             Ok(Response::Checkpoint(note)) => note,
             _ => panic!("another response"),
@@ -39,7 +39,7 @@ impl Custodian {
         }
     }
 
-    fn write(&mut self, note: &str, replace: bool) -> Result<(), Fault> {
+    pub fn write(&mut self, note: &str, replace: bool) -> Result<(), Fault> {
         match self.call(Request::WriteAnchor { note: note.to_owned(), replace })? {
             Response::AnchorWritten => Ok(()),
             _ => panic!("another response"),

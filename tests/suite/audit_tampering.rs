@@ -99,6 +99,8 @@ async fn what_fits_is_said_to_fit() {
     assert!(said.starts_with(&format!("log          {origin}\nentries      {size}\n")), "{said}");
     assert!(said.contains(&format!("4 kept and 0 given fit; entries up to {size} are covered")), "{said}");
     assert!(said.contains("of every checkpoint right, by 1 keys"), "{said}");
+    assert!(said.contains("seals        NOT CHECKED, nor sums: only the HSM can"), "{said}");
+    assert!(said.ends_with("\nok           every entry fits\n"), "{said}");
     assert!(!said.contains("older"), "{said}");
     let rows = |table: &str| made.copy.number(&format!("SELECT count(*) FROM {table}")) as u64;
     let tables = ["credential", "credential_state", "account", "idempotency", "payment", "attestation"];
@@ -132,6 +134,135 @@ async fn what_fits_is_said_to_fit() {
     );
     let both = ["--key", stranger.to_str().unwrap(), "--key", &made.key];
     assert!(made.copy.verified(&both).contains("by 2 keys"));
+    // All of them in one file, as the API has them.
+    let bundle = format!("{}\n{}", Notary::new(2).pem(), made.notary.pem());
+    let bundle = made.copy.scratch.write("bundle", &bundle);
+    assert!(made.copy.verified(&["--key", bundle.to_str().unwrap()]).contains("by 2 keys"));
+    let empty = made.copy.scratch.write("empty", "\n");
+    assert!(made.copy.refused(&["--key", empty.to_str().unwrap()]).ends_with("empty: no key"));
+}
+
+#[tokio::test]
+async fn what_no_checkpoint_covers_is_said_to_be_covered_by_none() {
+    let made = Made::new().await;
+    let behind = made.size - SIZES[2];
+    let cut = |size: u64| {
+        made.copy.tampered(|connection| {
+            execute(&format!("DELETE FROM checkpoint WHERE size > {size}"))(connection);
+        })
+    };
+    let said = cut(SIZES[2]).verified(&["--key", &made.key]);
+    let says =
+        format!("ok           every entry fits; the last {behind} are covered by no signed checkpoint\n");
+    assert!(said.ends_with(&says), "{said}");
+    let said = cut(SIZES[2]).verified(&[]);
+    assert!(said.ends_with(&says.replace("signed ", "")), "{said}");
+
+    // Nothing that is signed.
+    let bare = cut(0);
+    let line = bare.refused(&["--key", &made.key]);
+    assert!(line.starts_with("nothing signed covers this log"), "{line}");
+    assert!(bare.verified(&[]).contains("NOT CHECKED: no --key was given"));
+    let last = made.notary.note(made.copy.head(made.size - 1), 1_893_456_000);
+    let last = made.copy.scratch.write("last", &last);
+    let said = bare.verified(&["--key", &made.key, "--checkpoint", last.to_str().unwrap()]);
+    assert!(said.ends_with("fits; the last one is covered by no signed checkpoint\n"), "{said}");
+    let none = made.notary.note(made.copy.head(0), 1_893_456_000);
+    let none = made.copy.scratch.write("none", &none);
+    let line = bare.refused(&["--key", &made.key, "--checkpoint", none.to_str().unwrap()]);
+    assert!(line.starts_with("nothing signed covers this log"), "{line}");
+}
+
+/// Behind the last checkpoint anybody can write entries whose leaves fit. What they say has to follow all the same.
+#[tokio::test]
+async fn an_entry_that_cannot_be_next_is_named() {
+    let made = Made::new().await;
+    let next = made.size + 1;
+    let connection = Connection::open(&made.copy.path).unwrap();
+    let sql = "SELECT rows FROM audit WHERE rows LIKE 'credential_state:%' ORDER BY seq DESC LIMIT 1";
+    let marks: String = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    let (state, version) = marks.split(',').next().unwrap().rsplit_once(':').unwrap();
+    let version: u64 = version.parse().unwrap();
+    let forged = |rows: &str, event: &str| {
+        made.copy.tampered(|connection| {
+            let sql =
+                "INSERT INTO audit (seq, unix_ms, event, rows, leaf) VALUES (?1, 1, ?3, ?2, zeroblob(32))";
+            connection.execute(sql, rusqlite::params![next as i64, rows, event]).unwrap();
+            connection.execute("UPDATE log_head SET ended = 0, last_unix_ms = 1", []).unwrap();
+            forge_tree(connection);
+        })
+    };
+    let nobody = format!("{:032x}", 7);
+    for (rows, says) in [
+        (format!("{state}:{}", version + 2), format!("it gives version {} to row {state}", version + 2)),
+        (format!("{state}:{version}"), format!("that row has version {version} before")),
+        (format!("{state}:1"), format!("that row has version {version} before")),
+        (format!("used_input:{nobody}:0"), "no entry before it tells of that row".to_owned()),
+        (format!("account:{nobody}:2"), "no entry before it tells of that row".to_owned()),
+        (
+            format!("account:{nobody}:1,account:{nobody}:0,account:{nobody}:1"),
+            "that row was removed before".to_owned(),
+        ),
+        (
+            format!("idempotency:{nobody}:1,idempotency:{nobody}:0,idempotency:{nobody}:2"),
+            "no entry".to_owned(),
+        ),
+    ] {
+        for event in ["store.pruned", "store.recovered"] {
+            let line = forged(&rows, event).refused(&["--key", &made.key]);
+            assert!(line.starts_with(&format!("entry {next} does not fit: it ")), "{rows}: {line}");
+            assert!(line.contains(&says), "{rows}: {line}");
+        }
+    }
+    // One that can be, of a row that is not there.
+    let line = forged(&format!("account:{nobody}:1"), "store.pruned").refused(&["--key", &made.key]);
+    assert!(line.contains(&format!("is missing: entry {next} says")), "{line}");
+    // What comes again begins anew.
+    let again =
+        "idempotency:KEY:1,idempotency:KEY:0,idempotency:KEY:1,idempotency:KEY:0".replace("KEY", &nobody);
+    let said = forged(&again, "store.pruned").verified(&["--key", &made.key]);
+    assert!(said.contains("the last one is covered by no signed checkpoint"), "{said}");
+}
+
+/// Seals and sums are for the HSM to say.
+#[tokio::test]
+async fn with_the_hsm_every_seal_and_the_sums_are_checked() {
+    let mut daemon = Daemon::start();
+    live(&daemon.connect("bank-a").await, 60).await;
+    assert!(daemon.stop().success());
+    let copy = Copy::of(&daemon.database());
+    let config = daemon.dir().join("hsm-authd.toml");
+    let config = ["--config", config.to_str().unwrap()];
+    let said = copy.verified(&config);
+    let told = said.lines().find_map(|line| line.strip_prefix("rows ")).unwrap().trim();
+    let rows = told.strip_suffix(" are as the log says").unwrap();
+    assert!(said.contains(&format!("seals        of {rows} rows right; the rows add up")), "{said}");
+    assert!(said.contains("of every checkpoint right, by 1 keys") && said.ends_with("fits\n"), "{said}");
+
+    for (sql, says) in [
+        ("UPDATE account SET failures = failures + 1 WHERE account = 'acct-1'", "has a wrong seal"),
+        ("UPDATE credential_state SET seal = randomblob(32) WHERE version > 50", "row credential_state:"),
+        (
+            "UPDATE table_sum SET sum = randomblob(256) WHERE name = 'account'",
+            "the rows of account do not add up",
+        ),
+        ("DELETE FROM table_sum WHERE name = 'payment'", "the rows of payment do not add up"),
+        ("INSERT INTO table_sum VALUES ('', randomblob(256))", "the rows of all tables do not add up"),
+    ] {
+        // Whoever can do that takes the last checkpoint away, which tells of the sum.
+        let tampered = copy.tampered(|connection| {
+            execute(sql)(connection);
+            execute("DELETE FROM checkpoint WHERE size = (SELECT max(size) FROM checkpoint)")(connection);
+        });
+        let line = tampered.refused(&config);
+        assert!(line.contains(says), "{sql}: {line}");
+        assert!(tampered.verified(&[]).contains("seals        NOT CHECKED"), "{sql}");
+    }
+    let line = copy.refused(&["--config", "/nowhere"]);
+    assert!(line.contains("/nowhere"), "{line}");
+    let stranger = copy.scratch.write("stranger", &Notary::new(2).pem());
+    let line = copy.refused(&[&config[..], &["--key", stranger.to_str().unwrap()]].concat());
+    assert!(line.contains("not signed by a key that was given"), "{line}");
 }
 
 #[tokio::test]
@@ -320,7 +451,7 @@ async fn what_is_kept_besides_entries_is_checked() {
         ("UPDATE log_head SET origin = 'hsm-authd.log/' || hex(zeroblob(16))", "the checkpoint of 2030"),
         ("UPDATE log_head SET origin = 'x'", ""),
         (
-            "UPDATE table_sum SET sum = randomblob(32) WHERE name = 'account'",
+            "UPDATE table_sum SET sum = randomblob(256) WHERE name = 'account'",
             "the sum over all rows is not that",
         ),
     ] {
@@ -358,12 +489,12 @@ async fn what_is_no_database_of_this_release_is_refused() {
     assert_eq!(std::fs::read(&copy.path).unwrap(), before, "nothing is written");
     for (sql, says) in [
         (
-            "PRAGMA user_version = 4",
-            "schema version 4, and this release reads 5: start the service on it once",
+            "PRAGMA user_version = 5",
+            "schema version 5, and this release reads 6: start the service on it once",
         ),
         (
-            "PRAGMA user_version = 6",
-            "schema version 6, and this release reads 5: use the release that made it",
+            "PRAGMA user_version = 7",
+            "schema version 7, and this release reads 6: use the release that made it",
         ),
         ("PRAGMA application_id = 1", "is no hsm-authd database"),
         ("DROP TABLE payment", "no such table"),

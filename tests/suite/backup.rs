@@ -95,7 +95,10 @@ async fn a_copy_is_whole_and_says_what_is_in_it_while_codes_are_verified() {
         let bytes = fs::read(&copy).unwrap();
         assert_eq!(said["bytes"], bytes.len());
         assert_eq!(said["sha256"], HEXLOWER.encode(&Sha256::digest(&bytes)));
-        assert_eq!((&said["format"], &said["schema"]), (&"hsm-authd/backup/v1".into(), &5.into()));
+        assert_eq!(
+            (&said["format"], &said["schema"]),
+            (&"hsm-authd/backup/v1".into(), &hsm_authd::store::SCHEMA.into())
+        );
         for kind in ["row", "kek"] {
             let key = &said["keys"][kind][0];
             assert_eq!((&key["version"], key["kcv"].as_str().unwrap().len()), (&1.into(), 6), "{key}");

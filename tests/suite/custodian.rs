@@ -1,6 +1,6 @@
 //! What a custodian answers, against SoftHSM, over its socket.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hsm_authd::custodian::EXIT_HSM_FAILED;
 use hsm_authd::domain::account::Account;
@@ -25,7 +25,7 @@ pub fn tenant() -> Tenant {
     Tenant::try_from("bank-a".to_owned()).unwrap()
 }
 
-fn credential(algorithm: Algorithm, digits: u8, secret: Option<StoredSecret>) -> Row {
+pub fn credential(algorithm: Algorithm, digits: u8, secret: Option<StoredSecret>) -> Row {
     Row::Credential(Credential {
         id: CredentialId::from_random([1; 16]),
         tenant: tenant(),
@@ -441,6 +441,17 @@ fn a_rotation_leaves_what_was_sealed_and_wrapped_before() {
 }
 
 /// Whoever edits the database can name any version: that is tampering, and costs next to nothing.
+/// What is answered in the end: the token is looked through once a second.
+pub fn once_it_has_looked<T>(mut ask: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match ask() {
+            Err(Fault::Later) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            answer => return answer,
+        }
+    }
+}
+
 #[test]
 fn an_unknown_version_is_tampering_and_cheap() {
     let token = TestToken::new();
@@ -464,7 +475,7 @@ fn an_unknown_version_is_tampering_and_cheap() {
     let blob = custodian.import(Algorithm::Sha1, SEED).parts().1.to_vec();
     let gone = StoredSecret::Wrapped { kek_version: 9, blob };
     let rows = custodian.seal(&[credential(Algorithm::Sha1, 6, Some(gone)), state(1), account(1)]);
-    match custodian.check(check(&rows, &["755224"], &[0], &[])) {
+    match once_it_has_looked(|| custodian.check(check(&rows, &["755224"], &[0], &[]))) {
         Err(Fault::Request(reason)) => assert!(reason.contains("no key hsm-authd/kek/v9"), "{reason}"),
         other => panic!("{other:?}"),
     }
@@ -485,8 +496,8 @@ fn fingerprints_seals_and_sums_have_keys_of_their_own() {
     let fingerprint = all[0];
     let sum = custodian.sum(&standing);
     assert_ne!(fingerprint.0, standing[0].seal.mac);
-    assert_ne!(sum.total().0, standing[0].seal.mac);
-    assert_ne!(sum.total().0, fingerprint.0);
+    assert_ne!(sum.total().first(), standing[0].seal.mac);
+    assert_ne!(sum.total().first(), fingerprint.0);
     assert_eq!(custodian.sum(&[]), TableSums::default());
 }
 

@@ -54,9 +54,19 @@ impl Daemon {
     }
 
     fn start_in(scratch: Scratch, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut daemon = Self::new(scratch, arguments, environment);
-        crate::prepared::write_dev(&daemon.dir());
+        let mut daemon = Self::unstarted_in(scratch, arguments, environment);
         daemon.resume();
+        daemon
+    }
+
+    /// The same as [`Daemon::start_with`], not yet started.
+    pub fn unstarted(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::unstarted_in(Scratch::new(), arguments, environment)
+    }
+
+    fn unstarted_in(scratch: Scratch, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let daemon = Self::new(scratch, arguments, environment);
+        crate::prepared::write_dev(&daemon.dir());
         daemon
     }
 
@@ -72,12 +82,21 @@ impl Daemon {
 
     /// Starts it again, and waits until it is ready.
     pub fn resume(&mut self) {
+        assert!(self.try_to_resume(), "not ready: {}", self.log());
+    }
+
+    /// Starts it again; whether it became ready. If not, it has ended.
+    pub fn try_to_resume(&mut self) -> bool {
         let mut child = self.spawn();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if !line.starts_with("ready on ") {
+            crate::processes::ended(&mut child);
+            return false;
+        }
         self.child = Some(child);
-        assert!(line.starts_with("ready on "), "not ready: {line}{}", self.log());
         self.info = serde_json::from_slice(&fs::read(self.dir().join("dev.json")).unwrap()).unwrap();
+        true
     }
 
     /// Starts it again, which has to fail: what it says that it is because of.
@@ -130,11 +149,17 @@ impl Daemon {
         self.resume();
     }
 
-    /// `kill -9` of the supervisor; its children die with it.
+    /// `kill -9` of front and supervisor; the rest dies with them. The front first: it may hear that its supervisor is gone
+    /// before the kernel ends it, and end in good order.
     pub fn kill(&mut self) {
+        let fronts = self.pids("front");
+        for front in &fronts {
+            let _ = kill(Pid::from_raw(*front), Signal::SIGKILL);
+        }
         let mut child = self.child.take().expect("it is not running");
         child.kill().unwrap();
         child.wait().unwrap();
+        fronts.into_iter().for_each(crate::processes::wait_until_gone);
     }
 
     /// SIGTERM, and how it ended.
@@ -184,7 +209,7 @@ impl Daemon {
         self.dir().join("hsm-authd.db")
     }
 
-    fn log_path(&self) -> PathBuf {
+    pub fn log_path(&self) -> PathBuf {
         self.scratch.path().join("log")
     }
 
@@ -235,12 +260,7 @@ impl Daemon {
     /// The processes of a role: `front` or `custodian`.
     pub fn pids(&self, role: &str) -> Vec<i32> {
         let supervisor = self.child.as_ref().expect("it is not running").id();
-        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
-        let is_role = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes())
-        };
-        children.split_whitespace().map(|pid| pid.parse().unwrap()).filter(is_role).collect()
+        crate::processes::children(supervisor.cast_signed(), role)
     }
 }
 

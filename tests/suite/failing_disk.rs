@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use crate::preloaded;
 use crate::scratch::Scratch;
 
 /// The compiled library and its control file.
@@ -16,11 +16,7 @@ impl FailingDisk {
     /// One that does not fail yet.
     pub fn new() -> Self {
         let scratch = Scratch::new();
-        let library = scratch.path().join("failing_disk.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/failing_disk.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(source);
-        assert!(compiler.status().unwrap().success());
+        let library = preloaded::compile("failing_disk", scratch.path());
         let disk = Self { scratch, library };
         disk.set("none");
         disk

@@ -5,8 +5,8 @@ use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hsm_authd::domain::audit::{Event, RowMarks};
-use hsm_authd::domain::row::{Row, Sealed};
+use hsm_authd::domain::audit::Event;
+use hsm_authd::domain::row::{Row, RowSum, Sealed};
 use hsm_authd::store::Store;
 use rusqlite::Connection as Sql;
 use rusqlite::params;
@@ -154,18 +154,6 @@ async fn a_log_that_was_changed_starts_no_service() {
     daemon.resume();
 }
 
-/// Has the last entry of the log name these rows.
-async fn forge_rows(daemon: &Daemon, marks: &str) {
-    let entries = {
-        let store = Store::open(&daemon.database()).unwrap();
-        store.audit_entries(0, 10_000).await.unwrap()
-    };
-    let mut last = entries.last().unwrap().clone();
-    last.rows = RowMarks::parse(marks).unwrap();
-    let sql_text = "UPDATE audit SET rows = ?2, leaf = ?3 WHERE seq = ?1";
-    sql(daemon).execute(sql_text, params![last.seq as i64, marks, last.leaf().0]).unwrap();
-}
-
 /// All rows of the state of a credential, as they come out of the database.
 async fn state(daemon: &Daemon) -> Sealed<Row> {
     let store = Store::open(&daemon.database()).unwrap();
@@ -253,7 +241,7 @@ async fn a_row_that_was_removed_put_back_or_edited_is_named_and_nobody_is_answer
         ),
         (
             "a sum was edited",
-            act("UPDATE table_sum SET sum = zeroblob(32) WHERE name = 'account'"),
+            act("UPDATE table_sum SET sum = zeroblob(256) WHERE name = 'account'"),
             vec!["rows of account do not add up".into()],
         ),
         (
@@ -278,42 +266,121 @@ async fn a_row_that_was_removed_put_back_or_edited_is_named_and_nobody_is_answer
     assert_eq!(failed(&verify(&daemon.connect("bank-a").await, &id, &rfc_code(0)).await), 5);
 }
 
-/// Who has seen the sums change can make one that fits, and who knows the log can make an entry: the anchor's sum does
-/// not count then, and the versions in the log do.
+/// Who has seen the sums change can make one that fits, and who knows the log can make an entry. Neither has the key that
+/// seals both.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_row_with_a_fitting_sum_behind_a_forged_entry_is_found() {
-    let mut of_entry = victim().await;
-    forge(&of_entry.daemon, true, Event::ClockAccepted).await;
-    of_entry.daemon.resume();
-    assert!(
-        events(&of_entry.daemon).contains(&"service.started_unclean".to_owned()),
-        "it is as after a crash"
-    );
-
-    let Victim { mut daemon, id, before, key, .. } = victim().await;
+    let Victim { mut daemon, id, before, after, key } = victim().await;
+    let changed = "its sums or the end of its log were changed";
+    for event in [Event::ClockAccepted, Event::Recovered, Event::Enrolled, Event::Stopped] {
+        put_back(&daemon, &after);
+        forge(&daemon, true, event).await;
+        let said = daemon.refused();
+        assert!(said.contains(changed), "{event:?}: {said}");
+    }
+    put_back(&daemon, &after);
     transplant(&daemon, &before, &["credential_state", "table_sum"]);
     forge(&daemon, true, Event::ClockAccepted).await;
-    let said = daemon.refused();
     let row = format!("row credential_state {key} ({id}): version 1 is there, and the log says 2");
-    assert!(said.contains(&row), "{said}");
+    let said = daemon.refused();
+    assert!(said.contains(changed) && said.contains(&row), "{said}");
+    // Nor with the seal of then, nor without one.
+    transplant(&daemon, &before, &["log_head"]);
+    let said = daemon.refused();
+    assert!(said.contains(changed), "{said}");
+    sql(&daemon).execute("UPDATE log_head SET run = NULL, seal_key_version = NULL, seal = NULL", []).unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("nothing seals what its log has behind the anchor"), "{said}");
+    sql(&daemon)
+        .execute("UPDATE log_head SET run = zeroblob(16), seal_key_version = 9, seal = zeroblob(32)", [])
+        .unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("sealed with row v9, which the token has not"), "{said}");
+    put_back(&daemon, &after);
+    daemon.resume();
+}
 
-    // Not with an entry that says that it is the next one, either.
-    for (marks, words) in [
-        (format!("credential_state:{key}:1"), "which cannot be next"),
-        (format!("credential_state:{key}:0,credential_state:{key}:1"), "which cannot be next"),
-        // And nobody writes rows behind an end.
-        (format!("account:{}:1", "0".repeat(32)), "was written when no service ran"),
-    ] {
-        forge_rows(&daemon, &marks).await;
-        let said = daemon.refused();
-        assert!(said.contains(words), "{marks}: {said}");
+/// What a kill leaves is behind the anchor, and is believed as it is, and not otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_kill_leaves_is_believed_as_it_is() {
+    let mut daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    let enrolled = snapshot(&daemon);
+    done(&verify(&bank, &id, &rfc_code(0)).await);
+    drop(bank);
+    daemon.kill();
+    let killed = snapshot(&daemon);
+
+    // The row and the sum of before, and an entry that tells of nothing.
+    let stale = daemon.dir().join("stale.db");
+    let merged = |files: &[(PathBuf, Vec<u8>)]| {
+        put_back(&daemon, files);
+        sql(&daemon).execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        fs::read(daemon.database()).unwrap()
+    };
+    let before = vec![(stale, merged(&enrolled))];
+    put_back(&daemon, &killed);
+    transplant(&daemon, &before, &["credential_state", "table_sum"]);
+    forge(&daemon, false, Event::TransactionFailed).await;
+    let said = daemon.refused();
+    assert!(said.contains("its sums or the end of its log were changed"), "{said}");
+    // What is lost within a window that nobody anchored is in the threat model: all of it, or nothing.
+    put_back(&daemon, &killed);
+    transplant(&daemon, &before, &["credential_state", "table_sum", "log_head"]);
+    let said = daemon.refused();
+    assert!(said.contains("its sums or the end of its log were changed"), "{said}");
+
+    put_back(&daemon, &killed);
+    daemon.resume();
+    let bank = daemon.connect("bank-a").await;
+    assert_eq!(failed(&verify(&bank, &id, &rfc_code(0)).await), 5);
+    done(&verify(&bank, &id, &rfc_code(1)).await);
+}
+
+/// Rows that are ours, each with its own seal, and not the last ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_put_back_or_removed_under_the_service_is_not_built_upon() {
+    let Victim { mut daemon, id, before, .. } = victim().await;
+    daemon.resume();
+    let bank = daemon.connect("bank-a").await;
+    let other = enrol_hotp(&bank, "acct-2").await;
+    assert_eq!(failed(&verify(&bank, &id, &rfc_code(0)).await), 5);
+    let state_key = |database: &rusqlite::Connection| -> Vec<u8> {
+        let sql = "SELECT id FROM credential_state ORDER BY version DESC LIMIT 1";
+        database.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let place = daemon.dir().join("old.db");
+    fs::write(&place, &before[0].1).unwrap();
+    let database = sql(&daemon);
+    let key = state_key(&database);
+    database.execute("ATTACH ?1 AS old", [place.to_str().unwrap()]).unwrap();
+    let back =
+        "INSERT OR REPLACE INTO main.credential_state SELECT * FROM old.credential_state WHERE id = ?1";
+    assert_eq!(database.execute(back, [&key]).unwrap(), 1);
+    // The code was used, and by the old row it was not.
+    for _ in 0..3 {
+        refused(&verify(&bank, &id, &rfc_code(0)).await, 503, "unavailable");
     }
-    // Nor behind one that says that an operator accepted it, or one of a release that named no rows.
-    for event in [Event::Recovered, Event::Enrolled] {
-        forge(&daemon, false, event).await;
-        let said = daemon.refused();
-        assert!(said.contains(&row), "{event:?}: {said}");
-    }
+    let detail = "SELECT detail FROM audit WHERE event = 'store.row_tampered'";
+    let told = eventually("it is in the log", async || {
+        sql(&daemon).query_row(detail, [], |row| row.get::<_, String>(0)).ok()
+    })
+    .await;
+    assert!(told.starts_with("credential_state:"), "{told}");
+    assert!(daemon.log().contains("a row is not what was written last"));
+    done(&verify(&bank, &other, &rfc_code(0)).await);
+
+    // Without its account's row nobody would be locked.
+    assert_eq!(database.execute("DELETE FROM account WHERE account = 'acct-2'", []).unwrap(), 1);
+    refused(&verify(&bank, &other, "000000").await, 503, "unavailable");
+    let body = json!({ "type": "hotp", "account": "acct-2", "seed_hex": SEED_HEX });
+    let again = bank.post("/v1/credentials", &body).await.unwrap();
+    refused(&again, 503, "unavailable");
+    drop(bank);
+    assert!(daemon.stop().success());
+    let said = daemon.refused();
+    assert!(said.contains("rows of credential_state, account do not add up"), "{said}");
 }
 
 /// A row that went in the course of things.
@@ -368,11 +435,11 @@ async fn a_row_that_is_changed_under_the_service_alarms_once() {
     assert!(detail.starts_with("account:") && detail.len() == "account:".len() + 32, "{detail}");
     let scrape = crate::scrape::Scrape::of(&daemon);
     assert_eq!(scrape.sum("hsm_authd_tampered_rows_total"), 1.0);
-    assert!(daemon.log().contains("a row is not what was sealed") && !daemon.log().contains("acct-1"));
+    assert!(daemon.log().contains("a row is not what was written last") && !daemon.log().contains("acct-1"));
 }
 
 /// What an earlier release left: one sum, entries that name no rows; and a token that `init` has just completed.
-async fn as_of_an_earlier_release(daemon: &Daemon) {
+pub async fn as_of_an_earlier_release(daemon: &Daemon) {
     let (entries, total) = {
         let store = Store::open(&daemon.database()).unwrap();
         (store.audit_entries(0, 10_000).await.unwrap(), store.row_sum().await.unwrap())
@@ -381,7 +448,13 @@ async fn as_of_an_earlier_release(daemon: &Daemon) {
     database
         .execute_batch("DELETE FROM table_sum; DELETE FROM checkpoint; DELETE FROM audit_subtree")
         .unwrap();
-    database.execute("INSERT INTO table_sum (name, sum) VALUES ('', ?1)", [total.0]).unwrap();
+    database
+        .execute(
+            "INSERT INTO table_sum (name, sum) VALUES ('', ?1)",
+            [RowSum::of_first(total.first()).as_bytes()],
+        )
+        .unwrap();
+    database.execute("UPDATE log_head SET run = NULL, seal_key_version = NULL, seal = NULL", []).unwrap();
     for mut logged in entries {
         logged.rows.0.clear();
         let sql = "UPDATE audit SET rows = '', leaf = ?2 WHERE seq = ?1";
@@ -435,6 +508,40 @@ async fn a_database_of_an_earlier_release_is_taken_over_if_it_adds_up() {
     assert_eq!(events(&daemon)[3..], expected);
 }
 
+/// The release before sealed nothing: what it left is held against its whole log, if it ended as it should have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_the_release_before_is_taken_over_if_its_log_is_right() {
+    let Victim { mut daemon, id, after, .. } = victim().await;
+    // As who wants a loss forgotten would.
+    sql(&daemon)
+        .execute("UPDATE log_head SET run = NULL, seal_key_version = NULL, seal = NULL, lost_unix_ms = 1", [])
+        .unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("nothing seals what its log has behind the anchor"), "{said}");
+    put_back(&daemon, &after);
+    sql(&daemon).execute_batch(crate::migration::WITHOUT_STEP_6).unwrap();
+    let copied = hsm_authd::store::contents(&daemon.database()).unwrap().head;
+    let store = Store::open(&daemon.database()).unwrap();
+    assert_eq!(copied, *store.head().borrow(), "a copy of then is told alike");
+    drop(store);
+    // Its anchor has the sum of then.
+    crate::operator::rotate(&daemon, "import");
+    let earlier = snapshot(&daemon);
+    // Or behind the migration, where nothing seals it yet.
+    sql(&daemon).execute("UPDATE log_head SET lost_unix_ms = 1", []).unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("entries of its log were changed"), "{said}");
+    put_back(&daemon, &earlier);
+    daemon.resume();
+    let bank = daemon.connect("bank-a").await;
+    assert_eq!(failed(&verify(&bank, &id, &rfc_code(0)).await), 5);
+    drop(bank);
+    daemon.kill();
+    sql(&daemon).execute_batch(crate::migration::WITHOUT_STEP_6).unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("the release before did not end as it should have"), "{said}");
+}
+
 /// What else is written into the file does nothing: no trigger runs, and a start does not begin on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_does_not_run_and_stops_a_start() {
@@ -453,7 +560,7 @@ async fn a_trigger_does_not_run_and_stops_a_start() {
         ("", "DROP TRIGGER back", "trigger back"),
         ("CREATE VIEW seen AS SELECT 1", "DROP VIEW seen", "view seen"),
         ("CREATE TABLE more (x)", "DROP TABLE more", "table more"),
-        ("DROP INDEX audit_lost", "", "index audit_lost"),
+        ("DROP INDEX audit_of_tenant", "", "index audit_of_tenant"),
     ] {
         sql(&daemon).execute_batch(change).unwrap();
         let said = daemon.refused();

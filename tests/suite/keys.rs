@@ -30,6 +30,10 @@ async fn a_key_of_each_kind_is_rotated_while_requests_run() {
     assert_eq!(report.tally.unavailable, 0, "{report:?}");
     assert_eq!(entries(&daemon, "keys.rotated"), KINDS.map(|kind| format!("{kind} v2")));
     assert!(listed(&daemon, "hsm-authd/row/v2").unwrap()["rows"].as_u64().unwrap() > 0, "it is used");
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    let sealed: u16 =
+        database.query_row("SELECT seal_key_version FROM log_head", [], |row| row.get(0)).unwrap();
+    assert_eq!(sealed, 2, "the log's head too");
 }
 
 #[test]
@@ -55,6 +59,12 @@ fn a_list_says_what_the_hsm_says_and_the_same_each_time() {
     assert_eq!(labels, KINDS.map(|kind| format!("hsm-authd/{kind}/v1")));
     for key in &first {
         assert_eq!(key["check_value"].as_str().unwrap().len(), 6, "{key}");
+        let encryptions_max = (key["kind"] == "data").then_some(1_u64 << 32);
+        assert_eq!(
+            key["encryptions_max"].as_u64(),
+            encryptions_max,
+            "only what takes random nonces has a limit"
+        );
         let secret = &key["objects"][0];
         for (name, value) in [
             ("CKA_TOKEN", "true"),

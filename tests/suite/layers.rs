@@ -13,7 +13,7 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ("control", &[]),
     ("hsm", &["domain", "secret", "metrics"]),
     ("custodian", &["domain", "secret", "hsm::messages", "control"]),
-    ("store", &["domain", "metrics"]),
+    ("store", &["domain", "secret", "metrics"]),
     ("service", &["domain", "secret", "clock", "config", "metrics", "hsm", "store"]),
     ("tls", &["domain", "config"]),
     ("trust", &["domain", "config"]),
@@ -67,7 +67,10 @@ const ALLOWED: [(&str, &[&str]); 29] = [
     ),
     ("recover", &["clock", "config", "domain", "hsm", "offline", "service", "store", "supervisor"]),
     ("dev", &["domain::caller", "config", "control", "init", "supervisor"]),
-    ("audit", &["domain", "service::audit_view", "store::OpenError", "store::offline"]),
+    (
+        "audit",
+        &["config", "domain", "hsm", "offline", "service::audit_view", "store::OpenError", "store::offline"],
+    ),
     ("lib", &[]),
     ("main", &[]),
 ];

@@ -1,5 +1,6 @@
 //! What an operator does with `hsm-authd keys`.
 
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -10,14 +11,23 @@ use crate::token::BINARY;
 pub const KINDS: [&str; 6] = ["kek", "row", "data", "attest", "audit", "import"];
 
 fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
+    command_by(&daemon.dir().join("hsm-authd.toml"), arguments)
+}
+
+fn command_by(config: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
-    command.arg("keys").args(arguments).arg("--config").arg(daemon.dir().join("hsm-authd.toml"));
+    command.arg("keys").args(arguments).arg("--config").arg(config);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 pub fn keys(daemon: &Daemon, arguments: &[&str]) -> Output {
     command(daemon, arguments).output().unwrap()
+}
+
+/// By a configuration of the test's own.
+pub fn keys_by(config: &Path, arguments: &[&str]) -> Output {
+    command_by(config, arguments).output().unwrap()
 }
 
 pub fn begin_rewrap(daemon: &Daemon) -> Child {

@@ -368,7 +368,7 @@ async fn a_killed_daemon_keeps_what_it_told() {
     let token = TestToken::of(&daemon);
     let mut custodian = token.custodian();
     let sums = kept.chunks(50).map(|some| sum(&mut custodian, some));
-    let zero = hsm_authd::domain::row::RowSum([0; 32]);
+    let zero = hsm_authd::domain::row::RowSum::default();
     assert_eq!(sums.fold(zero, hsm_authd::domain::row::RowSum::plus), kept_sum);
 }
 

@@ -36,6 +36,15 @@ pub async fn await_gone(pid: i32) {
     eventually(&format!("the end of {pid}"), async || is_gone(pid).then_some(())).await;
 }
 
+/// The same, outside a runtime.
+pub fn wait_until_gone(pid: i32) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_gone(pid) {
+        assert!(Instant::now() < deadline, "{pid} does not end");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 fn is_gone(pid: i32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     // The state follows the name, which is in parentheses and may hold anything.

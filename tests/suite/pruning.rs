@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use crate::bank::{act, delete};
 use crate::client::Connection;
 use crate::daemon::{Daemon, enrol, enrol_hotp, rfc_code, verify};
+use crate::integrity::sql;
+use crate::operator::entries;
 use crate::processes::eventually;
 use crate::security_devices::{Pending, base64url, es256, order};
 use crate::token::{Custodian, TestToken};
@@ -154,7 +156,7 @@ async fn the_longest_of_everything_goes_as_well() {
     assert_eq!(sum(&mut custodian, &rows), kept);
 }
 
-/// One row that was edited keeps no more than its kind.
+/// One row that was edited keeps no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_expire_keeps_nothing_else_from_going() {
     let daemon = Daemon::start_at(NOW);
@@ -163,15 +165,64 @@ async fn what_cannot_expire_keeps_nothing_else_from_going() {
     let id = enrol(&bank, &device.enrolment("acct-1")).await;
     assert_eq!(bank.post("/v1/transactions", &order(&id)).await.unwrap().status, 201);
     bustle(&bank, "acct-2").await;
-    let database = rusqlite::Connection::open(daemon.database()).unwrap();
-    database.busy_timeout(Duration::from_secs(10)).unwrap();
+    let database = sql(&daemon);
     assert_eq!(database.execute("UPDATE payment SET payee = 'Mallory'", []).unwrap(), 1);
+    // One that is overdue after it.
+    let mut later = order(&id);
+    later["expires_in"] = json!(3_600);
+    assert_eq!(bank.post("/v1/transactions", &later).await.unwrap().status, 201);
     daemon.set_clock(NOW + 2 * DAY);
     eventually("what was remembered is gone", async || {
         let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
         (database.query_row("SELECT count(*) FROM idempotency", [], count).unwrap() == 0).then_some(())
     })
     .await;
-    let state = database.query_row("SELECT state FROM payment", [], |row| row.get::<_, String>(0)).unwrap();
-    assert_eq!(state, "pending");
+    let states = "SELECT group_concat(state ORDER BY payee = 'Mallory') FROM payment";
+    eventually("the other one is expired", async || {
+        let states = database.query_row(states, [], |row| row.get::<_, String>(0)).unwrap();
+        (states == "expired,pending").then_some(())
+    })
+    .await;
+}
+
+/// Rows that are ours, and that went before: more of them than go at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_rows_that_were_put_back_keep_nothing_else_from_going() {
+    const OLD: usize = 20;
+    let daemon = Daemon::start_at(NOW);
+    let bank = daemon.connect("bank-a").await;
+    let remembered = async |bank: &Connection, key: &str| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        let body = json!({ "type": "hotp", "account": key });
+        let answer = bank.request("POST", "/v1/credentials", &headers, body.to_string()).await.unwrap();
+        assert_eq!(answer.status, 201);
+        answer.json().unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    for number in 0..OLD {
+        remembered(&bank, &format!("old-{number}")).await;
+    }
+    let database = sql(&daemon);
+    let count = |sql: &str| database.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let copy = "CREATE TEMP TABLE old AS SELECT * FROM idempotency";
+    database.execute_batch(copy).unwrap();
+    daemon.set_clock(NOW + 2 * DAY);
+    let all = "SELECT count(*) FROM idempotency";
+    eventually("they are gone", async || (count(all) == 0).then_some(())).await;
+
+    let tombstone = remembered(&daemon.connect("bank-a").await, "new").await;
+    assert_eq!(delete(&daemon.connect("bank-a").await, &tombstone).await.status, 200);
+    assert_eq!(database.execute("INSERT INTO main.idempotency SELECT * FROM old", []).unwrap(), OLD);
+    daemon.set_clock(NOW + 200 * DAY);
+    let new = "SELECT (SELECT count(*) FROM idempotency WHERE key = 'new')
+        + (SELECT count(*) FROM credential WHERE deleted_unix_ms IS NOT NULL)";
+    eventually("what is past its time is gone", async || (count(new) == 0).then_some(())).await;
+    assert_eq!(count(all), OLD as i64);
+    eventually("each is named", async || (entries(&daemon, "store.row_tampered").len() == OLD).then_some(()))
+        .await;
+    // And once.
+    daemon.set_clock(NOW + 300 * DAY);
+    let waits = || daemon.log().matches("rows that are not what was written last stay").count();
+    let before = waits();
+    eventually("it was tried again", async || (waits() > before).then_some(())).await;
+    assert_eq!(entries(&daemon, "store.row_tampered").len(), OLD);
 }

@@ -18,7 +18,7 @@ use crate::custodians::ready;
 use crate::daemon::{Daemon, SEED_HEX, enrol, enrol_hotp, rfc_code, verify};
 use crate::failing_disk::FailingDisk;
 use crate::processes::eventually;
-use crate::rolling_terminal::{Terminal, enrol_pending, quick_key, rebind};
+use crate::rolling_terminal::{Terminal, activate, enrol_pending, quick_key, rebind};
 use crate::scrape::Scrape;
 use crate::submissions::Dice;
 use crate::token::{Custodian, TestToken};
@@ -183,6 +183,23 @@ async fn at_the_capacity_an_enrolment_is_503_and_a_deletion_makes_room() {
     let bank = daemon.connect("bank-a").await;
     enrol_hotp(&bank, "acct-5").await;
     assert_eq!((gauge(&daemon), objects(&daemon).0.len()), (3.0, 3));
+}
+
+#[tokio::test]
+async fn at_the_capacity_an_activation_is_503_and_takes_no_room() {
+    let daemon = Daemon::start_with(&[&RESIDENT[..], &["--resident-capacity", "2"]].concat(), &[]);
+    let bank = daemon.connect("bank-a").await;
+    let hotp = enrol_hotp(&bank, "acct-1").await;
+    let (rolling, salt) = enrol_pending(&bank, "acct-2").await;
+    let key = quick_key("1234", &salt);
+    for _ in 0..2 {
+        refused(&activate(&bank, &rolling, &key).await, 503, "unavailable");
+        assert_eq!((gauge(&daemon), objects(&daemon).0.len()), (2.0, 2));
+    }
+    assert_eq!(credential(&bank, &rolling).await["state"], "pending");
+    assert_eq!(delete(&bank, &hotp).await.status, 200);
+    done(&activate(&bank, &rolling, &key).await);
+    assert_eq!((gauge(&daemon), objects(&daemon).0.len()), (2.0, 2));
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ async fn the_newest_copy_needs_nothing_and_an_older_one_a_recovery() {
     let there = snapshot(&daemon);
     assert_ne!(there, before);
     let told = said(&restore(&daemon, &older));
-    assert!(told.contains("it was turned back"), "{told}");
+    assert!(told.contains("the database was turned back: its log has"), "{told}");
     assert!(told.contains("next: hsm-authd recover --accept-rollback --config "), "{told}");
     let kept = aside(&daemon);
     assert_eq!(kept.len(), 1, "{kept:?}");
@@ -186,7 +186,7 @@ async fn what_is_not_whole_or_not_this_tokens_is_refused_and_changes_nothing() {
     assert_eq!(snapshot(&other), its);
 
     // Nothing stood in the way of it; but it was made while the service ran, which has ended since.
-    assert!(said(&restore(&daemon, &good)).contains("it was turned back"));
+    assert!(said(&restore(&daemon, &good)).contains("the database was turned back: its log has"));
     let ended = daemon.dir().join(&aside(&daemon)[0]);
     fs::rename(ended, daemon.database()).unwrap();
     let newest = copy(&daemon, "newest");

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::bank::{done as ok, failed, path};
 use crate::client::Connection;
-use crate::daemon::{Daemon, enrol};
+use crate::daemon::{Daemon, enrol, enrol_hotp, rfc_code, verify};
+use crate::integrity::sql;
 use crate::load::Load;
 use crate::multi_terminal::{Payer, in_order, rule};
 use crate::ocra_token::{OcraToken, question};
@@ -208,10 +209,10 @@ async fn a_row_that_is_not_what_was_sealed_stops_no_rewrap() {
     }
     STORED.iter().for_each(|kind| drop(rotate(&daemon, kind)));
     let said = refused(&begin_rewrap(&daemon).wait_with_output().unwrap());
-    assert!(said.contains("(3 rows are not what was sealed)"), "{said}");
+    assert!(said.contains("(3 rows are not what was written last)"), "{said}");
     assert_eq!(STORED.map(|kind| rows(&daemon, kind, 1)), [0, 3, 0], "all others are renewed");
     let logged = entries(&daemon, "keys.rewrapped");
-    assert!(logged.last().unwrap().ends_with(" rows; 3 rows are not what was sealed"), "{logged:?}");
+    assert!(logged.last().unwrap().ends_with(" rows; 3 rows are not what was written last"), "{logged:?}");
     ok(&bank
         .post(
             &path(&ids[0], "verify"),
@@ -219,6 +220,53 @@ async fn a_row_that_is_not_what_was_sealed_stops_no_rewrap() {
         )
         .await
         .unwrap());
+}
+
+/// Nor one that is ours and not the last one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_row_that_was_put_back_stops_no_rewrap() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let mut ids = Vec::new();
+    for number in 0..40 {
+        ids.push(enrol_hotp(&bank, &format!("acct-{number}")).await);
+    }
+    let database = sql(&daemon);
+    database.execute_batch("CREATE TEMP TABLE old AS SELECT * FROM credential_state").unwrap();
+    for id in [&ids[3], &ids[17]] {
+        ok(&verify(&bank, id, &rfc_code(0)).await);
+    }
+    let back = "INSERT OR REPLACE INTO main.credential_state SELECT o.* FROM old o
+        JOIN main.credential_state m USING (id) WHERE m.version > o.version";
+    assert_eq!(database.execute(back, []).unwrap(), 2);
+    rotate(&daemon, "row");
+    let said = refused(&begin_rewrap(&daemon).wait_with_output().unwrap());
+    assert!(said.contains("(2 rows are not what was written last)"), "{said}");
+    assert_eq!(rows(&daemon, "row", 1), 2, "all others are renewed");
+    // Each alarms once, however often it is met.
+    refused(&begin_rewrap(&daemon).wait_with_output().unwrap());
+    let named = entries(&daemon, "store.row_tampered");
+    assert_eq!(named.iter().filter(|name| name.starts_with("credential_state:")).count(), 2, "{named:?}");
+    assert_eq!(named.len(), 2);
+}
+
+/// What could not be written down is written down the next time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_key_is_in_the_log_however_often_that_is_tried() {
+    let daemon = Daemon::start();
+    enrol_hotp(&daemon.connect("bank-a").await, "acct-1").await;
+    let database = sql(&daemon);
+    for kind in ["kek", "row"] {
+        // Nobody else can write.
+        database.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let rotated = keys(&daemon, &["rotate", kind]);
+        database.execute_batch("COMMIT").unwrap();
+        assert!(!rotated.status.success(), "{kind}: the service says that it could not");
+        assert!(!entries(&daemon, "keys.rotated").iter().any(|entry| entry.starts_with(kind)), "{kind}");
+        done(&begin_rewrap(&daemon).wait_with_output().unwrap());
+        done(&begin_rewrap(&daemon).wait_with_output().unwrap());
+    }
+    assert_eq!(entries(&daemon, "keys.rotated"), ["kek v2", "row v2"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

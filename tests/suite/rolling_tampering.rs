@@ -349,7 +349,7 @@ async fn nothing_of_a_binding_stays_behind() {
     let token = TestToken::of(&daemon);
     let mut custodian = token.custodian();
     let sums = all.chunks(50).map(|some| sum(&mut custodian, some));
-    assert_eq!(sums.fold(RowSum([0; 32]), RowSum::plus), kept_sum);
+    assert_eq!(sums.fold(RowSum::default(), RowSum::plus), kept_sum);
 }
 
 /// So many bindings, each of a credential and an account of its own.

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,7 @@ pub struct Served {
     child: Child,
     output: Option<BufReader<ChildStdout>>,
     lines: Receiver<String>,
+    heard: Mutex<String>,
     pub url: String,
     pub ops_url: String,
 }
@@ -76,7 +78,7 @@ impl Served {
         });
         let (url, ops_url) = (format!("https://{}", address("server")), format!("http://{}", address("ops")));
         let output = child.stdout.take().map(BufReader::new);
-        let served = Self { child, output, lines, url, ops_url };
+        let served = Self { child, output, lines, heard: Mutex::default(), url, ops_url };
         served.await_ready();
         served
     }
@@ -89,16 +91,20 @@ impl Served {
     /// Waits for a line of the log.
     fn await_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) {
         let deadline = Instant::now() + START_MAX;
-        let mut before = String::new();
+        let mut heard = self.heard.lock().unwrap();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else { panic!("no {what}: {before}") };
+            let Ok(line) = self.lines.recv_timeout(left) else { panic!("no {what}: {heard}") };
+            *heard += &format!("{line}\n");
             if serde_json::from_str(&line).is_ok_and(|line| is_it(&line)) {
                 return;
             }
-            before.push_str(&line);
-            before.push('\n');
         }
+    }
+
+    /// What it logged up to the last line that was waited for.
+    pub fn heard(&self) -> String {
+        self.heard.lock().unwrap().clone()
     }
 
     pub fn pid(&self) -> i32 {

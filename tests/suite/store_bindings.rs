@@ -125,7 +125,7 @@ async fn no_two_of_a_tenant_are_found_by_the_same() {
     // Another tenant may have it, and so may this one, once it is free.
     assert_eq!(outcome(&store, insert(&[any(of(3, "bank-b", 7))])).await, Ok(()));
     let again = of(4, "bank-a", 7);
-    let freed = Commit { removed: vec![(first.row.key(), 1)], ..change(&[first], &[]) };
+    let freed = remove(&[first]);
     assert_eq!(outcome(&store, freed).await, Ok(()));
     assert_eq!(outcome(&store, insert(&[any(again.clone())])).await, Ok(()));
     assert_eq!(store.binding(CredentialId::from_random(4u128.to_be_bytes())).await, Ok(Some(again)));

@@ -1,8 +1,6 @@
 //! Every clause of `src/store.rs`, for any backend: a clause gets a way to open the same database
 //! again and again. Each ends by adding up the rows.
 
-use std::sync::Arc;
-
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::audit::{AuditEntry, Event, Logged, RowMark, RowMarks};
@@ -12,16 +10,17 @@ use hsm_authd::domain::credential::{
     StoredSecret, Terminal, UsedInput,
 };
 use hsm_authd::domain::idempotency::IdempotencyRecord;
+use hsm_authd::domain::ledger::Aftermath;
 use hsm_authd::domain::lockout::{Attempts, Lock};
 use hsm_authd::domain::log::TreeHash;
 use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, COUNTER_END, Digits, MovingFactor};
 use hsm_authd::domain::presentation::Presentation;
 use hsm_authd::domain::rolling::{Binding, LOOKUP_BYTES, Rolling, SALT_BYTES};
-use hsm_authd::domain::row::{Row, RowKey, Sealed};
+use hsm_authd::domain::row::{Row, Sealed};
 use hsm_authd::domain::time::{BootId, Deadline, Now, RunId};
 use hsm_authd::domain::transaction::Transaction;
-use hsm_authd::store::{Commit, CommitError, Page, Store};
+use hsm_authd::store::{Commit, CommitError, Page, Standing, Store};
 use tokio::task::JoinSet;
 
 use crate::scratch::Scratch;
@@ -69,7 +68,7 @@ mod sqlite {
         what_is_over_is_found,
         inputs_out_of_reach_are_found,
         every_row_is_seen_once,
-        the_last_word_on_the_clock_counts,
+        what_events_left_is_told_when_it_is_opened_again,
     );
 }
 
@@ -85,10 +84,19 @@ async fn outcome(store: &Store, commit: Commit) -> Result<(), CommitError> {
 
 /// Asserts that `commit` is refused as a conflict and leaves no trace.
 async fn assert_conflict(store: &Store, commit: Commit) {
+    assert_nothing(store, commit, CommitError::Conflict).await;
+}
+
+/// Asserts that `commit` is refused as one that nobody may make, and leaves no trace.
+async fn assert_refused(store: &Store, commit: Commit) {
+    assert_nothing(store, commit, CommitError::Unavailable).await;
+}
+
+async fn assert_nothing(store: &Store, commit: Commit, error: CommitError) {
     let before = (every_row(store, 100).await, store.row_sum().await, store.audit_entries(0, 1_000).await);
-    assert_eq!(outcome(store, commit).await, Err(CommitError::Conflict));
+    assert_eq!(outcome(store, commit).await, Err(error));
     let after = (every_row(store, 100).await, store.row_sum().await, store.audit_entries(0, 1_000).await);
-    assert_eq!(before, after, "a conflict writes nothing");
+    assert_eq!(before, after, "it writes nothing");
 }
 
 async fn a_new_row_is_read_back(open: Open<'_>) {
@@ -116,13 +124,14 @@ async fn a_row_is_replaced_by_its_next_version_only(open: Open<'_>) {
     let v2 = next(&v1, 1);
     let v3 = next(&v2, 2);
 
-    assert_conflict(&store, change(std::slice::from_ref(&v1), std::slice::from_ref(&v3))).await;
+    assert_refused(&store, change(std::slice::from_ref(&v1), std::slice::from_ref(&v3))).await;
     given(&store, change(std::slice::from_ref(&v1), std::slice::from_ref(&v2))).await;
     assert_conflict(&store, change(&[v1], std::slice::from_ref(&v2))).await;
     given(&store, change(&[v2], std::slice::from_ref(&v3))).await;
 
     let missing = next(&row(state(2, "bank-a")), 1);
-    assert_conflict(&store, insert(&[missing])).await;
+    assert_refused(&store, insert(std::slice::from_ref(&missing))).await;
+    assert_conflict(&store, change(&[row(state(2, "bank-a"))], &[missing])).await;
     let read = store.credential(&tenant("bank-a"), id(1)).await.unwrap().unwrap();
     assert_eq!(any(read.state), v3);
 
@@ -200,7 +209,7 @@ async fn a_new_row_must_not_exist(open: Open<'_>) {
         assert_conflict(&store, insert(&[existing])).await;
     }
     let nought = CredentialState { version: 0, ..state(2, "bank-a") };
-    assert_conflict(&store, insert(&[row(nought)])).await;
+    assert_refused(&store, insert(&[row(nought)])).await;
 }
 
 async fn what_a_commit_stands_on_must_hold(open: Open<'_>) {
@@ -208,19 +217,34 @@ async fn what_a_commit_stands_on_must_hold(open: Open<'_>) {
     let rows = one_of_each();
     given(&store, insert(&rows)).await;
     for row in &rows {
-        assert_eq!(outcome(&store, stand(row.row.key(), 1)).await, Ok(()));
-        assert_conflict(&store, stand(row.row.key(), 0)).await;
-        assert_conflict(&store, stand(row.row.key(), 2)).await;
+        assert_eq!(outcome(&store, stand(row)).await, Ok(()));
+        let mut next = row.clone();
+        next.row.succeed();
+        assert_conflict(&store, stand(&next)).await;
+        // A version says not yet which row it is.
+        let mut twin = row.clone();
+        twin.seal.mac[0] ^= 1;
+        assert_conflict(&store, stand(&twin)).await;
+        assert_conflict(&store, change(&[twin.clone()], &[next.clone()])).await;
+        assert_conflict(&store, remove(&[twin])).await;
+        // Nor is it enough to say what comes of it.
+        assert_refused(&store, insert(&[next])).await;
+        assert_refused(&store, Commit { before: Vec::new(), ..remove(std::slice::from_ref(row)) }).await;
     }
-    assert_conflict(&store, stand(RowKey::Credential(id(2)), 1)).await;
-    assert_conflict(&store, stand(RowKey::Account(tenant("bank-a"), account("other")), 1)).await;
-    assert_conflict(&store, stand(RowKey::UsedInput(id(1), [8; 32]), 1)).await;
-    assert_conflict(&store, stand(RowKey::UsedInput(id(2), [7; 32]), 1)).await;
-    assert_conflict(&store, stand(RowKey::Attestation(transaction_id(2)), 1)).await;
-    assert_conflict(&store, stand(RowKey::Transaction(transaction_id(2)), 1)).await;
-    assert_conflict(&store, stand(RowKey::Binding(id(2)), 1)).await;
-    assert_conflict(&store, stand(RowKey::Presentation(presentation_id(2)), 1)).await;
-    assert_conflict(&store, stand(RowKey::Authorization(id(2)), 1)).await;
+    let others = [
+        any(sealed(credential(2, "bank-a", "acct-1"))),
+        row(Account::new(tenant("bank-a"), account("other"))),
+        row(used_input(1, 8, None)),
+        row(used_input(2, 7, None)),
+        row(attestation(2, "h.c.s")),
+        row(transaction(2, "acct-1", 1_000)),
+        row(binding(2)),
+        row(presentation(2)),
+        row(authorization(2)),
+    ];
+    for other in others {
+        assert_conflict(&store, stand(&other)).await;
+    }
 }
 
 async fn a_row_is_removed_at_its_version_only(open: Open<'_>) {
@@ -228,8 +252,9 @@ async fn a_row_is_removed_at_its_version_only(open: Open<'_>) {
     let all = one_of_each();
     given(&store, insert(&all)).await;
     for row in &all {
-        let wrong = Commit { removed: vec![(row.row.key(), 2)], ..remove(std::slice::from_ref(row)) };
-        assert_conflict(&store, wrong).await;
+        let mut next = row.clone();
+        next.row.succeed();
+        assert_conflict(&store, remove(&[next])).await;
     }
     given(&store, remove(&all)).await;
     assert_eq!(every_row(&store, 10).await, []);
@@ -250,10 +275,12 @@ async fn a_conflict_in_the_last_row_writes_nothing(open: Open<'_>) {
     assert_conflict(&store, insert(&rows)).await;
 
     rows.pop();
-    let standing = vec![(first[1].row.key(), 1), (first[0].row.key(), 2)];
-    assert_conflict(&store, Commit { standing, ..insert(&rows) }).await;
-    let removed = vec![(answer.row.key(), 1), (first[0].row.key(), 2)];
-    assert_conflict(&store, Commit { removed, ..insert(&rows) }).await;
+    let mut moved = first[0].clone();
+    moved.row.succeed();
+    let before: Vec<_> = [&first[1], &answer, &moved].map(Standing::from).into();
+    assert_conflict(&store, Commit { before: before.clone(), ..insert(&rows) }).await;
+    let removed = vec![answer.row.key(), moved.row.key()];
+    assert_conflict(&store, Commit { before, removed, ..insert(&rows) }).await;
     given(&store, insert(&rows)).await;
 
     // One that replaces rows: the first is as it was read, the last has moved on since.
@@ -351,7 +378,6 @@ async fn an_entry_is_in_the_log_for_each_commit_and_no_other(open: Open<'_>) {
     let first = entry(Event::Enrolled, 1);
     let second = AuditEntry { actor: None, credential: None, ..entry(Event::Pruned, u64::MAX) };
     let commit = |audit: &AuditEntry, rows: &[Sealed<Row>]| Commit { audit: audit.clone(), ..insert(rows) };
-    assert_eq!(store.last_audit_unix_ms().await, Ok(None));
     given(&store, commit(&first, std::slice::from_ref(&state))).await;
     assert_conflict(&store, commit(&entry(Event::Refused, 2), std::slice::from_ref(&state))).await;
     given(&store, commit(&second, &[])).await;
@@ -364,7 +390,6 @@ async fn an_entry_is_in_the_log_for_each_commit_and_no_other(open: Open<'_>) {
     assert_eq!(store.audit_entries(1, 10).await, Ok(vec![second.clone()]));
     let (size, root) = (store.head().borrow().size, store.head().borrow().root);
     assert_eq!((size, root), (2, TreeHash::of_node(first.leaf(), second.leaf())));
-    assert_eq!(store.last_audit_unix_ms().await, Ok(Some(u64::MAX)));
 }
 
 async fn a_commit_goes_on_when_its_caller_stops_waiting(open: Open<'_>) {
@@ -546,8 +571,8 @@ async fn extreme_values_survive(open: Open<'_>) {
 
     // A version is a u64 too, compared as one.
     let last = |version| row(CredentialState { version, ..state(9_999, "bank-a") });
-    assert_conflict(&store, insert(&[last(u64::MAX)])).await;
-    assert_conflict(&store, stand(RowKey::State(id(9_999)), u64::MAX)).await;
+    assert_refused(&store, insert(&[last(u64::MAX)])).await;
+    assert_conflict(&store, stand(&last(u64::MAX))).await;
 }
 
 async fn every_kind_survives_and_its_tombstone(open: Open<'_>) {
@@ -760,17 +785,21 @@ async fn every_row_is_seen_once(open: Open<'_>) {
     }
 }
 
-async fn the_last_word_on_the_clock_counts(open: Open<'_>) {
-    let store = Arc::new(open());
-    let happens = async |event| given(&store, Commit { audit: entry(event, 1), ..insert(&[]) }).await;
-    assert_eq!(store.clock_stepped().await, Ok(false));
-    happens(Event::Verified).await;
-    assert_eq!(store.clock_stepped().await, Ok(false));
-    happens(Event::ClockStepped).await;
-    happens(Event::Verified).await;
-    assert_eq!(store.clock_stepped().await, Ok(true));
-    happens(Event::ClockAccepted).await;
-    assert_eq!(store.clock_stepped().await, Ok(false));
-    happens(Event::ClockStepped).await;
-    assert_eq!(store.clock_stepped().await, Ok(true));
+async fn what_events_left_is_told_when_it_is_opened_again(open: Open<'_>) {
+    let left = |events: &[Event]| {
+        let events = events.to_vec();
+        async move {
+            let store = open();
+            for event in events {
+                given(&store, Commit { audit: entry(event, 7), ..insert(&[]) }).await;
+            }
+            drop(store);
+            open().left().0.aftermath
+        }
+    };
+    assert_eq!(left(&[]).await, Aftermath::default());
+    let stepped = left(&[Event::ClockStepped, Event::Verified]).await;
+    assert!(stepped.clock_stepped && !stepped.ended && stepped.last_unix_ms == 7);
+    let accepted = left(&[Event::ClockAccepted, Event::StartedUnclean, Event::Stopped]).await;
+    assert!(!accepted.clock_stepped && accepted.ended && accepted.floor.lost_unix_ms == 7);
 }

@@ -20,14 +20,14 @@ use hsm_authd::domain::ocra::Suite;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
 use hsm_authd::domain::presentation::Presentation;
 use hsm_authd::domain::rolling::{Binding, Evidence, LOOKUP_BYTES, Rolling, SALT_BYTES};
-use hsm_authd::domain::row::{Row, RowKey, RowSum, Seal, Sealed, TableSums};
+use hsm_authd::domain::row::{Row, RowSum, Seal, Sealed, TableSums};
 use hsm_authd::domain::signer::{PublicKey, SignatureAlgorithm};
 use hsm_authd::domain::time::{BootId, Deadline, Now, RunId};
 use hsm_authd::domain::transaction::{
     Approver, AuthenticatorReport, Device, Method, Parent, Progress, State, Terms, Transaction, deadline,
 };
 use hsm_authd::domain::webauthn::RelyingParty;
-use hsm_authd::store::{Commit, CredentialRows, Store};
+use hsm_authd::store::{Commit, CredentialRows, Standing, Store};
 use sha2::{Digest, Sha256};
 
 pub fn tenant(name: &str) -> Tenant {
@@ -344,7 +344,10 @@ pub fn row(row: impl Into<Row>) -> Sealed<Row> {
 /// What a row adds to the sum over all rows.
 pub fn weight(row: &Sealed<Row>) -> RowSum {
     let bytes = row.row.encode();
-    RowSum(Sha256::new().chain_update(bytes.as_bytes()).chain_update(row.seal.mac).finalize().into())
+    RowSum::new(std::array::from_fn(|place| {
+        let sealed = Sha256::new().chain_update(bytes.as_bytes()).chain_update(row.seal.mac);
+        sealed.chain_update([place as u8]).finalize().into()
+    }))
 }
 
 pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Sealed<Row>>) -> RowSum {
@@ -410,7 +413,7 @@ pub fn every_kind(first: u128) -> Vec<CredentialRows> {
 /// Writes `rows` in place of `before`.
 pub fn change(before: &[Sealed<Row>], rows: &[Sealed<Row>]) -> Commit {
     Commit {
-        standing: Vec::new(),
+        before: before.iter().map(Standing::from).collect(),
         rows: rows.to_vec(),
         removed: Vec::new(),
         sum_change: difference(rows, before),
@@ -425,15 +428,12 @@ pub fn insert(rows: &[Sealed<Row>]) -> Commit {
 
 /// Removes `rows`.
 pub fn remove(rows: &[Sealed<Row>]) -> Commit {
-    Commit {
-        removed: rows.iter().map(|row| (row.row.key(), row.row.version())).collect(),
-        ..change(rows, &[])
-    }
+    Commit { removed: rows.iter().map(|row| row.row.key()).collect(), ..change(rows, &[]) }
 }
 
 /// Only stands on a row.
-pub fn stand(key: RowKey, version: u64) -> Commit {
-    Commit { standing: vec![(key, version)], ..insert(&[]) }
+pub fn stand(row: &Sealed<Row>) -> Commit {
+    Commit { before: vec![row.into()], ..insert(&[]) }
 }
 
 /// A state with the next version.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hsm_authd::custodian::token::Setup;
 use hsm_authd::dev::SOFTHSM_MODULES;
+use hsm_authd::domain::system_key::NewestKeys;
 use hsm_authd::hsm::messages::{
     BUILD_ID, Boot, Call, Fault, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
@@ -27,6 +28,8 @@ pub const SO_PIN: &str = "officer-pin-7702";
 pub struct TestToken {
     folder: PathBuf,
     pub boot: Boot,
+    /// Variables for what is started, besides the one that names the token's configuration.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl TestToken {
@@ -39,7 +42,7 @@ impl TestToken {
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
         };
-        Self { folder, boot }
+        Self { folder, boot, environment: Vec::new() }
     }
 
     /// A folder without a token.
@@ -65,7 +68,7 @@ impl TestToken {
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
         };
-        Self { folder, boot }
+        Self { folder, boot, environment: Vec::new() }
     }
 
     /// A token with its system keys, which are those of every other such token.
@@ -115,6 +118,7 @@ impl TestToken {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.env("SOFTHSM2_CONF", self.folder.join("softhsm2.conf"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -233,23 +237,39 @@ impl Custodian {
         Some(decode(&body).unwrap())
     }
 
+    /// Asks, and tells of no keys.
     pub fn call(&mut self, request: Request) -> Result<Response, Fault> {
+        self.call_knowing(NewestKeys::default(), request).0
+    }
+
+    /// Asks as a front that knows of these keys; with the reply come those that it is told of.
+    pub fn call_knowing(
+        &mut self,
+        newest: NewestKeys,
+        request: Request,
+    ) -> (Result<Response, Fault>, Option<NewestKeys>) {
         self.calls += 1;
-        self.send(&Call { repeated: false, id: self.calls, request });
+        self.send(&Call { repeated: false, id: self.calls, newest, request });
         let reply: Reply = self.receive().expect("a reply");
         assert_eq!(reply.id, self.calls);
-        reply.result
+        (reply.result, reply.newest)
     }
 
     /// Hangs up and waits: how it ended, and all it wrote to standard error.
-    pub fn end(mut self) -> (ExitStatus, String) {
+    pub fn end(self) -> (ExitStatus, String) {
+        let (status, words) = self.end_anyhow();
+        assert!(!words.contains("panicked"), "{words}");
+        (status, words)
+    }
+
+    /// The same of one that may have panicked.
+    pub fn end_anyhow(mut self) -> (ExitStatus, String) {
         drop(self.stream.take());
         let mut words = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut words).unwrap();
         let mut output = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
         assert_eq!(output, "", "standard output is nobody's");
-        assert!(!words.contains("panicked"), "{words}");
         (self.child.wait().unwrap(), words)
     }
 }

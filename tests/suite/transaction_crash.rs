@@ -200,7 +200,7 @@ async fn a_killed_daemon_approves_and_attests_once() {
     let mut custodian = token.custodian();
     // A message has 64 KiB.
     let sums = kept.chunks(50).map(|some| sum(&mut custodian, some));
-    assert_eq!(sums.fold(RowSum([0; 32]), RowSum::plus), kept_sum);
+    assert_eq!(sums.fold(RowSum::default(), RowSum::plus), kept_sum);
 }
 
 /// The HSM has signed, and then the disk fails.

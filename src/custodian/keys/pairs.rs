@@ -6,12 +6,12 @@ use super::super::pkcs11::{
     Half, Material, Object, PairForm, Pkcs11Error, Session, Shape, Use, VerifyingKey,
 };
 use super::super::secrets::departing;
-use super::MacKey;
 use super::survey::{KeyError, KeyName, Kind};
 use crate::domain::otp::Algorithm;
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::{Signature, SignatureFormat};
 use crate::domain::wrapped_seed::{WRAPPED_BYTES, WrappedSeed};
+use crate::secret::MacKey;
 
 impl Kind {
     /// What is signed at each start to see whether two halves are of one pair. No JWS's signing input, and no note, begins

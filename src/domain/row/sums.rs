@@ -3,37 +3,96 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::Table;
 
-/// A multiset hash: the sum of a keyed hash of every live row, modulo 2^256, big-endian.
+/// How many numbers a sum has. The sum of keyed hashes alone is not enough where its changes can be seen: with 256 bits,
+/// some ten thousand changes of rows suffice to find old rows that together add up to nothing new, in about 2^33 steps
+/// (Wagner, "A Generalized Birthday Problem", CRYPTO 2002). With 2,048 bits it takes some 2^90.
+pub const LANES: usize = 8;
+
+/// A multiset hash: the sum of a keyed hash of every live row, in [`LANES`] numbers modulo 2^256, big-endian.
 ///
 /// Adding and taking away rows in any order gives the same sum for the same rows, so a row that was
 /// deleted, doubled or put back from an old copy shows, although its own seal is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowSum(pub [u8; 32]);
+pub struct RowSum([[u8; 32]; LANES]);
 
 impl RowSum {
-    /// `self + other` modulo 2^256.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        let (mut sum, mut carry) = ([0u8; 32], 0u16);
-        for ((place, a), b) in sum.iter_mut().zip(self.0).zip(other.0).rev() {
-            let digit = u16::from(a) + u16::from(b) + carry;
-            *place = digit as u8;
-            carry = digit >> 8;
-        }
-        Self(sum)
+    /// How long it is, in bytes.
+    pub const BYTES: usize = LANES * 32;
+
+    /// Of its numbers.
+    pub fn new(lanes: [[u8; 32]; LANES]) -> Self {
+        Self(lanes)
     }
 
-    /// `self - other` modulo 2^256.
-    #[must_use]
-    pub fn minus(self, other: Self) -> Self {
-        let complement = Self(other.0.map(|byte| !byte));
-        let mut one = Self::default();
-        one.0[31] = 1;
-        self.plus(complement).plus(one)
+    /// As an earlier release knew it: the first number alone.
+    pub fn of_first(lane: [u8; 32]) -> Self {
+        let mut lanes = [[0; 32]; LANES];
+        if let Some(first) = lanes.first_mut() {
+            *first = lane;
+        }
+        Self(lanes)
     }
+
+    /// The first number, which an earlier release knew alone.
+    pub fn first(&self) -> [u8; 32] {
+        self.0.first().copied().unwrap_or_default()
+    }
+
+    /// Of the bytes of its numbers, one after the other; `None` for another number of bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut lanes = [[0; 32]; LANES];
+        let (chunks, []) = bytes.as_chunks() else { return None };
+        (chunks.len() == LANES).then(|| {
+            lanes.copy_from_slice(chunks);
+            Self(lanes)
+        })
+    }
+
+    /// The bytes of its numbers, one after the other.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_flattened()
+    }
+
+    /// What stands for it where it is signed.
+    pub fn digest(&self) -> SumDigest {
+        SumDigest(Sha256::digest(self.as_bytes()).into())
+    }
+
+    /// `self + other`.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(lane, other)| *lane = plus(*lane, other));
+        self
+    }
+
+    /// `self - other`.
+    #[must_use]
+    pub fn minus(mut self, other: Self) -> Self {
+        let mut one = [0; 32];
+        one[31] = 1;
+        let negative = |lane: [u8; 32]| plus(lane.map(|byte| !byte), one);
+        self.0.iter_mut().zip(other.0).for_each(|(lane, other)| *lane = plus(*lane, negative(other)));
+        self
+    }
+}
+
+/// The SHA-256 of a sum; in what an earlier release signed its only number itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumDigest(pub [u8; 32]);
+
+/// `a + b` modulo 2^256.
+fn plus(a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+    let (mut sum, mut carry) = ([0u8; 32], 0u16);
+    for ((place, a), b) in sum.iter_mut().zip(a).zip(b).rev() {
+        let digit = u16::from(a) + u16::from(b) + carry;
+        *place = digit as u8;
+        carry = digit >> 8;
+    }
+    sum
 }
 
 /// A sum a table, so that a wrong one names its table; a table that is not named has the sum zero. It is a change of
@@ -80,6 +139,14 @@ impl TableSums {
         self.0.keys().copied()
     }
 
+    /// As an earlier release knew them: of each sum the first number alone.
+    #[must_use]
+    pub fn of_first(&self) -> Self {
+        let mut first = Self::default();
+        self.0.iter().for_each(|(table, sum)| first.set(*table, RowSum::of_first(sum.first())));
+        first
+    }
+
     /// Zero is not named, so that equal sums are equal values.
     fn set(&mut self, table: Table, sum: RowSum) {
         match sum == RowSum::default() {
@@ -97,17 +164,19 @@ mod tests {
     fn sum(low: u128) -> RowSum {
         let mut bytes = [0u8; 32];
         bytes[16..].copy_from_slice(&low.to_be_bytes());
-        RowSum(bytes)
+        RowSum([bytes; LANES])
     }
 
     proptest! {
         #[test]
-        fn sums_are_a_group(a: [u8; 32], b: [u8; 32], c: [u8; 32]) {
+        fn sums_are_a_group(a: [[u8; 32]; LANES], b: [[u8; 32]; LANES], c: [[u8; 32]; LANES]) {
             let (a, b, c) = (RowSum(a), RowSum(b), RowSum(c));
             prop_assert_eq!(a.plus(b), b.plus(a));
             prop_assert_eq!(a.plus(b).plus(c), a.plus(b.plus(c)));
             prop_assert_eq!(a.plus(b).minus(b), a);
             prop_assert_eq!(a.minus(a), RowSum::default());
+            prop_assert_eq!(RowSum::from_bytes(a.as_bytes()), Some(a));
+            prop_assert_eq!(RowSum::of_first(a.first()).plus(RowSum::of_first(b.first())).first(), a.plus(b).first());
         }
 
         #[test]
@@ -116,7 +185,7 @@ mod tests {
         }
 
         #[test]
-        fn each_table_has_its_own(a: [u8; 32], b: [u8; 32]) {
+        fn each_table_has_its_own(a: [[u8; 32]; LANES], b: [[u8; 32]; LANES]) {
             let (a, b, mut sums) = (RowSum(a), RowSum(b), TableSums::default());
             sums.add(Table::State, a);
             sums.add(Table::Account, b);
@@ -128,6 +197,8 @@ mod tests {
             twice.subtract(Table::State, a);
             twice.subtract(Table::Account, b);
             prop_assert_eq!(&twice, &sums);
+            let first = sums.of_first();
+            prop_assert_eq!(first.of(Table::State), RowSum::of_first(a.first()));
             sums.subtract(Table::State, a);
             sums.subtract(Table::Account, b);
             prop_assert_eq!(sums, TableSums::default());

@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, RowBytes, SealedBytes};
+use super::Outcome;
 use crate::domain::caller::Tenant;
 use crate::domain::id::TransactionId;
 use crate::domain::multi_terminal::Address;
 use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Digits, Otp};
+use crate::domain::row::{RowBytes, SealedBytes};
 use crate::domain::signer::signature::Signature;
 use crate::domain::verification::Factor;
 use crate::secret::SecretBytes;

@@ -6,7 +6,7 @@ use crate::domain::credential::{CredentialState, Status};
 use crate::domain::id::CredentialId;
 use crate::domain::multi_terminal::Address;
 use crate::domain::otp::Otp;
-use crate::domain::row::Row;
+use crate::domain::row::{Row, RowKey};
 use crate::domain::time::Now;
 use crate::domain::verification::{charged, refunded, succeeded};
 use crate::hsm::messages::{AuthorizationStep, CheckAuthorization};
@@ -127,13 +127,9 @@ impl Service {
             missed: missed.outcome(),
         };
         let (is_right, sealed) = self.hsm.check_authorization(device.credential.row.id, check).await?;
-        let mut standing = attempt.standing();
-        if !is_by_sms {
-            // Nothing is charged, so no code of the account's spoils the commit.
-            standing.retain(|row| !matches!(row, Row::Account(_)));
-        }
-        standing.extend(under_way.rows());
-        Ok(Judged { ending: if is_right { accepted } else { missed }, sealed, standing })
+        let mut before = if is_by_sms { attempt.before() } else { attempt.before_but_account() };
+        before.extend(under_way.before());
+        Ok(Judged { ending: if is_right { accepted } else { missed }, sealed, before })
     }
 }
 
@@ -168,7 +164,7 @@ fn completed(
         rows.push(Row::Account(account));
     }
     let mut ending = attempt.ending(Event::Authorized, replaces, rows, answer)?;
-    ending.removed.push(Row::Authorization(under_way.authorization.row.clone()));
+    ending.removed.push(RowKey::Authorization(under_way.authorization.row.credential));
     Ok(ending)
 }
 

@@ -19,17 +19,18 @@ pub fn unreadable(row: &Unreadable) -> String {
     }
 }
 
-/// Names the tables that do not add up, and the first rows that are not what they must be; `None`: nothing is wrong.
+/// Names the tables that do not add up, and the first rows that are not what they must be.
 ///
 /// # Errors
 /// Database or log cannot be read.
 pub async fn name(
     service: &Service,
-    history: History,
+    fault: Option<String>,
     tables: &[Table],
     found: &Found,
-) -> Result<Option<String>, String> {
-    let mut parts: Vec<String> = history.fault().map(str::to_owned).into_iter().collect();
+) -> Result<String, String> {
+    let history = History::read(service).await?;
+    let mut parts: Vec<String> = fault.into_iter().collect();
     if !tables.is_empty() {
         let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
         parts.push(format!("rows of {} do not add up", names.join(", ")));
@@ -52,5 +53,8 @@ pub async fn name(
     if beyond > 0 {
         parts.push(format!("and {beyond} more rows (see the log)"));
     }
-    Ok((!parts.is_empty()).then(|| parts.join("; ")))
+    match parts.is_empty() {
+        true => Ok("its rows do not add up".to_owned()),
+        false => Ok(parts.join("; ")),
+    }
 }

@@ -1,11 +1,10 @@
-//! What the log says of every row: it names each one that a commit wrote or removed, with its version from then on.
+//! What the log says of every row: it names each one that a commit wrote or removed, with its version from then on. For
+//! the operator's line alone: that something is wrong is known by then.
 
 use std::collections::HashMap;
 
 use crate::domain::audit::{Event, Logged, RowMark};
-use crate::domain::checkpoint::Head;
 use crate::domain::id::{CredentialId, TransactionId};
-use crate::domain::log::Frontier;
 use crate::domain::row::{RowKey, Table};
 use crate::service::Service;
 use crate::service::tampering::ids as own_ids;
@@ -14,9 +13,6 @@ use crate::service::tampering::ids as own_ids;
 const PAGE: u16 = 4_000;
 /// After so many rows that do not fit nobody looks for more.
 const MISFITS_MAX: usize = 100;
-/// Rows whose keys may come again after they were removed: they begin anew then. No other ones do.
-const RECURRING: [Table; 4] = [Table::Idempotency, Table::Binding, Table::Authorization, Table::ImportedSeed];
-
 /// What the log says of a row last.
 struct Said {
     /// 0: it was removed.
@@ -31,93 +27,43 @@ struct Said {
 #[derive(Default)]
 pub struct History {
     rows: HashMap<(Table, [u8; 16]), Said>,
-    /// Whether some entries are of a release that did not name rows: what the log does not know may be older.
+    /// Whether there may be rows that the log does not know: an earlier release named none in its entries.
     is_partly_silent: bool,
     /// Before this entry an operator accepted what had become of the database: nothing is said of rows that were not
     /// written since.
     accepted_to_seq: u64,
     /// Where a recovery that has not ended begins.
     recovery_from_seq: Option<u64>,
-    /// Whether the entry that the anchor ends with says that the service ended.
-    is_ended: bool,
-    /// The first entry that cannot be the next one, and why.
-    fault: Option<String>,
 }
 
 impl History {
-    /// Of the whole log, each entry held against the tree: `known` is a head that it has grown from.
+    /// Of the whole log.
     ///
     /// # Errors
     /// It cannot be read.
-    pub async fn read(service: &Service, known: &Head) -> Result<Self, String> {
-        let (mut history, mut frontier) = (Self::default(), Frontier::default());
-        let page = |after_seq| {
-            let store = service.store.clone();
-            tokio::spawn(async move { store.audit_entries(after_seq, PAGE).await })
-        };
-        let mut reading = page(0);
+    pub async fn read(service: &Service) -> Result<Self, String> {
+        let (mut history, mut after_seq) = (Self::default(), 0);
         loop {
-            let entries = reading.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+            let entries = service.store.audit_entries(after_seq, PAGE).await.map_err(|e| e.to_string())?;
             let Some(last) = entries.last() else { return Ok(history) };
-            // The next ones are read meanwhile.
-            reading = page(last.seq);
-            for logged in entries {
-                frontier.push(logged.leaf());
-                if frontier.size() != logged.seq {
-                    history.fail(format!("entry {} of the log is missing", frontier.size()));
-                }
-                history.add(&logged, known);
-                if frontier.size() == known.size && frontier.root() != known.root {
-                    history.fail(format!(
-                        "the first {} entries of the log are not what was written",
-                        known.size
-                    ));
-                }
-            }
+            after_seq = last.seq;
+            entries.iter().for_each(|logged| history.add(logged));
         }
     }
 
-    fn fail(&mut self, fault: String) {
-        self.fault.get_or_insert(fault);
-    }
-
-    fn add(&mut self, logged: &Logged, known: &Head) {
+    fn add(&mut self, logged: &Logged) {
         let Logged { seq, entry, rows } = logged;
-        // Behind the anchor anybody may have written that. Only of what an earlier release left, all is behind it.
-        let is_known = *seq <= known.size || known.size == 0;
         match entry.event {
             // It writes rows.
-            Event::Enrolled if rows.0.is_empty() && is_known => self.is_partly_silent = true,
+            Event::Enrolled if rows.0.is_empty() => self.is_partly_silent = true,
             Event::CredentialRecovered => drop(self.recovery_from_seq.get_or_insert(*seq)),
-            Event::Recovered if is_known => {
-                self.accepted_to_seq = self.recovery_from_seq.take().unwrap_or(*seq);
-                self.fault = None;
-            }
+            Event::Recovered => self.accepted_to_seq = self.recovery_from_seq.take().unwrap_or(*seq),
             _ => {}
         }
-        if *seq == known.size {
-            self.is_ended = entry.event == Event::Stopped;
-        }
         for RowMark { table, key, version } in &rows.0 {
-            let before = self.said(*table, *key).map(|said| said.version);
-            let follows = match before {
-                None => *version == 1 || self.knows_not_all(),
-                Some(0) => *version == 1 && RECURRING.contains(table),
-                Some(before) => *version == 0 || before.checked_add(1) == Some(*version),
-            };
-            if !follows {
-                let row = describe(*table, *key, ids(entry.credential, entry.transaction));
-                self.fail(format!(
-                    "entry {seq} of the log has version {version} of {row}, which cannot be next"
-                ));
-            }
             let (credential, transaction) = (entry.credential, entry.transaction);
             let said = Said { version: *version, seq: *seq, credential, transaction };
             self.rows.insert((*table, *key), said);
-        }
-        // What a start or a command writes before the next anchor changes no row, and nobody asked for it.
-        if *seq > known.size && self.is_ended && (!rows.0.is_empty() || entry.actor.is_some()) {
-            self.fail(format!("entry {seq} of the log was written when no service ran"));
         }
     }
 
@@ -127,11 +73,6 @@ impl History {
 
     fn knows_not_all(&self) -> bool {
         self.is_partly_silent || self.accepted_to_seq > 0
-    }
-
-    /// What is wrong with the log itself.
-    pub fn fault(&self) -> Option<&str> {
-        self.fault.as_deref()
     }
 
     /// The rows that are missing, or have another version than the log says, each with a text that says so. What is

@@ -7,10 +7,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::{ASK_AGAIN_AFTER, PATIENCE};
-use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, Table, TableSums};
+use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, TableSums};
 use crate::hsm::messages::portions;
 use crate::hsm::{Hsm, HsmError};
 use crate::service::Service;
+use crate::store::Inventory;
 
 /// So many rows are read at once.
 const PAGE: u16 = 2_000;
@@ -22,8 +23,8 @@ const TAMPERED_MAX: usize = 100;
 /// What was found in all tables.
 #[derive(Default)]
 pub struct Found {
-    /// How many rows there are.
-    pub rows: u64,
+    /// The rows.
+    pub inventory: Inventory,
     /// What they add up to.
     pub sums: TableSums,
     /// Rows whose seals are wrong, with their versions; they add to no sum.
@@ -31,13 +32,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// The tables that do not add up to what was kept.
-    pub fn differing(&self, kept: &TableSums) -> Vec<Table> {
-        Table::ALL.iter().copied().filter(|table| self.sums.of(*table) != kept.of(*table)).collect()
-    }
-
-    fn add(&mut self, part: Self) {
-        self.rows = self.rows.saturating_add(part.rows);
+    fn add(&mut self, part: Part) {
         self.sums.add_all(&part.sums);
         self.tampered.extend(part.tampered);
     }
@@ -55,6 +50,7 @@ pub async fn over_all_rows(service: &Service) -> Result<Found, String> {
         let page = service.store.rows_after(cursor, PAGE).await.map_err(|error| error.to_string())?;
         let is_last = page.len() < usize::from(PAGE);
         cursor = page.last().map(|row| row.row.key());
+        page.iter().for_each(|row| found.inventory.take(&row.row.key(), &row.seal));
         // Cut into messages: in each a row is named by its place.
         let mut rows = page.into_iter();
         for portion in portions(rows.as_slice().iter().map(Sealed::to_bytes).collect()) {
@@ -80,8 +76,15 @@ pub async fn over_all_rows(service: &Service) -> Result<Found, String> {
     Ok(found)
 }
 
-async fn sum(hsm: &Hsm, rows: &[Sealed<Row>], bytes: Vec<SealedBytes>) -> Result<Found, String> {
-    let mut part = Found { rows: rows.len() as u64, ..Found::default() };
+/// What was found in a message's rows.
+#[derive(Default)]
+struct Part {
+    sums: TableSums,
+    tampered: Vec<(RowKey, u64)>,
+}
+
+async fn sum(hsm: &Hsm, rows: &[Sealed<Row>], bytes: Vec<SealedBytes>) -> Result<Part, String> {
+    let mut part = Part::default();
     let (mut rows, mut rest) = (rows, bytes);
     loop {
         let place = match ask(hsm, rest.clone()).await? {

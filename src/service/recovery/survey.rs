@@ -2,32 +2,40 @@
 
 use std::collections::BTreeMap;
 
-use super::{PAGE, Recovery, RecoveryError};
+use super::{PAGE, Recovery, RecoveryError, persist};
 use crate::clock::STEP_MS_MAX;
 use crate::domain::checkpoint::{Checkpoint, Head, Note};
-use crate::domain::log::TreeHash;
 use crate::domain::row::{Row, RowKey, Sealed, Table, TableSums};
 use crate::domain::time::rfc3339;
-use crate::store::{Found, Place};
+use crate::store::{Damage, Found, JudgedLog, Place};
 
 /// From how many rows of one key on it is told from rows that were tampered with that the key is missing.
 const OF_ONE_KEY: u64 = 10;
+
+/// So far ahead of all that log and token know of the wall clock is not believed without a word of the operator: all time
+/// marks are made of it, and none comes back. In milliseconds: longer than appliances are away for, mostly.
+const AHEAD_MS_MAX: u64 = 30 * DAY_MS;
+const DAY_MS: u64 = 86_400_000;
 
 /// What is found before anything is changed.
 #[derive(Clone, Debug)]
 pub struct Survey {
     /// What the token knows; `None`: it has no anchor.
     pub anchor: Option<Checkpoint>,
-    /// What the database has.
+    /// What the database has, as far as its log fits.
     pub head: Head,
-    /// Why its log is not the one that the token knows; `None`: it is.
+    /// What does not fit of its log itself; `None`: all of it does.
+    pub log: Option<Damage>,
+    /// Why its log, as far as it fits, is not the one that the token knows; `None`: it is.
     pub turned_back: Option<String>,
-    /// What is wrong with its rows, whatever its log is; `None`: nothing.
+    /// What is wrong with its log or its rows, whatever log it is; `None`: nothing.
     pub damaged: Option<String>,
     /// How many rows are right.
     pub rows: u64,
     /// Those that are not, by name.
     pub wrong: Vec<String>,
+    /// Why the wall clock may be wrong; `None`: nothing says so.
+    pub clock_doubt: Option<String>,
 }
 
 impl Survey {
@@ -43,11 +51,14 @@ impl Recovery {
     /// # Errors
     /// The database or the HSM cannot be asked, the HSM has not the keys of the rows, or the clock is behind what is known.
     pub async fn survey(&self) -> Result<Survey, RecoveryError> {
-        let note = self.hsm.read_anchor().await?;
+        let note = persist(|| self.hsm.read_anchor()).await?;
         let anchor = note.as_deref().and_then(Note::parse).map(|note| note.unverified().clone());
         let size = anchor.as_ref().map_or(0, |anchor| anchor.head.size);
-        let (head, roots) = self.store.whole_log(vec![size]).await?;
-        self.check_clock(anchor.as_ref()).await?;
+        let JudgedLog { head, roots, last_unix_ms, clock_stepped, damage: log } =
+            self.store.judged_log(vec![size]).await?;
+        let known_ms = anchor.as_ref().map(|anchor| anchor.unix_s.saturating_mul(1_000)).max(last_unix_ms);
+        self.check_clock(known_ms.unwrap_or(0))?;
+        let clock_doubt = self.clock_doubt(known_ms, clock_stepped);
 
         let (mut sums, mut rows, mut wrong) = (TableSums::default(), 0_u64, Vec::new());
         let mut of_keys: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
@@ -79,23 +90,26 @@ impl Recovery {
                  has lost the key; nothing was changed"
             )));
         }
-        let (kept, unsplit) = self.store.table_sums().await?;
-        let is_summed = sums.total() == kept.total().plus(unsplit);
-        let turned_back = fault(anchor.as_ref(), &head, roots.first().copied().flatten());
+        let is_summed = self.store.left().0.differing(&sums).is_none();
+        let turned_back = match &anchor {
+            Some(anchor) => anchor.objection(&head, roots.first().copied().flatten()),
+            None => Some("the token has no anchor of the log: it was removed".to_owned()),
+        };
+        // That it is too short is because it was damaged.
+        let turned_back = turned_back.filter(|_| log.is_none() || roots.first().is_some_and(Option::is_some));
         let damaged = match (wrong.is_empty(), is_summed) {
+            _ if log.is_some() => log.as_ref().map(|damage| damage.reason.clone()),
             (false, _) => Some("rows are not what was sealed".to_owned()),
             (true, false) => Some("rows are missing, doubled or old: their sum is wrong".to_owned()),
             (true, true) if turned_back.is_some() => None,
             // What else a start holds against it: a sum can be made to fit.
             (true, true) => self.service.objection().await,
         };
-        Ok(Survey { anchor, head, turned_back, damaged, rows, wrong })
+        Ok(Survey { anchor, head, log, turned_back, damaged, rows, wrong, clock_doubt })
     }
 
     /// Time marks are made of this clock: one that is behind would leave codes that were used within reach.
-    async fn check_clock(&self, anchor: Option<&Checkpoint>) -> Result<(), RecoveryError> {
-        let last_ms = self.store.last_audit_unix_ms().await?.unwrap_or(0);
-        let known_ms = anchor.map_or(0, |anchor| anchor.unix_s.saturating_mul(1_000)).max(last_ms);
+    fn check_clock(&self, known_ms: u64) -> Result<(), RecoveryError> {
         match self.now.unix_ms.saturating_add(STEP_MS_MAX) < known_ms {
             false => Ok(()),
             true => Err(RecoveryError(format!(
@@ -104,6 +118,25 @@ impl Recovery {
                 rfc3339(known_ms)
             ))),
         }
+    }
+
+    /// One that is ahead would lock users out for as long, and its marks stay when it is set right.
+    fn clock_doubt(&self, known_ms: Option<u64>, clock_stepped: bool) -> Option<String> {
+        let now = rfc3339(self.now.unix_ms);
+        let known_ms = known_ms?;
+        let ahead_ms = self.now.unix_ms.saturating_sub(known_ms);
+        if ahead_ms > AHEAD_MS_MAX {
+            return Some(format!(
+                "the wall clock says {now}, which is {} days after {}, the last that log and token know of",
+                ahead_ms / DAY_MS,
+                rfc3339(known_ms)
+            ));
+        }
+        clock_stepped.then(|| {
+            format!(
+                "the log says that the wall clock stepped, and no operator accepted it since; it says {now}"
+            )
+        })
     }
 
     /// A page of rows, those apart that are not what was sealed.
@@ -118,7 +151,7 @@ impl Recovery {
                 Found::Unreadable(_) => None,
             })
             .collect();
-        let tampered = self.hsm.tampered(rows.iter().map(Sealed::to_bytes).collect()).await?;
+        let tampered = persist(|| self.hsm.tampered(rows.iter().map(Sealed::to_bytes).collect())).await?;
         let mut right = Vec::with_capacity(rows.len());
         for (place, row) in rows.into_iter().enumerate() {
             match tampered.contains(&place) {
@@ -135,35 +168,6 @@ pub(super) struct Judged {
     pub right: Vec<Sealed<Row>>,
     pub wrong: Vec<Found>,
     pub last: Option<Place>,
-}
-
-/// Why a database is not the one that its token knows; `None`: it is. `root` is that of as many entries as the anchor has.
-fn fault(anchor: Option<&Checkpoint>, head: &Head, root: Option<TreeHash>) -> Option<String> {
-    let Some(Checkpoint { head: known, unix_s }) = anchor else {
-        return Some("the token has no anchor of the log: it was removed".to_owned());
-    };
-    if known.origin.is_unclaimed() && known.size == 0 {
-        return None;
-    }
-    let since = rfc3339(unix_s.saturating_mul(1_000));
-    if known.origin != head.origin {
-        return Some(format!(
-            "its log is {}, and the token knows {} since {since}",
-            head.origin, known.origin
-        ));
-    }
-    if head.size < known.size {
-        return Some(format!(
-            "its log has {} entries, and the token knows of {} since {since}: it was turned back",
-            head.size, known.size
-        ));
-    }
-    (root != Some(known.root)).then(|| {
-        format!(
-            "the first {} entries of its log are not those that the token knows since {since}",
-            known.size
-        )
-    })
 }
 
 /// What a row is called, to people and in the log. Not by its account, which is the bank's.

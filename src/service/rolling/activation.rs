@@ -98,9 +98,8 @@ impl Service {
         written.extend(memory.record(&answer, now)?.map(Row::Idempotency));
         let outcome = Outcome { replaces: vec![0, 1], rows: written.iter().map(Row::encode).collect() };
         let sealed = self.hsm.seal(SealRows { standing, outcome }).await?;
-        let account = Row::Account(rows.account.row.clone());
         let commit = Commit {
-            standing: vec![(account.key(), account.version())],
+            before: vec![(&rows.credential).into(), (&rows.state).into(), (&rows.account).into()],
             rows: seal(written, &sealed)?,
             removed: Vec::new(),
             sum_change: sealed.sum_change,

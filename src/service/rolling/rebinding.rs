@@ -5,10 +5,10 @@ use crate::domain::credential::{Kind, ObjectId, Status, StoredSecret};
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
 use crate::domain::rolling::{Rolling, SALT_BYTES};
-use crate::domain::row::Row;
+use crate::domain::row::{Row, RowKey};
 use crate::hsm::Claim;
 use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::Commit;
+use crate::store::{Commit, Standing};
 
 use super::super::credential_view::CredentialView;
 use super::super::memory::Recall;
@@ -51,18 +51,19 @@ impl Service {
             written.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
             let mut standing = Vec::from(rows.to_bytes());
             let mut replaces = vec![0, 1];
+            let mut before: Vec<Standing> =
+                vec![(&rows.credential).into(), (&rows.state).into(), (&rows.account).into()];
             let mut removed = Vec::new();
             if let Some(binding) = &binding {
                 replaces.push(3);
                 standing.push(binding.to_bytes());
-                let row = Row::Binding(binding.row.clone());
-                removed.push((row.key(), row.version()));
+                before.push(binding.into());
+                removed.push(RowKey::Binding(id));
             }
             let outcome = Outcome { replaces, rows: written.iter().map(Row::encode).collect() };
             let sealed = self.hsm.seal(SealRows { standing, outcome }).await?;
-            let account = Row::Account(rows.account.row.clone());
             let commit = Commit {
-                standing: vec![(account.key(), account.version())],
+                before,
                 rows: seal(written, &sealed)?,
                 removed,
                 sum_change: sealed.sum_change,

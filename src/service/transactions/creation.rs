@@ -18,7 +18,7 @@ use crate::domain::transaction::{
     CODES_MAX, Label, Method, Progress, Remark, State, Terms, Transaction, deadline,
 };
 use crate::hsm::messages::{Outcome, SealRows};
-use crate::store::Commit;
+use crate::store::{Commit, Standing};
 
 use super::super::memory::Recall;
 use super::super::transaction_view::TransactionView;
@@ -116,8 +116,8 @@ struct Basis {
     attempts_left: u8,
     progress: Progress,
     /// Rows that must still be as they were read when it is made.
-    standing: Vec<Row>,
-    /// Rows whose seals must be right: these and others.
+    before: Vec<Standing>,
+    /// Rows whose seals must be right, besides any that were looked at before.
     bytes: Vec<SealedBytes>,
     /// Rows that are written with it, each over one of `bytes`, by its place.
     replaced: Vec<(u8, Row)>,
@@ -187,7 +187,7 @@ impl Service {
             rows.extend(basis.replaced.iter().map(|(_, row)| row.clone()));
             rows.extend(memory.record(&answer, &now)?.map(Row::Idempotency));
             if let Some(parent) = parent {
-                basis.standing.extend(parent.rows());
+                basis.before.extend(parent.before());
                 basis.bytes.extend(parent.bytes());
             }
             let replaces = basis.replaced.iter().map(|(place, _)| *place).collect();
@@ -208,7 +208,7 @@ impl Service {
                 codes: Some(codes),
             });
             let commit = Commit {
-                standing: basis.standing.iter().map(|row| (row.key(), row.version())).collect(),
+                before: basis.before,
                 rows,
                 removed: Vec::new(),
                 sum_change: sealed.sum_change,
@@ -246,7 +246,7 @@ impl Service {
                 payer: None,
                 attempts_left: CODES_MAX,
                 progress: Progress::None,
-                standing: Vec::new(),
+                before: Vec::new(),
                 bytes: Vec::new(),
                 replaced: Vec::new(),
             }),

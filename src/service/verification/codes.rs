@@ -8,6 +8,7 @@ use crate::domain::row::{Row, Sealed};
 use crate::domain::verification::{self, Plan, Verdict, ocra, usable};
 use crate::domain::{credential::CredentialState, resync};
 use crate::hsm::messages::{Candidate, CheckOtp};
+use crate::store::Standing;
 
 use super::{ACCOUNT, Answer, Attempt, Ending, Judged, Possibilities, Refused, STATE, Service, TRANSACTION};
 
@@ -140,8 +141,8 @@ impl Service {
     ) -> Result<Judged, Refused> {
         let Possible { plan, challenge, used } = possible;
         let Endings { accepted, repeated, missed } = Endings::new(attempt, purpose, &plan)?;
-        let mut standing = attempt.standing();
-        standing.extend(used.iter().map(|input| Row::UsedInput(input.row.clone())));
+        let mut before = attempt.before();
+        before.extend(used.iter().map(Standing::from));
         // Even without a candidate (a counter at its end) there is a miss to charge.
         let mut rest = plan.candidates.as_slice();
         loop {
@@ -175,7 +176,7 @@ impl Service {
                     None => return Err(Refused::unavailable("the custodian matched what nobody asked")),
                 },
             };
-            return Ok(Judged { ending, sealed, standing });
+            return Ok(Judged { ending, sealed, before });
         }
     }
 }
@@ -338,8 +339,13 @@ mod tests {
             ]),
             attest: Some(Attest { transaction: transaction.id, tenant: transaction.tenant, claims }),
         };
-        let bytes = encode(&Call { repeated: false, id: u64::MAX, request: Request::CheckOtp(check) })
-            .map(|frame| frame.len());
+        let bytes = encode(&Call {
+            repeated: false,
+            id: u64::MAX,
+            newest: crate::hsm::messages::tests::newest(),
+            request: Request::CheckOtp(check),
+        })
+        .map(|frame| frame.len());
         assert!(bytes.as_ref().is_ok_and(|bytes| *bytes < FRAME_BYTES_MAX * 15 / 16), "{bytes:?}");
         // Without a counter there are five candidates, each with the input that it would use up.
         assert!(Row::UsedInput(input).encode().as_bytes().len() < 256);

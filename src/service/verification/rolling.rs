@@ -68,9 +68,9 @@ impl Service {
             | (true, Claim::Rotation(_, Rotation::HandOut, _) | Claim::IdentityKey(_), Some(_)) => accepted,
             _ => return Err(Refused::unavailable("the custodian handed out what nobody asked, or nothing")),
         };
-        let mut standing = attempt.standing();
-        standing.push(Row::Binding(binding.row.clone()));
-        Ok((Judged { ending, sealed: checked.sealed, standing }, checked.opened.map(TemporaryCode::from)))
+        let mut before = attempt.before();
+        before.push(binding.into());
+        Ok((Judged { ending, sealed: checked.sealed, before }, checked.opened.map(TemporaryCode::from)))
     }
 
     fn of_payment(&self, attempt: Attempt<'_>, plan: &Plan, binding: &Binding) -> Result<Endings, Refused> {

@@ -94,11 +94,7 @@ impl Service {
             (false, _, None) => refused,
             _ => return Err(Refused::unavailable("the custodian attested what nobody asked")),
         };
-        // Not on the account's row: codes change it, and no verdict on a signature depends on it, so a commit
-        // that stood on it would lose races that are none.
-        let mut standing = attempt.standing();
-        standing.retain(|row| !matches!(row, Row::Account(_)));
-        Ok(Judged { ending, sealed, standing })
+        Ok(Judged { ending, sealed, before: attempt.before_but_account() })
     }
 
     /// The proof; while nothing vouches for the device's key it is no signature.

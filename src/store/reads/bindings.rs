@@ -8,7 +8,7 @@ use super::{one, with_limits};
 use crate::domain::caller::Tenant;
 use crate::domain::id::CredentialId;
 use crate::domain::rolling::{Binding, LOOKUP_BYTES};
-use crate::domain::row::Sealed;
+use crate::domain::row::{RowKey, Sealed};
 
 /// The binding of a password, by what it begins with.
 pub(super) const OF_LOOKUP: &str = "SELECT * FROM binding WHERE tenant = ?1 AND lookup = ?2";
@@ -31,7 +31,7 @@ impl Store {
             let id = binding.row.credential;
             let sql = "SELECT * FROM credential WHERE id = ?1 AND tenant = ?2";
             let credential = one(tx, sql, params![id.to_bytes(), tenant.as_str()], columns::credential)?
-                .ok_or(Fault::Missing { table: "credential", id })?;
+                .ok_or_else(|| Fault::Missing { key: Box::new(RowKey::Credential(id)), id })?;
             Ok(Some(BoundRows { credential: with_limits(tx, credential)?, binding }))
         })
         .await

@@ -20,7 +20,8 @@ impl Service {
         let rows = self.store.credential(tenant, id).await?.ok_or(Refused::Absent)?;
         usable(rows.subject())?;
         let bytes = rows.to_bytes().into();
-        let (credential, state) = (rows.credential.row, rows.state.row);
+        let before = vec![(&rows.credential).into(), (&rows.state).into()];
+        let credential = rows.credential.row;
         let method = method(wanted, credential.id, &credential.kind)?;
         let payer = credential.account.clone();
         if by.payer.as_ref().is_some_and(|named| *named != payer) {
@@ -39,7 +40,7 @@ impl Service {
             payer: Some(payer),
             attempts_left,
             progress: Progress::None,
-            standing: vec![credential.into(), state.into()],
+            before,
             bytes,
             replaced: Vec::new(),
         })
@@ -169,7 +170,7 @@ mod tests {
                 (used.version, used.fingerprint) = (1, challenge.fingerprint(None));
                 (used.time_step, used.expires_unix_ms) = (None, None);
                 let commit = Commit {
-                    standing: Vec::new(),
+                    before: Vec::new(),
                     rows: vec![sealed(Row::UsedInput(used))],
                     removed: Vec::new(),
                     sum_change: TableSums::default(),

@@ -5,8 +5,9 @@ use sha2::{Digest, Sha256};
 use crate::domain::attestation::{Attestation, Unverified};
 use crate::domain::caller::Tenant;
 use crate::domain::id::TransactionId;
-use crate::domain::row::{Row, Sealed, SealedBytes};
+use crate::domain::row::{Sealed, SealedBytes};
 use crate::domain::transaction::{Parent, Transaction};
+use crate::store::Standing;
 
 use super::{Refused, Service};
 
@@ -18,8 +19,8 @@ pub struct ParentRows {
 }
 
 impl ParentRows {
-    pub fn rows(&self) -> [Row; 2] {
-        [self.transaction.row.clone().into(), self.attestation.row.clone().into()]
+    pub fn before(&self) -> [Standing; 2] {
+        [(&self.transaction).into(), (&self.attestation).into()]
     }
 
     pub fn bytes(&self) -> [SealedBytes; 2] {

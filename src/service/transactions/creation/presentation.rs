@@ -6,6 +6,7 @@ use crate::domain::presentation::PresentationState;
 use crate::domain::time::Now;
 use crate::domain::transaction::{CODES_MAX, Method, Progress};
 use crate::domain::verification::usable;
+use crate::store::Standing;
 
 use super::super::super::presentations::state_of;
 use super::{Basis, Refused, Service};
@@ -33,10 +34,10 @@ impl Service {
             }
         };
         let mut bytes = vec![sealed.to_bytes()];
-        let mut standing = Vec::new();
-        if let Some(rows) = device {
+        let mut before = vec![Standing::from(&sealed)];
+        if let Some(rows) = &device {
             bytes.extend(rows.to_bytes());
-            standing.extend([rows.credential.row.into(), rows.state.row.into()]);
+            before.extend([Standing::from(&rows.credential), (&rows.state).into()]);
         }
         if let Some(refused) = refused {
             // Nothing is written, so nothing else would look at the seals.
@@ -52,7 +53,7 @@ impl Service {
             payer: None,
             attempts_left: CODES_MAX,
             progress: Progress::None,
-            standing,
+            before,
             bytes,
             replaced: vec![(0, presentation.claimed(id).into())],
         })

@@ -8,7 +8,7 @@ use crate::domain::row::SealedBytes;
 use crate::domain::time::{Deadline, Now};
 use crate::domain::transaction::{CODES_MAX, Method, Progress, Transaction};
 use crate::hsm::messages::FindGeneration;
-use crate::store::CredentialRows;
+use crate::store::{CredentialRows, Standing};
 
 use super::super::terminals::is_active_terminal;
 use super::{Basis, ByTerminals, Refused, Service, is_spelt};
@@ -32,7 +32,8 @@ impl Service {
         let (usable, left_out): (Vec<_>, Vec<_>) = enrolled
             .into_iter()
             .partition(|rows| is_active_terminal(rows) && self.is_cooled_terminal(rows, now));
-        // Whoever edits a row could have a terminal left out that the user has.
+        // Whoever edits a row, or shows an old one, could have a terminal left out that the user has.
+        let mut before = stood_on(&left_out);
         let left_out = left_out.iter().flat_map(|rows| [rows.credential.to_bytes(), rows.state.to_bytes()]);
         self.hsm.check(left_out.collect()).await?;
         if !TERMINALS.contains(&usable.len()) {
@@ -59,18 +60,15 @@ impl Service {
             generation: 0,
             window: by.window_s.map(|window_s| Deadline::after(now, u64::from(window_s) * 1_000)),
         };
-        let (mut standing, mut bytes) = (Vec::new(), Vec::new());
-        for CredentialRows { credential, state, .. } in terminals {
-            bytes.extend([credential.to_bytes(), state.to_bytes()]);
-            standing.extend([credential.row.into(), state.row.into()]);
-        }
+        before.extend(stood_on(&terminals));
+        let bytes = terminals.iter().flat_map(|rows| [rows.credential.to_bytes(), rows.state.to_bytes()]);
         Ok(Basis {
             progress: Progress::Entry(method.begin(now.run)),
             method: Method::MultiTerminal(method),
             payer: Some(by.payer.clone()),
             attempts_left: CODES_MAX,
-            standing,
-            bytes,
+            before,
+            bytes: bytes.collect(),
             replaced: Vec::new(),
         })
     }
@@ -88,6 +86,10 @@ impl Service {
         method.generation = self.hsm.find_generation(first.credential, find).await?;
         Ok(())
     }
+}
+
+fn stood_on(terminals: &[CredentialRows]) -> Vec<Standing> {
+    terminals.iter().flat_map(|rows| [(&rows.credential).into(), (&rows.state).into()]).collect()
 }
 
 /// The terminals in the rule's order: exactly these, each once.

@@ -9,7 +9,7 @@ use crate::domain::transaction::{Progress, State, Step, Transaction};
 use crate::domain::verification::several::{self, Plan};
 use crate::domain::verification::usable;
 use crate::hsm::messages::CheckEntry;
-use crate::store::CredentialRows;
+use crate::store::{CredentialRows, Standing};
 
 use super::super::super::transaction_view::TransactionView;
 use super::super::super::verification::Ending;
@@ -66,9 +66,9 @@ impl Service {
         let rows = terminals.iter().flat_map(|rows| [rows.credential.to_bytes(), rows.state.to_bytes()]);
         let standing_bytes: Vec<SealedBytes> =
             [sealed.to_bytes(), account.to_bytes()].into_iter().chain(rows).collect();
-        let mut standing: Vec<Row> = vec![transaction.clone().into(), account.row.clone().into()];
+        let mut before = vec![Standing::from(sealed), account.into()];
         for rows in &terminals {
-            standing.extend([rows.credential.row.clone().into(), rows.state.row.clone().into()]);
+            before.extend([Standing::from(&rows.credential), (&rows.state).into()]);
         }
         let check = CheckEntry {
             standing: standing_bytes,
@@ -89,7 +89,7 @@ impl Service {
             (false, None) => wrong,
             _ => return Err(Refused::unavailable("the custodian attested what it should not, or did not")),
         };
-        Ok(Judged { ending, sealed, standing })
+        Ok(Judged { ending, sealed, before })
     }
 }
 
@@ -215,7 +215,8 @@ mod tests {
     use crate::hsm::messages::{
         Attest, Call, FRAME_BYTES_MAX, FindGeneration, Outcome, Request, SealRows, encode,
     };
-    use crate::service::pruning::tests::{ROOM_BYTES, longest, longest_transaction, sealed};
+    use crate::service::pruning::ROOM_BYTES;
+    use crate::service::pruning::tests::{longest, longest_transaction, sealed};
 
     /// Eight terminals of the longest addresses, and the longest transaction for them.
     fn longest_of_eight() -> (Transaction, Vec<SealedBytes>, Vec<Row>, Account) {
@@ -281,7 +282,13 @@ mod tests {
             rows: rows.iter().map(Row::encode).collect(),
         };
         let fits = |request: Request| {
-            let bytes = encode(&Call { repeated: false, id: u64::MAX, request }).map(|frame| frame.len());
+            let bytes = encode(&Call {
+                repeated: false,
+                id: u64::MAX,
+                newest: crate::hsm::messages::tests::newest(),
+                request,
+            })
+            .map(|frame| frame.len());
             assert!(bytes.as_ref().is_ok_and(|bytes| *bytes < FRAME_BYTES_MAX * 15 / 16), "{bytes:?}");
             bytes.unwrap()
         };

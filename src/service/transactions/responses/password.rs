@@ -51,7 +51,7 @@ impl Service {
         let standing = vec![sealed.to_bytes()];
         let seals = self.hsm.seal(SealRows { standing, outcome: ending.outcome() }).await?;
         // It stands on no row: nothing is decided by it that another response could change.
-        let judged = Judged { ending, sealed: seals, standing: Vec::new() };
+        let judged = Judged { ending, sealed: seals, before: Vec::new() };
         Ok(JudgedPassword { judged, credential: None, next: None })
     }
 }

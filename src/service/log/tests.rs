@@ -1,0 +1,201 @@
+//! The keeper of the log against a token that takes no anchor. Time moves only where a test says so.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as std_mpsc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
+use tokio::time::advance;
+
+use super::lag::BEHIND_MAX;
+use super::*;
+use crate::clock::SystemClock;
+use crate::domain::certificate::Trust;
+use crate::hsm::messages::{
+    BUILD_ID, Call, Fault, Hello, Reply, Request, Response, decode, encode, frame_length,
+};
+use crate::service::Policies;
+
+/// A custodian whose token takes anchors as long as it is told so.
+async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>) {
+    let hello =
+        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: Default::default() };
+    stream.write_all(&encode(&hello).unwrap()).await.unwrap();
+    let mut header = [0; 4];
+    while stream.read_exact(&mut header).await.is_ok() {
+        let mut body = vec![0; frame_length(header).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        let Call { id, request, .. } = decode(&body).unwrap();
+        let result = match request {
+            Request::SignCheckpoint(checkpoint) => Ok(Response::Checkpoint(checkpoint.to_string())),
+            Request::WriteAnchor { .. } if takes_anchors.load(Ordering::SeqCst) => {
+                Ok(Response::AnchorWritten)
+            }
+            Request::WriteAnchor { .. } => Err(Fault::Request("the token is full".to_owned())),
+            _ => Ok(Response::Healthy),
+        };
+        stream.write_all(&encode(&Reply { id, busy_ns: 0, newest: None, result }).unwrap()).await.unwrap();
+    }
+}
+
+struct Fixture {
+    folder: PathBuf,
+    service: Arc<Service>,
+    takes_anchors: Arc<AtomicBool>,
+    /// As long as it is there, nobody but the test moves the time.
+    _still: std_mpsc::Sender<()>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Fixture {
+    /// A service whose first entry is anchored, and whose log is kept.
+    async fn new(name: &str, mode: AnchorMode) -> Self {
+        let (still, moves) = std_mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || moves.recv().is_ok());
+        let folder = std::env::temp_dir().join(format!("hsm-authd-log-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (events, mut told) = mpsc::unbounded_channel();
+        let hsm = Hsm::new(1, (Default::default(), 1), events);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let takes_anchors = Arc::new(AtomicBool::new(true));
+        tokio::spawn(custodian(theirs, takes_anchors.clone()));
+        tokio::spawn(hsm.clone().adopt(0, 1, ours));
+        told.recv().await.unwrap();
+        let policies = Policies {
+            credentials: Default::default(),
+            transactions: Default::default(),
+            attestations: Default::default(),
+            audit: crate::config::AuditPolicy { anchor: mode },
+        };
+        let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).unwrap());
+        let store = Store::open(&folder.join("store.db")).unwrap();
+        let service = Arc::new(Service::new(store, hsm, clock, policies, Trust::none()));
+        let fixture = Self { folder, service, takes_anchors, _still: still };
+        fixture.log().note(fixture.entry()).await.map(drop).unwrap();
+        fixture.log().anchor(true).await.unwrap();
+        let keeper = fixture.service.clone();
+        tokio::spawn(async move { keeper.keep_log().await });
+        // It looks at the time when it begins.
+        yield_now().await;
+        fixture
+    }
+
+    fn log(&self) -> &LogKeeper {
+        &self.service.log
+    }
+
+    fn entry(&self) -> AuditEntry {
+        AuditEntry::of_appliance(1, Event::Pruned)
+    }
+
+    async fn commit(&self) -> Result<(), Refused> {
+        let (before, rows, removed) = Default::default();
+        let sum_change = TableSums::default();
+        let commit = Commit { before, rows, removed, sum_change, audit: self.entry() };
+        self.service.commit(commit).await.map(drop)
+    }
+
+    /// That it is refused, at once.
+    async fn is_refused(&self) {
+        let service = self.service.clone();
+        let (before, rows, removed) = Default::default();
+        let sum_change = TableSums::default();
+        let commit = Commit { before, rows, removed, sum_change, audit: self.entry() };
+        let asked = tokio::spawn(async move { service.commit(commit).await.map(drop) });
+        self.until(|_| asked.is_finished()).await;
+        assert!(matches!(asked.await.unwrap(), Err(Refused::Unavailable { .. })));
+    }
+
+    fn failures(&self) -> u64 {
+        self.log().metrics.checkpoints.get_or_create(&Checkpointing::Failed).get()
+    }
+
+    /// Lets the time go by: each second it is tried, and fails, though nobody asks for it.
+    async fn fails_until(&self, end: Instant) {
+        while Instant::now() < end {
+            let failures = self.failures();
+            advance(RETRY_AFTER).await;
+            self.until(|fixture| fixture.failures() > failures).await;
+        }
+    }
+
+    /// Returns when it holds, without any time.
+    async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        let begun = std::time::Instant::now();
+        while !holds(self) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it did not come to that");
+            yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_anchor_follows_is_not_added_to_for_longer_than_a_minute() {
+    let fixture = Fixture::new("interval", AnchorMode::Interval).await;
+    fixture.takes_anchors.store(false, Ordering::SeqCst);
+    fixture.commit().await.unwrap();
+    let begun = Instant::now();
+    advance(CHECKPOINT_EVERY).await;
+    fixture.until(|fixture| fixture.failures() == 1).await;
+    fixture.fails_until(begun + BEHIND_MAX - RETRY_AFTER).await;
+    fixture.commit().await.unwrap();
+    assert_eq!(fixture.service.commits_nothing(), None);
+    assert_eq!(fixture.log().metrics.closed.get(), 0);
+
+    fixture.fails_until(begun + BEHIND_MAX).await;
+    let size = fixture.service.store.head().borrow().size;
+    for _ in 0..3 {
+        fixture.is_refused().await;
+    }
+    assert_eq!(fixture.service.store.head().borrow().size, size, "nothing was written");
+    let reason = fixture.service.commits_nothing().unwrap();
+    assert!(reason.contains("takes no anchor") && reason.contains("the token is full"), "{reason}");
+    assert_eq!(fixture.log().metrics.closed.get(), 1);
+    let read = fixture.service.audit_entries(&crate::config::TenantScope::All, 0, 10).await.unwrap();
+    assert_eq!(read.items.len() as u64, size, "reads go on");
+
+    fixture.takes_anchors.store(true, Ordering::SeqCst);
+    let failures = fixture.failures();
+    advance(RETRY_AFTER).await;
+    fixture.until(|fixture| fixture.service.commits_nothing().is_none()).await;
+    assert_eq!(fixture.failures(), failures);
+    assert_eq!(fixture.log().metrics.closed.get(), 0);
+    fixture.commit().await.unwrap();
+}
+
+/// Whoever is told that no anchor covers it leaves an entry behind.
+#[tokio::test(start_paused = true)]
+async fn nor_where_each_answer_waits_for_its_anchor() {
+    let fixture = Fixture::new("commits", AnchorMode::EveryCommit).await;
+    fixture.commit().await.unwrap();
+    fixture.takes_anchors.store(false, Ordering::SeqCst);
+    let failed = fixture.failures();
+    let waiting = {
+        let service = fixture.service.clone();
+        let (before, rows, removed) = Default::default();
+        let sum_change = TableSums::default();
+        let commit = Commit { before, rows, removed, sum_change, audit: fixture.entry() };
+        tokio::spawn(async move { service.commit(commit).await.map(drop) })
+    };
+    fixture.until(|fixture| fixture.failures() > failed).await;
+    let begun = Instant::now();
+    fixture.fails_until(begun + COVER_MAX).await;
+    assert!(matches!(waiting.await.unwrap(), Err(Refused::Unavailable { .. })));
+    assert_eq!(fixture.service.commits_nothing(), None);
+    fixture.fails_until(begun + BEHIND_MAX).await;
+    let size = fixture.service.store.head().borrow().size;
+    fixture.is_refused().await;
+    assert_eq!(fixture.service.store.head().borrow().size, size, "nothing was written");
+    fixture.takes_anchors.store(true, Ordering::SeqCst);
+    advance(RETRY_AFTER).await;
+    fixture.until(|fixture| fixture.service.commits_nothing().is_none()).await;
+    fixture.commit().await.unwrap();
+}
