@@ -144,7 +144,7 @@ impl Manifest {
                 origin: head.origin.to_string(),
                 size: head.size,
                 root: BASE64.encode(&head.root.0),
-                sum: BASE64.encode(&head.sum.0),
+                sum: BASE64.encode(head.sum.bytes()),
             },
             checkpoint: contents.checkpoint,
             keys: NeededKeys {

@@ -37,7 +37,9 @@ pub fn run(path: &Path, accept: bool, clock_is_right: bool) -> Ending {
     }
     let offline = Offline::start(&config.hsm)?;
     let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).map_err(str::to_owned)?);
-    let store = Store::open_to_recover(store).map_err(|e| e.to_string())?;
+    // Whoever only looks changes nothing of a database that the release before can still end as it should be.
+    let open = if accept { Store::open_to_recover } else { Store::open_to_look };
+    let store = open(store).map_err(|e| e.to_string())?;
     let recovery = Recovery::new(store, offline.hsm.clone(), clock);
     let survey = offline.runtime.block_on(recovery.survey()).map_err(|e| e.to_string())?;
     tell(&survey);

@@ -45,7 +45,8 @@ pub fn run(path: &Path, from: &Path) -> Ending {
     let offline = Offline::start(&config.hsm)?;
     let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).map_err(str::to_owned)?);
     let now = clock.now();
-    let store = Store::open(&copy.path).map_err(|e| e.to_string())?;
+    // A copy that was made while the service ran has no end.
+    let store = Store::open_to_recover(&copy.path).map_err(|e| e.to_string())?;
     let recovery = Recovery::new(store.clone(), offline.hsm.clone(), clock);
     let survey =
         offline.runtime.block_on(check(&recovery, &store, &offline.hsm, contents.checkpoint.as_deref()))?;

@@ -5,7 +5,7 @@
 //! 20852163
 //! CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=
 //! time 2026-11-22T07:00:00Z
-//! sum 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=
+//! sums 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=
 //!
 //! — hsm-authd.log/0123456789abcdef0123456789abcdef Az3grl...
 //! ```
@@ -169,8 +169,12 @@ impl Checkpoint {
         let mut line = || lines.next();
         let (origin, size, root) = (Origin::parse(line()?)?, line()?.parse().ok()?, hash(line()?)?);
         let time = parse_rfc3339(line()?.strip_prefix("time ")?)?;
-        let sum = hash(line()?.strip_prefix("sum ")?)?;
-        let head = Head { origin, size, root: TreeHash(root), sum: SumDigest(sum) };
+        let sum = line()?;
+        let sum = match sum.strip_prefix("sums ") {
+            Some(sum) => SumDigest::All(hash(sum)?),
+            None => SumDigest::First(hash(sum.strip_prefix("sum ")?)?),
+        };
+        let head = Head { origin, size, root: TreeHash(root), sum };
         let checkpoint = Self { head, unix_s: time };
         (checkpoint.to_string() == text).then_some(checkpoint)
     }
@@ -179,9 +183,13 @@ impl Checkpoint {
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { head: Head { origin, size, root, sum }, unix_s } = self;
-        let (root, sum) = (BASE64.encode(&root.0), BASE64.encode(&sum.0));
+        let word = match sum {
+            SumDigest::First(_) => "sum",
+            SumDigest::All(_) => "sums",
+        };
+        let (root, sum) = (BASE64.encode(&root.0), BASE64.encode(sum.bytes()));
         let time = rfc3339(unix_s.saturating_mul(1_000));
-        write!(f, "{origin}\n{size}\n{root}\ntime {time}\nsum {sum}\n")
+        write!(f, "{origin}\n{size}\n{root}\ntime {time}\n{word} {sum}\n")
     }
 }
 
@@ -266,7 +274,7 @@ mod tests {
             origin: Origin::from_random([0xab; 16]),
             size: 20_852_163,
             root: TreeHash([7; 32]),
-            sum: SumDigest([9; 32]),
+            sum: SumDigest::All([9; 32]),
         };
         Checkpoint { head, unix_s: 1_893_456_000 }
     }
@@ -291,7 +299,7 @@ mod tests {
         assert_eq!(lines[..2], [origin, "20852163"]);
         assert_eq!(BASE64.decode(lines[2].as_bytes()).unwrap(), [7; 32]);
         assert_eq!(lines[3], "time 2030-01-01T00:00:00Z");
-        assert_eq!(lines[4], format!("sum {}", BASE64.encode(&[9; 32])));
+        assert_eq!(lines[4], format!("sums {}", BASE64.encode(&[9; 32])));
         assert_eq!(lines[5], "");
         let signature = lines[6].strip_prefix(&format!("\u{2014} {origin} ")).unwrap();
         let signature = BASE64.decode(signature.as_bytes()).unwrap();
@@ -335,7 +343,7 @@ mod tests {
             ("hsm-authd.log/ab", "other.log/ab"),
             ("time 2030-01-01T00:00:00Z", "time 2030-01-01T00:00:00+00:00"),
             ("time 2030-01-01T00:00:00Z", "time"),
-            ("sum ", "Sum "),
+            ("sums ", "Sums "),
             ("\n\n", "\n"),
             ("\n\n", "\nmore\n\n"),
         ] {

@@ -91,7 +91,7 @@ impl LedgerState {
     /// What of it is signed and anchored.
     pub fn head(&self) -> Head {
         let sum = self.sums.total().plus(self.unsplit);
-        let sum = if self.is_of_first { SumDigest(sum.first()) } else { sum.digest() };
+        let sum = if self.is_of_first { SumDigest::First(sum.first()) } else { sum.digest() };
         Head { origin: self.origin.clone(), size: self.size, root: self.root, sum }
     }
 

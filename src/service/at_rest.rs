@@ -57,10 +57,7 @@ impl AtRest {
     async fn was_ended(&self) -> Result<bool, String> {
         let anchor = self.service.hsm.read_anchor().await.map_err(|error| error.to_string())?;
         let anchor = anchor.as_deref().and_then(Note::parse).map(|note| note.unverified().head.clone());
-        let head = self.service.store.head().borrow().clone();
-        let is_covered = anchor.is_some_and(|anchor| {
-            (anchor.origin, anchor.size, anchor.root) == (head.origin, head.size, head.root)
-        });
+        let is_covered = anchor.as_ref() == Some(&*self.service.store.head().borrow());
         Ok(is_covered && self.service.store.left().0.aftermath.ended)
     }
 

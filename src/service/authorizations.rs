@@ -146,6 +146,10 @@ impl Service {
                 bytes.extend(rows.to_bytes());
                 before.extend([Standing::from(&rows.credential), (&rows.state).into()]);
             }
+            // No code completes it while the account is locked: it is told by this row.
+            if terminal.is_some() {
+                before.push((&device.account).into());
+            }
             let outcome = Outcome { replaces, rows: rows.iter().map(Row::encode).collect() };
             let sealed = self.hsm.seal(SealRows { standing: bytes, outcome }).await?;
             let rows = seal(rows, &sealed)?;

@@ -17,7 +17,7 @@ use self::sums::Found;
 use super::Service;
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::checkpoint::{Checkpoint, Note};
-use crate::domain::row::TableSums;
+use crate::domain::row::{SumDigest, TableSums};
 use crate::hsm::HsmError;
 use crate::store::{Inventory, RunKey};
 
@@ -139,7 +139,9 @@ impl Service {
             return Ok(Some(format!("its log is sealed with row v{version}, which the token has not")));
         };
         let is_sealed = (RunKey { key_version, run: seal.run, key }).verify(left, seal);
-        let is_anchored = is_first || is_end || anchor.head.size != left.size;
+        // A first start of this release that ended before its own anchor leaves that of the release before.
+        let of_first = SumDigest::First(left.sums.total().first());
+        let is_anchored = is_first || is_end || anchor.head.size != left.size || anchor.head.sum == of_first;
         Ok((!is_sealed || !is_anchored).then(|| "its sums or the end of its log were changed".to_owned()))
     }
 

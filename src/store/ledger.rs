@@ -257,7 +257,7 @@ pub(super) fn head_of_first(connection: &Connection) -> Result<Head, Fault> {
         sum = sum.plus(RowSum::of_first(first?));
     }
     let (size, root) = (edge.size(), edge.root());
-    Ok(Head { origin: origin(connection)?, size, root, sum: SumDigest(sum.first()) })
+    Ok(Head { origin: origin(connection)?, size, root, sum: SumDigest::First(sum.first()) })
 }
 
 /// What the events of the whole log left, and the root over all entries, by what they say.

@@ -110,6 +110,19 @@ impl Store {
         Self::open_by(path, |connection| schema::migrate(connection, path), load)
     }
 
+    /// The same, for who may change nothing: what the release before left without an end is refused.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn open_to_look(path: &Path) -> Result<Self, OpenError> {
+        let prepare = |connection: &mut Connection| {
+            schema::check_ended(connection, path)?;
+            schema::migrate(connection, path)
+        };
+        let load = |connection: &Connection| damage::ledger(connection).map_err(|fault| fault.to_string());
+        Self::open_by(path, prepare, load)
+    }
+
     fn open_by(
         path: &Path,
         prepare: impl FnOnce(&mut Connection) -> Result<(), OpenError>,

@@ -13,7 +13,7 @@ use crate::token::{Custodian, TestToken};
 
 pub fn head(origin: u8, size: u64, root: u8) -> Checkpoint {
     let origin = Origin::from_random([origin; 16]);
-    let head = Head { origin, size, root: TreeHash([root; 32]), sum: SumDigest([3; 32]) };
+    let head = Head { origin, size, root: TreeHash([root; 32]), sum: SumDigest::All([3; 32]) };
     Checkpoint { head, unix_s: 1_800_000_000 }
 }
 

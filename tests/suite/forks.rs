@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::bank::{done, failed};
 use crate::daemon::{Daemon, SEED_HEX, code, enrol, enrol_hotp, rfc_code, verify};
-use crate::integrity::{as_of_an_earlier_release, events, put_back, snapshot, sql};
+use crate::integrity::{anchor_as_then, as_of_an_earlier_release, events, put_back, snapshot, sql};
 use crate::migration::WITHOUT_STEP_6;
 use crate::operator::keys;
 use crate::processes::eventually;
@@ -199,6 +199,7 @@ async fn commands_before_the_first_start_spoil_nothing() {
         assert!(daemon.stop().success());
     };
     sql(&daemon).execute_batch(WITHOUT_STEP_6).unwrap();
+    anchor_as_then(&daemon, hsm_authd::store::contents(&daemon.database()).unwrap().head);
     is_told(&mut daemon).await;
     put_back(&daemon, &newest);
     as_of_an_earlier_release(&daemon).await;
@@ -216,6 +217,11 @@ async fn what_the_release_before_left_without_an_end_is_still_its_own() {
     let said = daemon.refused();
     assert!(said.contains("the release before did not end as it should have: start it once more"), "{said}");
     assert!(!keys(&daemon, &["rotate", "kek"]).status.success());
+    // Nor by who only looks.
+    let looked = recovering::run(&daemon, &["recover"]);
+    assert!(
+        String::from_utf8_lossy(&looked.stderr).contains("the release before did not end as it should have")
+    );
     assert!(whole(&daemon) == before, "nothing was changed");
     assert!(recovering::run(&daemon, &["recover", "--accept-rollback"]).status.success());
     daemon.resume();

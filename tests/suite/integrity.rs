@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hsm_authd::domain::audit::Event;
-use hsm_authd::domain::row::{Row, RowSum, Sealed};
+use hsm_authd::domain::checkpoint::{Checkpoint, Head};
+use hsm_authd::domain::row::{Row, RowSum, Sealed, SumDigest};
 use hsm_authd::store::Store;
 use rusqlite::Connection as Sql;
 use rusqlite::params;
@@ -508,6 +509,36 @@ async fn a_database_of_an_earlier_release_is_taken_over_if_it_adds_up() {
     assert_eq!(events(&daemon)[3..], expected);
 }
 
+/// The anchor of a log as the release before wrote it.
+pub fn anchor_as_then(daemon: &Daemon, head: Head) {
+    assert!(matches!(head.sum, SumDigest::First(_)));
+    // The folder stays the daemon's.
+    let token = ManuallyDrop::new(TestToken::of(daemon));
+    let mut custodian = token.custodian();
+    let note = custodian.checkpoint(&Checkpoint { head, unix_s: 1_800_000_000 });
+    custodian.write(&note, true).unwrap();
+}
+
+/// Without its seal a ledger is compared by the first number of each sum: that is for what the release before anchored,
+/// and nobody has a command anchor it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_without_its_seal_is_anchored_by_nobody() {
+    let Victim { mut daemon, before, .. } = victim().await;
+    transplant(&daemon, &before, &["credential_state", "account", "table_sum"]);
+    sql(&daemon)
+        .execute_batch(
+            "UPDATE log_head SET run = NULL, seal_key_version = NULL, seal = NULL;
+             UPDATE table_sum SET sum = CAST(substr(sum, 1, 32) || zeroblob(224) AS BLOB)",
+        )
+        .unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("nothing seals what its log has behind the anchor"), "{said}");
+    crate::operator::keys(&daemon, &["rotate", "import"]);
+    crate::operator::keys(&daemon, &["retire", "import", "1"]);
+    let said = daemon.refused();
+    assert!(said.contains("the database is not what the service left"), "{said}");
+}
+
 /// The release before sealed nothing: what it left is held against its whole log, if it ended as it should have.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_of_the_release_before_is_taken_over_if_its_log_is_right() {
@@ -524,8 +555,7 @@ async fn a_database_of_the_release_before_is_taken_over_if_its_log_is_right() {
     let store = Store::open(&daemon.database()).unwrap();
     assert_eq!(copied, *store.head().borrow(), "a copy of then is told alike");
     drop(store);
-    // Its anchor has the sum of then.
-    crate::operator::rotate(&daemon, "import");
+    anchor_as_then(&daemon, copied);
     let earlier = snapshot(&daemon);
     // Or behind the migration, where nothing seals it yet.
     sql(&daemon).execute("UPDATE log_head SET lost_unix_ms = 1", []).unwrap();

@@ -59,7 +59,7 @@ impl RowSum {
 
     /// What stands for it where it is signed.
     pub fn digest(&self) -> SumDigest {
-        SumDigest(Sha256::digest(self.as_bytes()).into())
+        SumDigest::All(Sha256::digest(self.as_bytes()).into())
     }
 
     /// `self + other`.
@@ -80,9 +80,30 @@ impl RowSum {
     }
 }
 
-/// The SHA-256 of a sum; in what an earlier release signed its only number itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SumDigest(pub [u8; 32]);
+/// What stands for a sum where it is signed. Which of the two it is, is signed as well: the one is not taken for the
+/// other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SumDigest {
+    /// The only number that an earlier release knew.
+    First([u8; 32]),
+    /// The SHA-256 of all of them.
+    All([u8; 32]),
+}
+
+impl SumDigest {
+    /// Its 32 bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        let (Self::First(bytes) | Self::All(bytes)) = self;
+        bytes
+    }
+}
+
+impl Default for SumDigest {
+    /// Of no rows, before any release has summed up.
+    fn default() -> Self {
+        Self::First([0; 32])
+    }
+}
 
 /// `a + b` modulo 2^256.
 fn plus(a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
