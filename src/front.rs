@@ -18,7 +18,6 @@ use crate::config::Config;
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::control_socket;
 use crate::domain::audit::{AuditEntry, Event};
-use crate::domain::row::TableSums;
 use crate::hsm::{CustodianEvent, Hsm};
 use crate::metrics::ConnectionMetrics;
 use crate::ops::Ops;
@@ -350,13 +349,7 @@ async fn watch_clock(clock: Arc<WatchedClock>, store: Store, accepted: bool) {
 }
 
 async fn record(store: &Store, unix_ms: u64, event: Event) -> Result<(), String> {
-    let commit = Commit {
-        before: Vec::new(),
-        rows: Vec::new(),
-        removed: Vec::new(),
-        sum_change: TableSums::default(),
-        audit: AuditEntry::of_appliance(unix_ms, event),
-    };
+    let commit = Commit::of_entry(AuditEntry::of_appliance(unix_ms, event));
     store.commit(commit).await.map(drop).map_err(|e| e.to_string())
 }
 

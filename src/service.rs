@@ -38,6 +38,7 @@ mod locks;
 mod log;
 pub mod management;
 mod memory;
+mod patience;
 pub mod presentation_view;
 pub mod presentations;
 pub mod pruning;

@@ -81,10 +81,18 @@ pub struct Commit {
     pub rows: Vec<Sealed<Row>>,
     /// Rows to remove; each is in `before`.
     pub removed: Vec<RowKey>,
-    /// Added to the sums over all rows, modulo 2^256.
+    /// Added to the sums over all rows, each number modulo 2^256.
     pub sum_change: TableSums,
     /// What the log keeps of it; which rows it changed the store adds.
     pub audit: AuditEntry,
+}
+
+impl Commit {
+    /// Of an entry that tells of no row.
+    pub fn of_entry(audit: AuditEntry) -> Self {
+        let (before, rows, removed) = Default::default();
+        Self { before, rows, removed, sum_change: TableSums::default(), audit }
+    }
 }
 
 /// Proof that a commit is durable. Only a store makes one.

@@ -9,22 +9,15 @@ mod diagnosis;
 mod history;
 mod sums;
 
-use std::time::Duration;
-
 use tokio::time::{Instant, sleep};
 
 use self::sums::Found;
 use super::Service;
+use super::patience::{ASK_AGAIN_AFTER, PATIENCE, persist};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::checkpoint::{Checkpoint, Note};
 use crate::domain::row::{SumDigest, TableSums};
-use crate::hsm::HsmError;
 use crate::store::{Inventory, RunKey};
-
-/// How long a start waits for the HSM, whatever it asks.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// How long after no answer it asks again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 const REMEDY: &str = "put the newest database back, or run \
     `hsm-authd recover --config FILE --accept-rollback` (docs/integrity.md)";
@@ -77,14 +70,14 @@ impl Service {
     /// One line: nothing changed.
     pub(super) async fn take_over(&self, found: Option<(TableSums, Inventory)>) -> Result<(), String> {
         let run = self.now().run;
-        let key = self.persist(|| self.hsm.ledger_key(run, None)).await?;
+        let key = persist(|| self.hsm.ledger_key(run, None)).await.map_err(|error| error.to_string())?;
         let (key_version, key) = key.ok_or("the token has no key row")?;
         let key = RunKey { key_version, run, key };
         self.store.hold(key, found).await.map_err(|error| error.to_string())
     }
 
     async fn read_anchor(&self) -> Result<Checkpoint, String> {
-        let note = self.persist(|| self.hsm.read_anchor()).await?;
+        let note = persist(|| self.hsm.read_anchor()).await.map_err(|error| error.to_string())?;
         let Some(note) = note else {
             return Err(format!(
                 "the token has no anchor of the log: it was removed, so nothing tells whether the database was turned \
@@ -133,7 +126,8 @@ impl Service {
                 )),
             };
         };
-        let key = self.persist(|| self.hsm.ledger_key(seal.run, Some(seal.key_version))).await?;
+        let key = persist(|| self.hsm.ledger_key(seal.run, Some(seal.key_version))).await;
+        let key = key.map_err(|error| error.to_string())?;
         let Some((key_version, key)) = key else {
             let version = seal.key_version;
             return Ok(Some(format!("its log is sealed with row v{version}, which the token has not")));
@@ -212,21 +206,6 @@ impl Service {
                     tracing::warn!(%error, "no anchor of the log yet");
                     sleep(ASK_AGAIN_AFTER).await;
                 }
-            }
-        }
-    }
-
-    /// Asks the HSM again as long as it does not answer: a custodian may still be coming up.
-    async fn persist<T, A: Future<Output = Result<T, HsmError>>>(
-        &self,
-        mut ask: impl FnMut() -> A,
-    ) -> Result<T, String> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match ask().await {
-                Ok(answer) => return Ok(answer),
-                Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
-                Err(_) => sleep(ASK_AGAIN_AFTER).await,
             }
         }
     }

@@ -17,7 +17,6 @@ use crate::clock::WatchedClock;
 use crate::config::AnchorMode;
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::checkpoint::Checkpoint;
-use crate::domain::row::TableSums;
 use crate::hsm::{Hsm, HsmError};
 use crate::metrics::{Checkpointing, LogMetrics};
 use crate::store::{Commit, CommitError, Committed, Store};
@@ -232,9 +231,7 @@ impl LogKeeper {
 
     /// Commits an entry that changes no row.
     pub async fn note(&self, entry: AuditEntry) -> Result<Committed, CommitError> {
-        let (before, rows, removed) = Default::default();
-        let commit = Commit { before, rows, removed, sum_change: TableSums::default(), audit: entry };
-        self.store.commit(commit).await
+        self.store.commit(Commit::of_entry(entry)).await
     }
 }
 

@@ -10,7 +10,6 @@ mod survey;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use data_encoding::BASE64;
 use tokio::time::{Instant, sleep};
@@ -28,16 +27,13 @@ use crate::hsm::{Hsm, HsmError};
 use crate::store::{Commit, CommitError, Damage, Found, ReadError, Standing, Store};
 
 use super::at_rest::AtRest;
+use super::patience::{ASK_AGAIN_AFTER, PATIENCE, persist};
 use super::pruning::Batch;
 use super::{Refused, Service};
 
 pub use survey::Survey;
 use survey::name;
 
-/// How long it waits for the HSM, whatever it asks: who does not get an answer knows nothing of a row.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long after no answer it asks again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How many rows are read at once.
 const PAGE: u16 = 100;
 /// How many rows a batch may stand on: a custodian names them by one byte, and a credential has two.
@@ -338,13 +334,7 @@ impl Recovery {
         credential: Option<CredentialId>,
         detail: String,
     ) -> Result<(), RecoveryError> {
-        let commit = Commit {
-            before: Vec::new(),
-            rows: Vec::new(),
-            removed: Vec::new(),
-            sum_change: TableSums::default(),
-            audit: self.entry(event, credential, detail),
-        };
+        let commit = Commit::of_entry(self.entry(event, credential, detail));
         let _durable = self.store.commit(commit).await?;
         Ok(())
     }
@@ -376,21 +366,6 @@ impl Recovery {
             sums.add_all(&persist(|| self.hsm.sum(portion.clone())).await?);
         }
         Ok(sums)
-    }
-}
-
-/// Asks the HSM again as long as it does not answer: what it says of a row is final, that it says nothing is not.
-async fn persist<T, A: Future<Output = Result<T, HsmError>>>(
-    mut ask: impl FnMut() -> A,
-) -> Result<T, HsmError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match ask().await {
-            Err(HsmError::Busy | HsmError::Unavailable(_)) if Instant::now() < deadline => {
-                sleep(ASK_AGAIN_AFTER).await;
-            }
-            answer => return answer,
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::integrity::PATIENCE;
+use super::patience::PATIENCE;
 use super::{Refused, Service};
 
 /// The pause before it is tried again.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::caller::Tenant;
 use crate::domain::id::CredentialId;
-use crate::domain::row::{Row, Sealed, SealedBytes, TableSums};
+use crate::domain::row::{Row, Sealed, SealedBytes};
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::HsmError;
 use crate::hsm::messages::portions;
@@ -266,16 +266,11 @@ impl Service {
     /// Writes what concerns no row.
     async fn log(&self, event: Event, detail: String) -> Result<(), Refused> {
         for _ in 0..RACES_MAX {
-            let commit = Commit {
-                before: Vec::new(),
-                rows: Vec::new(),
-                removed: Vec::new(),
-                sum_change: TableSums::default(),
-                audit: AuditEntry {
-                    detail: Some(detail.clone()),
-                    ..AuditEntry::of_appliance(self.now().unix_ms, event)
-                },
+            let audit = AuditEntry {
+                detail: Some(detail.clone()),
+                ..AuditEntry::of_appliance(self.now().unix_ms, event)
             };
+            let commit = Commit::of_entry(audit);
             if self.commit(commit).await?.is_some() {
                 return Ok(());
             }

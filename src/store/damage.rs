@@ -12,7 +12,6 @@ use super::{Commit, CommitError, ReadError, Store};
 use crate::domain::audit::{AuditEntry, Event, Logged};
 use crate::domain::checkpoint::{Head, Origin};
 use crate::domain::log::{Frontier, LEVELS_A_TILE, Subtree, TreeHash};
-use crate::domain::row::TableSums;
 
 /// Entries that no log has, and those behind the last one that stays.
 const ASIDE: &str = "(seq < 1 OR seq > ?1)";
@@ -116,9 +115,7 @@ impl Store {
             connection.execute("DELETE FROM checkpoint", [])?;
             ledger.cut(fitting);
             ledger.set_origin(connection, origin)?;
-            let (before, rows, removed) = Default::default();
-            let commit = Commit { before, rows, removed, sum_change: TableSums::default(), audit: next };
-            ledger.append(connection, &commit)
+            ledger.append(connection, &Commit::of_entry(next))
         }))
         .await
     }

@@ -21,7 +21,7 @@ use crate::domain::caller::{ClientName, Tenant};
 use crate::domain::credential::{Credential, ObjectId, UsedInput};
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::{IdempotencyKey, IdempotencyRecord};
-use crate::domain::row::{self, Row, RowKey, RowSum, Sealed, TableSums};
+use crate::domain::row::{self, Row, RowKey, RowSum, Sealed};
 
 /// Live credentials of one account, after a place.
 const LIST_OF_ACCOUNT: &str = "SELECT * FROM credential
@@ -213,11 +213,6 @@ impl Store {
     /// The sum over all rows, as kept.
     pub async fn row_sum(&self) -> Result<RowSum, ReadError> {
         self.read(|tx| ledger::sums(tx).map(|(sums, unsplit)| sums.total().plus(unsplit))).await
-    }
-
-    /// The sums as kept: one a table, and what an earlier release left over all of them.
-    pub async fn table_sums(&self) -> Result<(TableSums, RowSum), ReadError> {
-        self.read(|tx| ledger::sums(tx)).await
     }
 
     /// A page of the log in the order of the commits: entries after number `after_seq`.

@@ -87,17 +87,12 @@ impl Store {
     /// # Errors
     /// One line for the operator. A log whose last entries are not what was written is not opened.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let prepare = |connection: &mut Connection| {
-            schema::check_ended(connection, path)?;
-            schema::migrate(connection, path)
-        };
-        let load = |connection: &Connection| {
+        Self::open_by(path, ended, |connection| {
             Ledger::load(connection).map_err(|fault| match fault {
                 Fault::Entry(_) => format!("{fault}; {REMEDY}"),
                 other => other.to_string(),
             })
-        };
-        Self::open_by(path, prepare, load)
+        })
     }
 
     /// Opens it for a recovery: also one whose log does not fit. Nothing may be committed to such a one before
@@ -106,8 +101,7 @@ impl Store {
     /// # Errors
     /// One line for the operator.
     pub fn open_to_recover(path: &Path) -> Result<Self, OpenError> {
-        let load = |connection: &Connection| damage::ledger(connection).map_err(|fault| fault.to_string());
-        Self::open_by(path, |connection| schema::migrate(connection, path), load)
+        Self::open_by(path, schema::migrate, whatever_is_left)
     }
 
     /// The same, for who may change nothing: what the release before left without an end is refused.
@@ -115,22 +109,17 @@ impl Store {
     /// # Errors
     /// One line for the operator.
     pub fn open_to_look(path: &Path) -> Result<Self, OpenError> {
-        let prepare = |connection: &mut Connection| {
-            schema::check_ended(connection, path)?;
-            schema::migrate(connection, path)
-        };
-        let load = |connection: &Connection| damage::ledger(connection).map_err(|fault| fault.to_string());
-        Self::open_by(path, prepare, load)
+        Self::open_by(path, ended, whatever_is_left)
     }
 
     fn open_by(
         path: &Path,
-        prepare: impl FnOnce(&mut Connection) -> Result<(), OpenError>,
+        bring_up_to_date: impl FnOnce(&mut Connection, &Path) -> Result<(), OpenError>,
         load: impl FnOnce(&Connection) -> Result<Ledger, String>,
     ) -> Result<Self, OpenError> {
         let lock = files::prepare(path)?;
         let mut connection = connect(path)?;
-        prepare(&mut connection)?;
+        bring_up_to_date(&mut connection, path)?;
         schema::compare(&connection, path)?;
         configure(&connection).map_err(|error| unusable(path, &error))?;
         let ledger = load(&connection).map_err(|fault| OpenError(format!("{}: {fault}", path.display())))?;
@@ -299,6 +288,16 @@ impl Store {
         }
         result
     }
+}
+
+/// Brings a database up to date, but for one that the release before can still end as it should be.
+fn ended(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    schema::check_ended(connection, path)?;
+    schema::migrate(connection, path)
+}
+
+fn whatever_is_left(connection: &Connection) -> Result<Ledger, String> {
+    damage::ledger(connection).map_err(|fault| fault.to_string())
 }
 
 fn unusable(path: &Path, error: &rusqlite::Error) -> OpenError {

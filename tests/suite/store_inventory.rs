@@ -6,7 +6,7 @@ use hsm_authd::domain::authorization::Authorization;
 use hsm_authd::domain::credential::{CredentialState, UsedInput};
 use hsm_authd::domain::idempotency::IdempotencyRecord;
 use hsm_authd::domain::rolling::Binding;
-use hsm_authd::domain::row::{Row, Sealed};
+use hsm_authd::domain::row::{Row, Sealed, TableSums};
 use hsm_authd::domain::time::RunId;
 use hsm_authd::secret::MacKey;
 use hsm_authd::store::{Commit, CommitError, Inventory, RunKey, Store};
@@ -22,7 +22,8 @@ async fn holding(scratch: &Scratch, rows: &[Sealed<Row>]) -> Store {
     let mut inventory = Inventory::default();
     rows.iter().for_each(|row| inventory.take(&row.row.key(), &row.seal));
     let key = RunKey { key_version: 1, run: RunId([1; 16]), key: MacKey::new(b"a key") };
-    let sums = store.table_sums().await.unwrap().0;
+    let mut sums = TableSums::default();
+    rows.iter().for_each(|row| sums.add(row.row.key().table(), weight(row)));
     store.hold(key, Some((sums, inventory))).await.unwrap();
     store
 }

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 
-use super::{ASK_AGAIN_AFTER, PATIENCE};
 use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, TableSums};
 use crate::hsm::messages::portions;
 use crate::hsm::{Hsm, HsmError};
 use crate::service::Service;
+use crate::service::patience::persist;
 use crate::store::Inventory;
 
 /// So many rows are read at once.
@@ -111,13 +110,9 @@ async fn sum(hsm: &Hsm, rows: &[Sealed<Row>], bytes: Vec<SealedBytes>) -> Result
 
 /// The inner error: the place of the first row whose seal is wrong.
 async fn ask(hsm: &Hsm, rows: Vec<SealedBytes>) -> Result<Result<TableSums, usize>, String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match hsm.sum(rows.clone()).await {
-            Ok(sums) => return Ok(Ok(sums)),
-            Err(HsmError::Tampered(place)) => return Ok(Err(place.into())),
-            Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
-            Err(_) => sleep(ASK_AGAIN_AFTER).await,
-        }
+    match persist(|| hsm.sum(rows.clone())).await {
+        Ok(sums) => Ok(Ok(sums)),
+        Err(HsmError::Tampered(place)) => Ok(Err(place.into())),
+        Err(error) => Err(error.to_string()),
     }
 }

@@ -97,18 +97,14 @@ impl Fixture {
     }
 
     async fn commit(&self) -> Result<(), Refused> {
-        let (before, rows, removed) = Default::default();
-        let sum_change = TableSums::default();
-        let commit = Commit { before, rows, removed, sum_change, audit: self.entry() };
+        let commit = Commit::of_entry(self.entry());
         self.service.commit(commit).await.map(drop)
     }
 
     /// That it is refused, at once.
     async fn is_refused(&self) {
         let service = self.service.clone();
-        let (before, rows, removed) = Default::default();
-        let sum_change = TableSums::default();
-        let commit = Commit { before, rows, removed, sum_change, audit: self.entry() };
+        let commit = Commit::of_entry(self.entry());
         let asked = tokio::spawn(async move { service.commit(commit).await.map(drop) });
         self.until(|_| asked.is_finished()).await;
         assert!(matches!(asked.await.unwrap(), Err(Refused::Unavailable { .. })));
@@ -180,9 +176,7 @@ async fn nor_where_each_answer_waits_for_its_anchor() {
     let failed = fixture.failures();
     let waiting = {
         let service = fixture.service.clone();
-        let (before, rows, removed) = Default::default();
-        let sum_change = TableSums::default();
-        let commit = Commit { before, rows, removed, sum_change, audit: fixture.entry() };
+        let commit = Commit::of_entry(fixture.entry());
         tokio::spawn(async move { service.commit(commit).await.map(drop) })
     };
     fixture.until(|fixture| fixture.failures() > failed).await;
