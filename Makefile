@@ -1,5 +1,5 @@
 # All need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test test-resident demo bench bench-custody fuzz prerequisites
+.PHONY: test test-resident test-faults soak demo bench bench-custody fuzz prerequisites
 
 test: prerequisites
 	cargo fmt --all --check
@@ -9,6 +9,23 @@ test: prerequisites
 # The integration tests with secrets that are objects in the HSM, where a test does not say otherwise.
 test-resident: prerequisites
 	HSM_AUTHD_TEST_CUSTODY=resident cargo test --locked --test suite
+
+# Every function of the HSM failing in every way in every step of every story, and an HSM that flaps for a minute: about an
+# hour. FAULT_MINUTES bounds it, FAULT_CELL=C_Sign/bit has only those cells done.
+FAULT_MINUTES = 60
+FAULT_CELL =
+
+test-faults: prerequisites
+	HSM_AUTHD_FAULT_TABLE=full HSM_AUTHD_FAULT_MINUTES=$(FAULT_MINUTES) $(if $(FAULT_CELL),HSM_AUTHD_FAULT_CELL=$(FAULT_CELL)) \
+		HSM_AUTHD_FLAPPING_SECONDS=60 cargo test --locked --test suite -- --nocapture --test-threads 1 \
+		fault_table:: flapping:: gone_tokens::
+
+# A million unwraps through the whole appliance, custodians replaced all the time, and the memory of all processes.
+SOAK_UNWRAPS = 1000000
+
+soak: prerequisites
+	HSM_AUTHD_SOAK_UNWRAPS=$(SOAK_UNWRAPS) timeout 3600 \
+		cargo test --release --locked --test suite -- soak:: --nocapture
 
 demo: prerequisites
 	cargo build --release --locked --bins --examples

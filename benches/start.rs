@@ -235,6 +235,9 @@ impl Custodian {
             token_label: text("token_label")?.to_owned(),
             pin_file: dev.join(text("pin_file")?),
             secrets_cached_max: 100,
+            in_use: true,
+            unwraps_max: u64::MAX,
+            memory_bytes_max: u64::MAX,
         })?)?;
         custodian.receive::<Hello>()?;
         Ok(custodian)

@@ -1,7 +1,8 @@
 //! The HTTP API: routes, and what every request passes through.
 //!
 //! A request is admitted (`admit`: client known, room for it), answered by its handler, and logged
-//! in one line. Handlers sit beside the JSON they take; each asks for its permission first.
+//! in one line. Handlers sit beside the JSON they take; each asks for its permission first, and for its
+//! tenant's turn (`admission.rs`) last.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,6 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use data_encoding::BASE32HEX_NOPAD;
-use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 use crate::metrics::{Exchange, RequestMetrics, Verdict};
@@ -24,6 +24,7 @@ use crate::service::enrolment::Enrolment;
 use crate::service::transactions::NewTransaction;
 use crate::tls::Client;
 
+mod admission;
 mod answer;
 mod attestations;
 mod audit;
@@ -38,8 +39,15 @@ mod proof;
 mod qr;
 mod schema;
 mod transactions;
+mod turns;
 
+use admission::{Admission, admitted};
 use problem::Problem;
+
+/// How many requests are worked on at once for each custodian: as many as one is handed ahead of their turn, enough that custodians always have one that
+/// waits while others are being committed or read, and that commits share their fsync; no more, since who is let through
+/// waits behind all of them, whatever its tenant (`docs/overload.md` has the measurement).
+const AT_ONCE_PER_CUSTODIAN: usize = 16;
 
 /// The API's state, shared by all connections.
 pub struct Api {
@@ -47,8 +55,7 @@ pub struct Api {
     /// Draws QR codes.
     drawing: Computing,
     /// Room for requests; one that finds none is told to come back.
-    room: Arc<Semaphore>,
-    requests_max: usize,
+    admission: Admission,
     body_timeout: Duration,
     metrics: RequestMetrics,
 }
@@ -62,27 +69,32 @@ pub struct Peer(pub Option<Arc<Client>>);
 struct RequestId(String);
 
 impl Api {
-    /// The API over these use cases.
-    pub fn new(service: Arc<Service>, limits: &Limits) -> Arc<Self> {
+    /// The API over these use cases, which so many custodians work for.
+    pub fn new(service: Arc<Service>, limits: &Limits, custodians: u16) -> Arc<Self> {
+        let at_once = usize::from(custodians).saturating_mul(AT_ONCE_PER_CUSTODIAN);
+        let request_timeout = Duration::from_millis(limits.request_timeout_ms);
         Arc::new(Self {
             service,
             drawing: Computing::new(),
-            room: Arc::new(Semaphore::new(limits.requests_max)),
-            requests_max: limits.requests_max,
+            admission: Admission::new(limits.requests_max, at_once, request_timeout),
             body_timeout: Duration::from_millis(limits.body_timeout_ms),
             metrics: RequestMetrics::default(),
         })
     }
 
-    /// Resolves when no request is being worked on.
-    pub async fn idle(&self) {
-        let all = u32::try_from(self.requests_max).unwrap_or(u32::MAX);
-        let _ = self.room.acquire_many(all).await;
+    /// What goes before an attestation that is drawn as a QR code.
+    fn qr_url_prefix(&self) -> &str {
+        self.service.qr_url_prefix()
     }
 
-    /// How many requests are being worked on.
-    pub fn in_flight(&self) -> usize {
-        self.requests_max.saturating_sub(self.room.available_permits())
+    /// Resolves when no request is inside.
+    pub async fn idle(&self) {
+        self.admission.idle().await;
+    }
+
+    /// How many requests are inside, and how many of these wait for their tenant's turn.
+    pub fn in_flight(&self) -> (usize, usize) {
+        self.admission.counts()
     }
 
     /// What it counts.
@@ -158,20 +170,12 @@ async fn admit(State(api): State<Arc<Api>>, Peer(peer): Peer, mut request: Reque
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
 
-    let mut response = match (&peer, api.room.clone().try_acquire_owned()) {
-        (None, _) => Problem::Unauthenticated.into_response(),
-        (Some(_), Err(_)) => Problem::unavailable("too many requests at once", 1).into_response(),
-        (Some(client), Ok(room)) => {
+    let mut response = match &peer {
+        None => Problem::Unauthenticated.into_response(),
+        Some(client) => {
             request.extensions_mut().insert(RequestId(request_id.clone()));
             request.extensions_mut().insert(client.clone());
-            // On a task of its own: work that changes state outlives a client that hangs up, and a
-            // panic ends one request.
-            let work = tokio::spawn(async move {
-                let response = next.run(request).await;
-                drop(room);
-                response
-            });
-            work.await.unwrap_or_else(|panic| Problem::unavailable(panic, 1).into_response())
+            admitted(&api, client, request, next).await
         }
     };
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
-use crate::hsm::messages::{self, BUILD_ID, Hello};
+use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello};
 use crate::{init, server, supervisor, trust};
 
 /// How long the HSM may take to answer.
@@ -67,6 +67,9 @@ fn hello(hsm: &HsmConfig) -> Result<String, Option<String>> {
         Ok(hello) if hello.build_id == BUILD_ID => Ok(hello.token),
         Ok(_) => Err(Some("the custodian is of another build: install the binary anew".to_owned())),
         Err(_) if status.code().is_some_and(|code| code != 0) => Err(None),
+        Err(error) if error.kind() != ErrorKind::WouldBlock && !status.success() => {
+            Err(supervisor::killed(hsm, status))
+        }
         Err(error) => {
             Err(Some(format!("the HSM cannot be used: no answer of the custodian ({error}, {status})")))
         }
@@ -76,9 +79,16 @@ fn hello(hsm: &HsmConfig) -> Result<String, Option<String>> {
 fn exchange(custodian: &mut UnixStream, hsm: &HsmConfig) -> io::Result<Hello> {
     custodian.set_read_timeout(Some(HSM_MAX))?;
     custodian.write_all(&messages::encode(&init::boot(hsm)).map_err(io::Error::other)?)?;
-    let mut header = [0; 4];
-    custodian.read_exact(&mut header)?;
-    let mut body = vec![0; messages::frame_length(header).map_err(io::Error::other)?];
-    custodian.read_exact(&mut body)?;
-    messages::decode(&body).map_err(io::Error::other)
+    loop {
+        let mut header = [0; 4];
+        custodian.read_exact(&mut header)?;
+        let mut body = vec![0; messages::frame_length(header).map_err(io::Error::other)?];
+        custodian.read_exact(&mut body)?;
+        match messages::decode(&body).map_err(io::Error::other)? {
+            Greeting::Starting(_) => {}
+            Greeting::Up(hello) => return Ok(hello),
+            // It has said so itself, where the operator sees it.
+            Greeting::Down(down) => return Err(io::Error::other(down.line)),
+        }
+    }
 }

@@ -73,8 +73,13 @@ pub struct Server {
 pub struct Limits {
     /// Open connections; further ones wait in the kernel's backlog.
     pub connections_max: usize,
-    /// Requests worked on at once; further ones are 503.
+    /// Requests at once, those that wait for their turn included; further ones are 503. A tenant may have as many as are
+    /// still free: alone it has half of them.
     pub requests_max: usize,
+    /// Time for a request, from its header to its answer; what takes longer is 503, but for what the store is writing.
+    pub request_timeout_ms: u64,
+    /// TLS handshakes in progress; further connections wait in the kernel's backlog.
+    pub handshakes_max: usize,
     /// Time for a TLS handshake.
     pub handshake_timeout_ms: u64,
     /// Time for a request's header, from the first moment a connection could send it; on HTTP/2, for the
@@ -90,7 +95,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 4_096,
-            requests_max: 1_024,
+            requests_max: 2_048,
+            request_timeout_ms: 15_000,
+            handshakes_max: 512,
             handshake_timeout_ms: 5_000,
             header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
@@ -131,6 +138,12 @@ pub struct HsmConfig {
     /// How many unwrapped secrets each custodian keeps as session objects, and as many public keys.
     #[serde(default = "default_secrets_cached_max")]
     pub secrets_cached_max: usize,
+    /// After about so many unwrapped secrets and public keys a custodian is replaced by a fresh one.
+    #[serde(default = "default_recycle_after_unwraps")]
+    pub recycle_after_unwraps: u64,
+    /// With more memory than this, in MiB, a custodian is replaced by a fresh one.
+    #[serde(default = "default_recycle_above_mebibytes")]
+    pub recycle_above_mebibytes: u64,
     /// Where new secrets are kept; those that are there stay where they are.
     #[serde(default)]
     pub custody: Keeping,
@@ -140,6 +153,9 @@ pub struct HsmConfig {
     /// Set for custodians only, such as `SOFTHSM2_CONF`.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// The database of what the token's keys sealed: `store.path`.
+    #[serde(skip)]
+    pub database: PathBuf,
 }
 
 fn default_custodians() -> u16 {
@@ -148,6 +164,14 @@ fn default_custodians() -> u16 {
 
 fn default_secrets_cached_max() -> usize {
     10_000
+}
+
+fn default_recycle_after_unwraps() -> u64 {
+    250_000
+}
+
+fn default_recycle_above_mebibytes() -> u64 {
+    512
 }
 
 fn default_resident_capacity() -> u32 {
@@ -235,6 +259,7 @@ impl Config {
         {
             *path = folder.join(&*path);
         }
+        config.hsm.database.clone_from(&config.store.path);
         config.validate()?;
         Ok(config)
     }
@@ -263,6 +288,12 @@ impl Config {
         }
         if !(1..=1_000_000).contains(&self.hsm.secrets_cached_max) {
             return Err("hsm.secrets_cached_max must be 1 to 1000000".into());
+        }
+        if !(100..=1_000_000_000).contains(&self.hsm.recycle_after_unwraps) {
+            return Err("hsm.recycle_after_unwraps must be 100 to 1000000000".into());
+        }
+        if !(32..=1_048_576).contains(&self.hsm.recycle_above_mebibytes) {
+            return Err("hsm.recycle_above_mebibytes must be 32 to 1048576".into());
         }
         if !(1..=1_000_000).contains(&self.hsm.resident_capacity) {
             return Err("hsm.resident_capacity must be 1 to 1000000".into());
@@ -294,14 +325,17 @@ impl Config {
             return Err("attestations.qr_url_prefix must be at most 512 visible ASCII characters".into());
         }
         let limits = &self.server.limits;
-        if limits.connections_max == 0 || limits.requests_max == 0 {
-            return Err("server.limits: connections_max and requests_max must be at least 1".into());
+        if limits.connections_max == 0 || limits.requests_max == 0 || limits.handshakes_max == 0 {
+            return Err(
+                "server.limits: connections_max, requests_max and handshakes_max must be at least 1".into()
+            );
         }
         let timeouts = [
             limits.handshake_timeout_ms,
             limits.header_timeout_ms,
             limits.body_timeout_ms,
             limits.write_timeout_ms,
+            limits.request_timeout_ms,
         ];
         if timeouts.contains(&0) {
             return Err("server.limits: a timeout must be at least 1 ms".into());

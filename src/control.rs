@@ -65,8 +65,24 @@ pub enum ToSupervisor {
         /// Its generation.
         generation: u64,
     },
+    /// A custodian did not come up, and ends with this exit code.
+    CustodianDown {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+        /// The exit code that it said.
+        exit: u8,
+    },
     /// A custodian ended, missed its deadline or talks nonsense: what is left of it is to be killed.
     CustodianLost {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+    },
+    /// A custodian is to be replaced, and goes on until its successor is there.
+    CustodianTired {
         /// Its slot.
         slot: u16,
         /// Its generation.

@@ -9,7 +9,9 @@ mod attest;
 mod check_values;
 mod checks;
 mod codes;
+mod connection;
 mod frames;
+mod hashes;
 mod imports;
 pub mod key_task;
 mod keys;
@@ -27,6 +29,9 @@ mod terminals;
 #[cfg(test)]
 mod test_token;
 pub mod token;
+mod verifier;
+mod wear;
+mod wrapping;
 
 use std::ffi::CStr;
 use std::io::{self, Read, Write};
@@ -37,19 +42,22 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::control;
-use crate::hsm::messages::{BUILD_ID, Boot, Call, Fault, Hello, Reply};
+use crate::hsm::messages::{BUILD_ID, Boot, Call, Down, DownCause, Fault, Greeting, Hello, Reply};
+use connection::Connection;
 use frames::{Frames, write_frame};
-use keys::{KeyError, Keys};
-use operations::Operations;
+use keys::KeyError;
 use pin::Pin;
 use pkcs11::{Module, Pkcs11Error, Session, Token};
-use residents::Residents;
+use wear::Wear;
 
 /// The token refused the PIN. Final: each further attempt could be the one that locks the token.
 pub const EXIT_PIN_REFUSED: u8 = 10;
 
 /// It could not start, for any other reason; the line on standard error says what to mend.
 pub const EXIT_START_FAILED: u8 = 11;
+
+/// It could not start for what is wrong in the configuration: no other start does better until somebody mends it.
+pub const EXIT_MISCONFIGURED: u8 = 14;
 
 /// The HSM failed during service. A fresh custodian may do better.
 pub const EXIT_HSM_FAILED: u8 = 12;
@@ -62,12 +70,24 @@ pub const EXIT_PROTOCOL_BROKEN: u8 = 13;
 #[error("{line}")]
 pub(crate) struct StartFailure {
     line: String,
+    cause: DownCause,
     exit: u8,
 }
 
 impl StartFailure {
+    /// One that may be another one's, or nobody's, the next time.
     fn new(line: impl Into<String>) -> Self {
-        Self { line: line.into(), exit: EXIT_START_FAILED }
+        Self { line: line.into(), cause: DownCause::Module, exit: EXIT_START_FAILED }
+    }
+
+    /// One that stays until somebody mends the configuration.
+    fn misconfigured(line: impl Into<String>) -> Self {
+        Self { line: line.into(), cause: DownCause::Configuration, exit: EXIT_MISCONFIGURED }
+    }
+
+    /// The same, for this cause.
+    fn of(self, cause: DownCause) -> Self {
+        Self { cause, ..self }
     }
 
     /// A failed login; `whose` PIN, and where it came from.
@@ -77,16 +97,46 @@ impl StartFailure {
             let line = format!(
                 "token {label} refuses the {whose} PIN in {pin_file} ({error}): correct the file; it is not tried again"
             );
-            return Self { line, exit: EXIT_PIN_REFUSED };
+            return Self { line, cause: DownCause::PinRefused, exit: EXIT_PIN_REFUSED };
         }
         if error.is_user_pin_unset() {
-            return Self::new(format!("token {label} has no user PIN yet: run `hsm-authd init`"));
+            let line = format!("token {label} has no user PIN yet: run `hsm-authd init`");
+            return Self::new(line).of(DownCause::Login);
         }
-        Self::new(format!("token {label}: the login with the {whose} PIN in {pin_file} failed ({error})"))
+        let line = match error.is_of_login() {
+            true => format!("token {label}: the login with the {whose} PIN in {pin_file} failed ({error})"),
+            false => format!("token {label} cannot be used ({error}); the {whose} PIN is not why"),
+        };
+        Self::new(line).of(DownCause::Login)
     }
 
-    fn keys(label: &str, error: &KeyError) -> Self {
-        Self::new(format!("token {label}: {error}"))
+    /// What is wrong with the keys; `in_use`: there is a database that needs them.
+    fn keys(label: &str, in_use: bool, error: &KeyError) -> Self {
+        Self::new(format!("token {label}: {error}{}", error.advice(in_use))).of(DownCause::Keys)
+    }
+
+    /// It was looked for twice.
+    fn no_token(boot: &Boot) -> Self {
+        let (label, module) = (&boot.token_label, boot.module.display());
+        let line = match boot.in_use {
+            true => format!(
+                "no token is labelled {label}, and there is a database that needs it: bring the HSM back, or the way to it, \
+                 or correct hsm.token_label, hsm.module ({module}) or hsm.environment"
+            ),
+            false => format!(
+                "no token is labelled {label}: bring the HSM back if it is away, or correct hsm.token_label, hsm.module \
+                 ({module}) or hsm.environment; if there never was one, run `hsm-authd init`"
+            ),
+        };
+        Self::new(line).of(DownCause::TokenAway)
+    }
+
+    /// Gives the exit code, and says why if it is one of these; of none at all, always.
+    fn report_if(&self, finals: &[u8]) -> ExitCode {
+        match finals.is_empty() || finals.contains(&self.exit) {
+            true => self.report(),
+            false => ExitCode::from(self.exit),
+        }
     }
 
     /// Says it, and gives the exit code.
@@ -101,8 +151,10 @@ impl StartFailure {
 /// The main of the hidden subcommand `hsm-authd custodian`: standard input is one end of a stream
 /// socketpair, over which it serves until the other end is closed.
 ///
-/// Returns success at the end of its input, else one of the `EXIT_` codes of this module.
-pub fn run(supervisor_pid: i32) -> ExitCode {
+/// Returns success at the end of its input, else one of the `EXIT_` codes of this module. `finals`: those with which the
+/// service ends, too. Only of these it says why on standard error: of the others its front does, and not each time. Of
+/// none at all: somebody waits for it who reads along.
+pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
     if let Err(failure) = shut_in(supervisor_pid, c"hsm-custodian") {
         return failure.report();
     }
@@ -121,12 +173,19 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
             return StartFailure::new(line).report();
         }
     };
-    let (operations, hello) = match start(&boot) {
-        Ok(started) => started,
-        Err(failure) => return failure.report(),
+    // Whoever waits for it learns how far it is, and why it came no further. If nobody does, nobody has to.
+    let say = |greeting: Greeting| drop(write_frame(&mut &peer, &greeting));
+    let connection = match Connection::open(&boot, &|step| say(Greeting::Starting(step))) {
+        Ok(connection) => connection,
+        Err(failure) => {
+            // On standard error first: who hears of it may end this process.
+            let end = failure.report_if(finals);
+            say(Greeting::Down(Down { cause: failure.cause, line: failure.line, exit: failure.exit }));
+            return end;
+        }
     };
-    tracing::info!(token = hello.token, "custodian ready");
-    match serve(&mut frames, &peer, operations, &hello) {
+    tracing::info!(token = connection.description(), "custodian ready");
+    match serve(&mut frames, &peer, connection, Wear::of(&boot)) {
         Ok(end) => end,
         Err(error) => {
             tracing::error!(%error, "custodian: the conversation broke");
@@ -137,54 +196,45 @@ pub fn run(supervisor_pid: i32) -> ExitCode {
 
 fn shut_in(supervisor_pid: i32, name: &CStr) -> Result<(), StartFailure> {
     control::bind_to_supervisor(supervisor_pid, name)
-        .map_err(|error| StartFailure::new(format!("the process cannot be shut in: {error}")))
-}
-
-/// Everything from the module to the keys.
-fn start(boot: &Boot) -> Result<(Operations, Hello), StartFailure> {
-    let pin = read_pin(&boot.pin_file)?;
-    let module = load_module(&boot.module)?;
-    let label = &boot.token_label;
-    let token = find_token(&module, label)?.ok_or_else(|| {
-        StartFailure::new(format!(
-            "no token is labelled {label}: run `hsm-authd init`, or correct hsm.token_label or hsm.environment"
-        ))
-    })?;
-    check_mechanisms(&module, &token, label)?;
-    let session = login(&module, &token, &pin, boot)?;
-    let keys = Keys::load(&session).map_err(|error| StartFailure::keys(label, &error))?;
-    let residents = Residents::load(&session).map_err(|error| {
-        StartFailure::new(format!("token {label}: its secrets cannot be listed ({error})"))
-    })?;
-    let mut operations = Operations::new(session, keys, residents, boot.secrets_cached_max);
-    operations
-        .self_test()
-        .map_err(|fault| StartFailure::new(format!("token {label} fails the self-test: {fault}")))?;
-    let newest = operations.newest_keys();
-    Ok((operations, Hello { build_id: BUILD_ID.to_owned(), token: token.description, newest }))
+        .map_err(|error| StartFailure::misconfigured(format!("the process cannot be shut in: {error}")))
 }
 
 fn read_pin(path: &Path) -> Result<Pin, StartFailure> {
-    Pin::read(path).map_err(|reason| StartFailure::new(format!("the PIN file {} {reason}", path.display())))
+    Pin::read(path)
+        .map_err(|reason| StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display())))
 }
 
 fn load_module(path: &Path) -> Result<Module, StartFailure> {
     Module::load(path).map_err(|error| {
-        StartFailure::new(format!("the PKCS#11 module {} does not load ({error})", path.display()))
+        let line = format!("the PKCS#11 module {} does not load ({error})", path.display());
+        if error.is_no_library() { StartFailure::misconfigured(line) } else { StartFailure::new(line) }
     })
 }
 
-/// The one token of that label; `None`: there is none.
+/// The one token of that label; `None`: there is none, and was none a moment ago.
 fn find_token(module: &Module, label: &str) -> Result<Option<Token>, StartFailure> {
-    let mut tokens = module
-        .tokens_labelled(label)
-        .map_err(|error| StartFailure::new(format!("the tokens cannot be listed ({error})")))?;
-    match (tokens.pop(), tokens.len()) {
-        (_, 1..) => Err(StartFailure::new(format!(
-            "several tokens are labelled {label}: give all but one another label, or remove them"
-        ))),
-        (token, 0) => Ok(token),
+    let away = |line: String| StartFailure::new(line).of(DownCause::TokenAway);
+    for _ in 0..2 {
+        let listed = module.tokens_labelled(label);
+        let (mut tokens, passed_over) =
+            listed.map_err(|error| away(format!("the tokens cannot be listed ({error})")))?;
+        match (tokens.pop(), tokens.len()) {
+            (_, 1..) => {
+                return Err(StartFailure::new(format!(
+                    "several tokens are labelled {label}: give another label to all but the one with the keys"
+                ))
+                .of(DownCause::Configuration));
+            }
+            (Some(token), 0) => return Ok(Some(token)),
+            (None, 0) if passed_over > 0 => {
+                return Err(away(format!(
+                    "a slot's token cannot be read just now, and may be {label}: try again"
+                )));
+            }
+            (None, 0) => {}
+        }
     }
+    Ok(None)
 }
 
 /// A module that lacks something would fail in the middle of somebody's request.
@@ -208,21 +258,22 @@ fn login(module: &Module, token: &Token, pin: &Pin, boot: &Boot) -> Result<Sessi
 fn serve(
     frames: &mut Frames<impl Read>,
     mut peer: &UnixStream,
-    mut operations: Operations,
-    hello: &Hello,
+    mut connection: Connection,
+    mut wear: Wear,
 ) -> io::Result<ExitCode> {
-    if !write_frame(&mut peer, hello)? {
+    let mut told = connection.newest_keys();
+    let (build_id, token) = (BUILD_ID.to_owned(), connection.description().to_owned());
+    if !write_frame(&mut peer, &Greeting::Up(Hello { build_id, token, newest: told.clone() }))? {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut told = hello.newest.clone();
     while let Some(Call { repeated, id, newest, request }) = frames.next()? {
         let begun = Instant::now();
-        operations.keep_up(&newest);
-        let result = operations.answer(request, repeated);
+        connection.keep_up(&newest);
+        let result = connection.answer(&request, repeated);
         let busy_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let hsm_failed = match &result {
             Err(Fault::Hsm(failure)) => {
-                tracing::error!(failure, "custodian: the HSM failed, leaving");
+                tracing::error!(%failure, "custodian: the HSM failed, leaving");
                 true
             }
             // Whoever asked tells of it once, and of which row.
@@ -234,12 +285,14 @@ fn serve(
             Ok(_) => false,
         };
         // Each by itself: the front takes what is not answered yet for what a crash came from.
-        let own = operations.newest_keys();
+        let own = connection.newest_keys();
         let newest = (own != told).then(|| own.clone());
         told = own;
-        let heard = write_frame(&mut peer, &Reply { id, busy_ns, newest, result })?;
+        let tired = wear.tired(connection.unwraps());
+        let heard = write_frame(&mut peer, &Reply { id, busy_ns, newest, tired, result })?;
         if hsm_failed {
-            return Ok(ExitCode::from(EXIT_HSM_FAILED));
+            let exit = if connection.refused_pin { EXIT_PIN_REFUSED } else { EXIT_HSM_FAILED };
+            return Ok(ExitCode::from(exit));
         }
         if !heard {
             break;

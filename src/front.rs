@@ -1,5 +1,6 @@
 //! The front: everything between the network and the custodians, wired together.
 
+use std::convert::Infallible;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -21,7 +22,7 @@ use crate::domain::audit::{AuditEntry, Event};
 use crate::hsm::{CustodianEvent, Hsm};
 use crate::metrics::ConnectionMetrics;
 use crate::ops::Ops;
-use crate::server::{Identities, Server};
+use crate::server::{ACCEPT_PAUSE, Identities, Server};
 use crate::service::{Policies, Service};
 use crate::store::{Commit, Store};
 use crate::trust;
@@ -118,6 +119,8 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let (events, custodian_events) = mpsc::unbounded_channel();
     let keeping = (config.hsm.custody, config.hsm.resident_capacity);
     let hsm = Hsm::new(config.hsm.custodians, keeping, events);
+    // What has entries has a token, with keys.
+    hsm.is_served(store.left().0.size > 0);
     let policies = Policies {
         credentials: config.credentials,
         transactions: config.transactions,
@@ -125,7 +128,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         audit: config.audit,
     };
     let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), policies, trust));
-    let api = Api::new(service.clone(), &config.server.limits);
+    let api = Api::new(service.clone(), &config.server.limits, config.hsm.custodians);
     let server = Arc::new(Server {
         identities: ArcSwap::from_pointee(identities),
         router: api::router(&api),
@@ -160,9 +163,11 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     });
 
     let mut drained = draining.clone();
+    let api_listener = listener(api_socket).map_err(|e| e.to_string())?;
     // Custodians are adopted meanwhile, and signals are heard.
     tokio::select! {
         begun = begin(&service, accepted) => begun?,
+        never = turn_away(&api_listener, hsm.breaker()) => match never {},
         // Nothing was answered, and nothing has to be written down.
         _ = drained.wait_for(|drain| *drain) => return Ok(()),
         () = store.failed() => return Err(STORE_FAILED.to_owned()),
@@ -190,7 +195,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let serving = async {
         tracing::info!("serving");
         server
-            .serve(TcpListener::from(api_socket), async move { drop(drained.wait_for(|drain| *drain).await) })
+            .serve(api_listener.into_std()?, async move { drop(drained.wait_for(|drain| *drain).await) })
             .await?;
         if tokio::time::timeout(IDLE_MAX, api.idle()).await.is_err() {
             tracing::warn!("requests were cut off");
@@ -225,6 +230,28 @@ fn control_ended(ended: Result<Result<(), String>, JoinError>) -> String {
         Ok(Err(reason)) => reason,
         Err(error) => error.to_string(),
     }
+}
+
+fn listener(socket: OwnedFd) -> std::io::Result<tokio::net::TcpListener> {
+    let listener = TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// Before the first request can be decided: who comes waits in the kernel, for a check takes a moment; but not for an HSM
+/// that is away, which takes as long as it takes. Their connections are closed, as if no service were there: a load
+/// balancer asks another one at once, and a client comes again. For ever.
+async fn turn_away(listener: &tokio::net::TcpListener, mut breaker: watch::Receiver<bool>) -> Infallible {
+    while breaker.wait_for(|is_open| *is_open).await.is_ok() {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(connection) => drop(connection),
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            },
+            _ = breaker.wait_for(|is_open| !*is_open) => {}
+        }
+    }
+    std::future::pending().await
 }
 
 /// Finds out whether the database may be used, and writes down that it is.
@@ -280,8 +307,14 @@ async fn listen(
                 CustodianEvent::Up { slot, generation } => {
                     channel.send(&ToSupervisor::CustodianUp { slot, generation });
                 }
+                CustodianEvent::Down { slot, generation, exit } => {
+                    channel.send(&ToSupervisor::CustodianDown { slot, generation, exit });
+                }
                 CustodianEvent::Lost { slot, generation } => {
                     channel.send(&ToSupervisor::CustodianLost { slot, generation });
+                }
+                CustodianEvent::Tired { slot, generation } => {
+                    channel.send(&ToSupervisor::CustodianTired { slot, generation });
                 }
             },
         }

@@ -5,40 +5,53 @@
 //! request at a time, in order: when it is lost, only the request at its head may be the cause. That
 //! one is repeated once, alone; those behind it, and one that no custodian ever read, are innocent and
 //! go to another custodian freely.
+//!
+//! One that is to be replaced goes on until its successor has said hello. From then on the successor is asked, and the old one
+//! answers what it was asked before.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::domain::credential::{Keeping, ObjectId};
 use crate::domain::id::CredentialId;
 use crate::domain::row::RowKey;
 use crate::domain::system_key::NewestKeys;
-use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd};
+use crate::lifeline::Lifeline;
+use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd, Replacement};
+use changes::Changes;
 use connection::{Job, Lost};
-use messages::{Call, Fault, Request, Response};
+use messages::{Call, Fault, Request, Response, Tired};
 use residents::Room;
+use start::Starts;
+use state::State;
 
 mod calls;
+mod changes;
 mod connection;
 pub mod messages;
 mod residents;
+mod start;
+mod state;
 
 pub use calls::{NewSecret, RollingChecked};
 pub use residents::{Claim, Swept};
 
-/// How long a caller waits for an answer, a custodian's replacement included.
+/// How long a caller waits for an answer, a custodian's replacement included; within its request's time.
 const CALL_MAX: Duration = Duration::from_secs(5);
 /// How many requests may wait for one custodian.
 pub const QUEUE_MAX: usize = 256;
 /// How often each custodian is asked whether it can still use the HSM.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long one that said that the HSM failed may take to end.
+const END_MAX: Duration = Duration::from_secs(1);
 
 /// How long after a custodian said that it is to be asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
@@ -56,8 +69,24 @@ pub enum CustodianEvent {
         /// Its generation.
         generation: u64,
     },
+    /// It did not come up, and ends with this exit code; [`CustodianEvent::Lost`] follows.
+    Down {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+        /// The exit code that it said.
+        exit: u8,
+    },
     /// It is no use any more: what is left of it is to be killed.
     Lost {
+        /// Its slot.
+        slot: u16,
+        /// Its generation.
+        generation: u64,
+    },
+    /// It is to be replaced, and goes on until then.
+    Tired {
         /// Its slot.
         slot: u16,
         /// Its generation.
@@ -74,6 +103,9 @@ pub enum HsmError {
     /// No custodian answered in time, or two were lost over this request, or the HSM failed.
     #[error("the HSM does not answer: {0}")]
     Unavailable(String),
+    /// No custodian is up, and none comes up for now: nobody has waited for one. Why.
+    #[error("the HSM cannot be used: {0}")]
+    Away(String),
     /// A stored row is not what was sealed: the position among the standing rows.
     #[error("standing row {0} has been tampered with")]
     Tampered(u8),
@@ -89,14 +121,15 @@ pub enum HsmError {
 }
 
 const NO_CUSTODIAN: &str = "no custodian is up";
+const CHANGING: &str = "another custodian still changes the token";
 const LOOKING: &str = "a custodian still looks for a key";
 
 impl HsmError {
     /// Whether nobody has worked on the request: it is not what is wrong.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Busy => true,
-            Self::Unavailable(reason) => reason == NO_CUSTODIAN || reason == LOOKING,
+            Self::Busy | Self::Away(_) => true,
+            Self::Unavailable(reason) => [NO_CUSTODIAN, LOOKING, CHANGING].contains(&reason.as_str()),
             Self::Tampered(_) | Self::Missing(_) | Self::NoRoom { .. } => false,
         }
     }
@@ -110,7 +143,8 @@ enum Route {
     /// Any of them.
     Any,
     /// The one that makes and destroys objects: always the same, as long as it lives. A process in which SoftHSM changes
-    /// the token misses what another one changes at that moment, and may not see it until somebody changes it again.
+    /// the token misses what another one changes at that moment, and may not see it until somebody changes it again. So its
+    /// successor changes nothing before it has answered every change ([`Changes`]).
     Writer,
     /// That of a slot; any other while it is away.
     Slot(u16),
@@ -133,11 +167,16 @@ pub struct Hsm {
 
 struct Inner {
     slots: Vec<ArcSwapOption<Custodian>>,
-    /// Woken when a custodian comes up.
+    /// Woken when a custodian comes up, and when those who wait for one wait in vain.
     came_up: Notify,
+    state: State,
+    starts: Starts,
+    /// Somebody replaces custodians that are lost.
+    is_served: AtomicBool,
     next_call: AtomicU64,
     next_slot: AtomicU64,
     writer: AtomicU64,
+    changes: Arc<Changes>,
     events: mpsc::UnboundedSender<CustodianEvent>,
     tampered: (mpsc::Sender<RowKey>, Mutex<Option<mpsc::Receiver<RowKey>>>),
     metrics: HsmMetrics,
@@ -159,9 +198,15 @@ impl Inner {
 
 /// One that is up.
 struct Custodian {
+    /// No other one's.
+    number: u64,
     jobs: mpsc::Sender<Job>,
     /// How many wait for it or are being worked on.
     queue_depth: Gauge,
+    /// Whether it has said that it is to be replaced, and why.
+    tired: OnceLock<Tired>,
+    /// Another one has its place.
+    replaced: Notify,
 }
 
 impl Custodian {
@@ -185,9 +230,13 @@ impl Hsm {
             inner: Arc::new(Inner {
                 slots,
                 came_up: Notify::new(),
+                state: State::new(custodians, metrics.clone()),
+                starts: Starts::default(),
+                is_served: AtomicBool::new(false),
                 next_call: AtomicU64::new(0),
                 next_slot: AtomicU64::new(0),
                 writer: AtomicU64::new(0),
+                changes: Arc::default(),
                 events,
                 tampered: (report, Mutex::new(Some(reported))),
                 room: Room::new(keeping, objects_max, metrics.residents.clone()),
@@ -201,42 +250,85 @@ impl Hsm {
     pub async fn adopt(self, slot: u16, generation: u64, stream: UnixStream) {
         let Some(place) = self.inner.slots.get(usize::from(slot)) else { return };
         let mut stream = stream;
-        let (token, newest) = match connection::greet(&mut stream).await {
+        let (token, newest) = match self.inner.starts.greet(&mut stream).await {
             Ok(hello) => (hello.token, hello.newest),
-            Err(reason) => {
-                tracing::warn!(slot, generation, reason, "custodian did not come up");
+            Err(refusal) => {
+                if let Some(exit) = refusal.exit {
+                    let _ = self.inner.events.send(CustodianEvent::Down { slot, generation, exit });
+                }
+                self.inner.state.start_failed(slot, generation, refusal);
+                // They wait in vain, if no other is up.
+                self.inner.came_up.notify_waiters();
                 self.inner.metrics.losses.get_or_create(&Loss::NoHello).inc();
                 let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
                 return;
             }
         };
-        tracing::info!(slot, generation, token, "custodian is up");
+        self.inner.state.up(slot, generation, &token);
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let (metrics, label) = (&self.inner.metrics, metrics::Custodian { custodian: slot });
         let queue_depth = metrics.queue_depth.get_or_create_owned(&label);
-        let custodian = Arc::new(Custodian { jobs: sender, queue_depth });
+        let custodian = Arc::new(Custodian {
+            number: self.next_id(),
+            jobs: sender,
+            queue_depth,
+            tired: OnceLock::new(),
+            replaced: Notify::new(),
+        });
         metrics.starts.get_or_create(&label).inc();
         self.inner.learn(&newest);
         // A key may have been made since it looked. Told before anybody can ask it; or after, if it becomes known just now.
         let mut told = self.catch_up(&custodian, &newest);
-        place.store(Some(custodian.clone()));
+        let before = place.swap(Some(custodian.clone()));
         told = told || self.catch_up(&custodian, &newest);
         if told {
             tracing::info!(slot, generation, "custodian looks for keys that are new");
         }
         self.inner.came_up.notify_waiters();
         let _ = self.inner.events.send(CustodianEvent::Up { slot, generation });
+        // Told first, so that the other one's end is expected.
+        if let Some(before) = before {
+            self.replaced(&before, (slot, generation));
+        }
         let probe = tokio::spawn(self.clone().probe(custodian.clone()));
 
         // A successor may have taken the place already.
-        let withdraw = || drop(place.compare_and_swap(&Some(custodian), None));
+        let withdraw = || drop(place.compare_and_swap(&Some(custodian.clone()), None));
         let learn = |newest: &NewestKeys| self.inner.learn(newest);
-        let end = connection::serve(stream, receiver, (metrics, label), (learn, withdraw)).await;
+        let tire = |tired| {
+            if custodian.tired.set(tired).is_ok() {
+                tracing::info!(slot, generation, ?tired, "custodian is to be replaced");
+                let _ = self.inner.events.send(CustodianEvent::Tired { slot, generation });
+            }
+        };
+        let told = (learn, tire, withdraw);
+        let end = connection::serve(stream, receiver, &custodian.replaced, (metrics, label), told).await;
         probe.abort();
-        metrics.losses.get_or_create(&end.loss).inc();
+        let Some(loss) = end.loss else {
+            tracing::info!(slot, generation, "custodian has answered everything, and is let go");
+            return;
+        };
+        self.inner.state.lost(slot, generation, &end.reason);
+        metrics.losses.get_or_create(&loss).inc();
         tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
-        // Also if it said that it ends by itself: a module may hang in the process's last steps.
+        if loss == Loss::HsmFailed {
+            // It ends by itself, with a code that may say that the PIN is not to be tried again. But a module may hang in
+            // the process's last steps.
+            sleep(END_MAX).await;
+        }
         let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
+    }
+
+    /// Lets one go whose place another one has taken.
+    fn replaced(&self, before: &Custodian, (slot, generation): (u16, u64)) {
+        let reason = match before.tired.get() {
+            Some(Tired::Unwraps) => Replacement::Unwraps,
+            Some(Tired::Memory) => Replacement::Memory,
+            None => Replacement::Reload,
+        };
+        self.inner.metrics.replacements.get_or_create(&reason).inc();
+        tracing::info!(slot, generation, reason = reason.name(), "custodian takes over");
+        before.replaced.notify_one();
     }
 
     /// Has a custodian look for keys before what it is asked from here on, if there are newer ones than it has.
@@ -271,7 +363,7 @@ impl Hsm {
                     Ok(Ok(Ok(_))) => OperationEnd::Answered,
                     _ => OperationEnd::Unavailable,
                 };
-                self.count(Operation::Health, end, begun);
+                self.count(Operation::Health, end, Some(begun));
             }
         }
     }
@@ -291,6 +383,48 @@ impl Hsm {
         self.inner.slots.iter().filter(|slot| slot.load().is_some()).count()
     }
 
+    /// Somebody replaces custodians that are lost, so that whoever can wait for one may do so without an end.
+    /// `was_used`: the database has been used with the token before.
+    pub fn is_served(&self, was_used: bool) {
+        self.inner.is_served.store(true, Ordering::Relaxed);
+        if was_used {
+            self.inner.state.was_used();
+        }
+    }
+
+    /// Waits until one is there, if it is worth it: whether one is.
+    pub async fn await_up(&self) -> bool {
+        while self.inner.is_served.load(Ordering::Relaxed) {
+            let came_up = self.inner.came_up.notified();
+            if self.is_up() {
+                break;
+            }
+            came_up.await;
+        }
+        self.is_up()
+    }
+
+    /// Whether callers are told at once that none is there, as it changes.
+    pub fn breaker(&self) -> watch::Receiver<bool> {
+        self.inner.state.breaker()
+    }
+
+    /// Why none is there, since when, and what is to be done, in a line for the operator; `None`: one is there, or they
+    /// are being started and nothing has gone wrong yet.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.state.trouble()
+    }
+
+    /// Those that are not there while others are, and why: a line each.
+    pub fn missing(&self) -> String {
+        self.inner.state.missing()
+    }
+
+    /// For how long none has been there; `None`: one is.
+    pub fn away_for(&self) -> Option<Duration> {
+        self.inner.state.away_for()
+    }
+
     /// Every slot.
     fn slots(&self) -> impl Iterator<Item = u16> + use<> {
         0..u16::try_from(self.inner.slots.len()).unwrap_or(u16::MAX)
@@ -301,10 +435,9 @@ impl Hsm {
         &self.inner.metrics
     }
 
-    fn count(&self, operation: Operation, end: OperationEnd, begun: Instant) {
+    fn count(&self, operation: Operation, end: OperationEnd, begun: Option<Instant>) {
         self.inner.metrics.operations.get_or_create(&(operation, end)).inc();
-        // One that was turned away took no time, and would make the others look fast.
-        if end != OperationEnd::Busy {
+        if let Some(begun) = begun {
             self.inner.metrics.seconds.get_or_create(&operation).observe(begun.elapsed().as_secs_f64());
         }
     }
@@ -368,7 +501,7 @@ impl Hsm {
         let end = match &result {
             Ok(_) => OperationEnd::Answered,
             Err(HsmError::Busy) => OperationEnd::Busy,
-            Err(HsmError::Unavailable(_)) => OperationEnd::Unavailable,
+            Err(HsmError::Unavailable(_) | HsmError::Away(_)) => OperationEnd::Unavailable,
             Err(HsmError::Tampered(_)) => OperationEnd::Tampered,
             Err(error @ HsmError::Missing(_)) => {
                 tracing::error!(%error, "a secret is not in the HSM");
@@ -377,13 +510,15 @@ impl Hsm {
             // Asked of nobody.
             Err(HsmError::NoRoom { .. }) => OperationEnd::Unavailable,
         };
-        self.count(operation, end, begun);
+        // One that was turned away took no time, and would make the others look fast.
+        let took = !matches!(result, Err(HsmError::Busy | HsmError::Away(_)));
+        self.count(operation, end, took.then_some(begun));
         result
     }
 
     async fn ask(&self, route: Route, request: Request, way: &mut Way) -> Result<Response, HsmError> {
         let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
-        let deadline = Instant::now() + CALL_MAX;
+        let deadline = Lifeline::no_later_than(Instant::now() + CALL_MAX);
         let call = self.calling(request);
         let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
         drop(call);
@@ -391,13 +526,27 @@ impl Hsm {
         loop {
             let came_up = self.inner.came_up.notified();
             let Some(custodian) = self.pick(route, missed_by.as_ref()) else {
+                if let Some(reason) = self.inner.state.objection() {
+                    return Err(HsmError::Away(reason));
+                }
                 if timeout_at(deadline, came_up).await.is_err() {
                     return Err(unavailable(NO_CUSTODIAN));
                 }
                 continue;
             };
+            let mut change = None;
+            if let Route::Writer = route {
+                let settled = self.inner.changes.settled();
+                change = self.inner.changes.begin(custodian.number);
+                if change.is_none() {
+                    if timeout_at(deadline, settled).await.is_err() {
+                        return Err(unavailable(CHANGING));
+                    }
+                    continue;
+                }
+            }
             let again = job.again();
-            match custodian.try_send(job) {
+            match custodian.try_send(job.changing(change)) {
                 Ok(()) => way.sent = true,
                 Err(mpsc::error::TrySendError::Full(_)) => return Err(HsmError::Busy),
                 Err(mpsc::error::TrySendError::Closed(_)) => {

@@ -8,6 +8,7 @@ use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::custodian::token::Setup;
 use crate::hsm::messages::{self, Boot};
+use crate::store::usage;
 use crate::supervisor;
 
 /// Runs `init` for a configuration file: says what it did, one line a step.
@@ -26,7 +27,12 @@ pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> Ending {
 /// # Errors
 /// See [`Ending`].
 pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio) -> Ending {
-    let setup = Setup { boot: boot(hsm), so_pin_file };
+    let boot = boot(hsm);
+    let needed = match boot.in_use {
+        true => usage::needed(&hsm.database).all().map(|(kind, version, _)| (kind, version)).collect(),
+        false => Vec::new(),
+    };
+    let setup = Setup { boot, needed, so_pin_file };
     let frame = messages::encode(&setup).map_err(|e| Some(e.to_string()))?;
     let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));
     let mut child = Command::new("/proc/self/exe")
@@ -40,7 +46,10 @@ pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio
         // A child that ended before it read everything has said why.
         let _ = stdin.write_all(&frame);
     }
-    if child.wait().map_err(failed)?.success() { Ok(()) } else { Err(None) }
+    match child.wait().map_err(failed)? {
+        status if status.success() => Ok(()),
+        status => Err(supervisor::killed(hsm, status)),
+    }
 }
 
 /// What a custodian needs to know of the configuration.
@@ -50,5 +59,8 @@ pub fn boot(hsm: &HsmConfig) -> Boot {
         token_label: hsm.token_label.clone(),
         pin_file: hsm.pin_file.clone(),
         secrets_cached_max: hsm.secrets_cached_max,
+        in_use: usage::is_in_use(&hsm.database),
+        unwraps_max: hsm.recycle_after_unwraps,
+        memory_bytes_max: hsm.recycle_above_mebibytes.saturating_mul(1024 * 1024),
     }
 }

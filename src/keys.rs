@@ -209,7 +209,7 @@ fn in_child(hsm: &HsmConfig, task: KeyTask) -> Result<KeyTaskDone, Option<String
     }
     let output = child.wait_with_output().map_err(failed)?;
     if !output.status.success() {
-        return Err(None);
+        return Err(supervisor::killed(hsm, output.status));
     }
     let body = output.stdout.split_first_chunk::<4>().map(|(_, body)| body);
     let body = body.filter(|body| body.len() <= FRAME_BYTES_MAX);

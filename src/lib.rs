@@ -9,7 +9,7 @@
 //! # The map
 //!
 //! ```text
-//! domain  <-  clock, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
+//! domain  <-  clock, lifeline, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
 //! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean
 //! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian
@@ -33,6 +33,7 @@ pub mod front;
 pub mod hsm;
 pub mod init;
 pub mod keys;
+pub mod lifeline;
 pub mod metrics;
 pub mod offline;
 pub mod ops;

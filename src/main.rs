@@ -98,6 +98,9 @@ enum Command {
     Custodian {
         #[arg(long)]
         supervisor: i32,
+        /// Exit codes with which the service ends, too.
+        #[arg(long = "final")]
+        finals: Vec<u8>,
     },
     /// The process that asks the HSM for `keys`.
     #[command(hide = true)]
@@ -148,7 +151,7 @@ fn main() -> ExitCode {
             recover::run(&config, accept_rollback, clock_is_right)
         }
         Command::Front { supervisor } => front::run(supervisor).map_err(Some),
-        Command::Custodian { supervisor } => return custodian::run(supervisor),
+        Command::Custodian { supervisor, finals } => return custodian::run(supervisor, &finals),
         Command::TokenSetup { supervisor } => return custodian::token::run_setup(supervisor),
     };
     let Err(reason) = ending else { return ExitCode::SUCCESS };

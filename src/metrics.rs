@@ -20,8 +20,8 @@ use crate::domain::audit::Event;
 mod labels;
 
 pub use labels::{
-    Certificate, Checkpointing, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd, Route,
-    StoreError, Verdict,
+    Away, Certificate, Checkpointing, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd,
+    Replacement, Route, StoreError, TurnedAway, Verdict,
 };
 
 /// Times by a label, in seconds.
@@ -62,6 +62,8 @@ pub struct RequestMetrics {
     pub seconds: Times<Route>,
     /// What the callers were told.
     pub verdicts: Family<Verdict, Counter>,
+    /// Requests that there was no room or no time for.
+    pub turned_away: Family<TurnedAway, Counter>,
 }
 
 impl Default for RequestMetrics {
@@ -70,6 +72,7 @@ impl Default for RequestMetrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             verdicts: counters(Verdict::all()),
+            turned_away: counters(TurnedAway::all()),
         }
     }
 }
@@ -92,6 +95,11 @@ impl RequestMetrics {
             self.seconds.clone(),
         );
         registry.register("hsm_authd_verdicts", "What callers were told", self.verdicts.clone());
+        registry.register(
+            "hsm_authd_requests_turned_away",
+            "Requests that there was no room or no time for",
+            self.turned_away.clone(),
+        );
     }
 }
 
@@ -110,6 +118,14 @@ pub struct HsmMetrics {
     pub starts: Family<Custodian, Counter>,
     /// How many were lost.
     pub losses: Family<Loss, Counter>,
+    /// How many worked and were replaced.
+    pub replacements: Family<Replacement, Counter>,
+    /// How many are not up, by why.
+    pub away: Family<Away, Gauge>,
+    /// Starts that failed, by why.
+    pub start_failures: Family<Away, Counter>,
+    /// 1 as long as callers are told at once that no custodian is up.
+    pub breaker_open: Gauge,
     /// Secrets that are objects in the HSM.
     pub residents: Gauge,
 }
@@ -126,6 +142,12 @@ impl HsmMetrics {
             busy: from_the_start(Family::default(), custodians()),
             starts: counters(custodians()),
             losses: counters(Loss::all()),
+            replacements: counters(Replacement::all()),
+            away: from_the_start(Family::default(), Away::all()),
+            start_failures: counters(
+                Away::all().filter(|cause| !matches!(cause, Away::Starting | Away::Lost)),
+            ),
+            breaker_open: Gauge::default(),
             residents: Gauge::default(),
         }
     }
@@ -150,6 +172,26 @@ impl HsmMetrics {
         );
         registry.register("hsm_authd_custodian_starts", "Custodians that came up", self.starts.clone());
         registry.register("hsm_authd_custodian_losses", "Custodians that were given up", self.losses.clone());
+        registry.register(
+            "hsm_authd_custodian_replacements",
+            "Custodians that worked and were replaced",
+            self.replacements.clone(),
+        );
+        registry.register(
+            "hsm_authd_custodians_away",
+            "Custodians that are not up, by why",
+            self.away.clone(),
+        );
+        registry.register(
+            "hsm_authd_custodian_start_failures",
+            "Custodians that did not come up, by why",
+            self.start_failures.clone(),
+        );
+        registry.register(
+            "hsm_authd_hsm_breaker_open",
+            "Whether callers are told at once that no custodian is up",
+            self.breaker_open.clone(),
+        );
         registry.register(
             "hsm_authd_resident_secrets",
             "Secrets that are objects in the HSM",
@@ -265,11 +307,20 @@ pub struct ConnectionMetrics {
     pub open: Gauge,
     /// How handshakes ended.
     pub handshakes: Family<Handshake, Counter>,
+    /// Handshakes that have begun and not ended.
+    pub handshaking: Gauge,
+    /// How often no connection was taken because so many handshakes were in progress.
+    pub handshakes_full: Counter,
 }
 
 impl Default for ConnectionMetrics {
     fn default() -> Self {
-        Self { open: Gauge::default(), handshakes: counters(Handshake::all()) }
+        Self {
+            open: Gauge::default(),
+            handshakes: counters(Handshake::all()),
+            handshaking: Gauge::default(),
+            handshakes_full: Counter::default(),
+        }
     }
 }
 
@@ -282,6 +333,16 @@ impl ConnectionMetrics {
             "TLS handshakes by how they ended",
             self.handshakes.clone(),
         );
+        registry.register(
+            "hsm_authd_handshakes_in_progress",
+            "TLS handshakes that have not ended",
+            self.handshaking.clone(),
+        );
+        registry.register(
+            "hsm_authd_handshakes_full",
+            "Times that a connection had to wait until a handshake ended",
+            self.handshakes_full.clone(),
+        );
     }
 }
 
@@ -292,10 +353,14 @@ pub struct StateMetrics {
     pub ready: Gauge,
     /// Custodians that are up.
     pub custodians_up: Gauge,
+    /// For how long no custodian has been up, in seconds; 0: one is.
+    pub hsm_away_seconds: Gauge<f64, AtomicU64>,
     /// Commits that wait.
     pub store_queue_depth: Gauge,
     /// Requests that are being worked on.
     pub requests_in_flight: Gauge,
+    /// How many of them wait for their tenant's turn.
+    pub requests_waiting: Gauge,
     /// 1 as long as the wall clock is trusted.
     pub clock_trusted: Gauge,
     /// 1 as long as rows are brought under the newest keys.
@@ -317,8 +382,10 @@ impl Default for StateMetrics {
         Self {
             ready: Gauge::default(),
             custodians_up: Gauge::default(),
+            hsm_away_seconds: Gauge::default(),
             store_queue_depth: Gauge::default(),
             requests_in_flight: Gauge::default(),
+            requests_waiting: Gauge::default(),
             clock_trusted: Gauge::default(),
             rewrap_running: Gauge::default(),
             rewrap_failed: Gauge::default(),
@@ -342,7 +409,12 @@ impl StateMetrics {
             ("hsm_authd_ready", "Whether requests can be decided, as /readyz says", &self.ready),
             ("hsm_authd_custodians_up", "Custodians that are up", &self.custodians_up),
             ("hsm_authd_store_queue_depth", "Commits that wait for the writer", &self.store_queue_depth),
-            ("hsm_authd_requests_in_flight", "Requests that are being worked on", &self.requests_in_flight),
+            ("hsm_authd_requests_in_flight", "Requests that were let in", &self.requests_in_flight),
+            (
+                "hsm_authd_requests_waiting",
+                "Requests that wait for their tenant's turn",
+                &self.requests_waiting,
+            ),
             ("hsm_authd_clock_trusted", "Whether the wall clock is trusted", &self.clock_trusted),
             (
                 "hsm_authd_rewrap_running",
@@ -356,6 +428,11 @@ impl StateMetrics {
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
         }
+        registry.register(
+            "hsm_authd_hsm_away_seconds",
+            "Time since the last custodian was up; 0 while one is",
+            self.hsm_away_seconds.clone(),
+        );
         registry.register(
             "hsm_authd_certificate_expires_seconds",
             "Time until the first certificate of its file expires",

@@ -45,7 +45,7 @@ impl Offline {
         let hsm = Hsm::new(1, (config.custody, config.resident_capacity), events);
         let mut config = config.clone();
         config.environment.insert(QUIET.to_owned(), "1".to_owned());
-        let (custodian, stream) = supervisor::start_custodian(&config)?;
+        let (custodian, stream) = supervisor::start_custodian(&config, &[])?;
         let mut offline = Self { runtime, hsm, custodian };
         stream.set_nonblocking(true).map_err(|e| e.to_string())?;
         let hsm = offline.hsm.clone();

@@ -86,7 +86,8 @@ impl Ops {
             .route(
                 "/readyz",
                 get(async move || match readiness.is_ready() {
-                    Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+                    // Who looks closer learns of those that others stand in for.
+                    Ok(()) => (StatusCode::OK, format!("ready\n{}", readiness.hsm.missing())),
                     Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
                 }),
             )
@@ -111,11 +112,15 @@ impl Ops {
 
     /// Whether requests can be decided, or why not.
     fn is_ready(&self) -> Result<(), Cow<'static, str>> {
+        // First: it is what a check waits for.
+        if let Some(trouble) = self.hsm.trouble() {
+            return Err(trouble.into());
+        }
         if !*self.is_checked.borrow() {
             return Err("checking the database".into());
         }
         if !self.hsm.is_up() {
-            return Err("no custodian can use the HSM".into());
+            return Err("no custodian is up yet; they are being started".into());
         }
         if self.store.has_failed() {
             return Err("the store does not know what it wrote".into());
@@ -143,12 +148,15 @@ impl Ops {
         self.state.ready.set(flag(self.is_ready().is_ok()));
         self.state.clock_trusted.set(flag(now.trusted));
         self.state.custodians_up.set(count(self.hsm.up()));
+        self.state.hsm_away_seconds.set(self.hsm.away_for().map_or(0.0, |time| time.as_secs_f64()));
         self.service
             .log_metrics()
             .entries
             .set(i64::try_from(self.store.head().borrow().size).unwrap_or(i64::MAX));
         self.state.store_queue_depth.set(count(self.store.waiting()));
-        self.state.requests_in_flight.set(count(self.api.in_flight()));
+        let (in_flight, waiting) = self.api.in_flight();
+        self.state.requests_in_flight.set(count(in_flight));
+        self.state.requests_waiting.set(count(waiting));
         let rewrap = self.service.rewrap_progress();
         let rows = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX);
         self.state.rewrap_running.set(flag(rewrap.state == RewrapState::Running));

@@ -23,8 +23,11 @@ use tower::ServiceExt;
 
 use crate::api::Peer;
 use crate::config::{Config, Limits};
-use crate::metrics::{ConnectionMetrics, Handshake, Held};
+use crate::metrics::{ConnectionMetrics, Held};
 use crate::tls::{self, Clients, TlsError};
+use handshakes::Handshakes;
+
+mod handshakes;
 
 /// How long draining waits for connections to end; with what the front waits for after that, 10 s.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
@@ -91,22 +94,28 @@ impl Server {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let room = Arc::new(Semaphore::new(self.limits.connections_max));
+        let timeout_ms = self.limits.handshake_timeout_ms;
+        let handshakes =
+            Arc::new(Handshakes::new(self.limits.handshakes_max, Duration::from_millis(timeout_ms)));
         let graceful = GracefulShutdown::new();
         tokio::pin!(drain);
         loop {
             // Room first: beyond it, connections wait in the kernel's backlog.
             let accepted = async {
                 let room = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>((listener.accept().await?.0, room))
+                let shaking = handshakes.room(&self.metrics).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>((listener.accept().await?.0, room, shaking))
             };
             tokio::select! {
                 () = &mut drain => break,
                 accepted = accepted => match accepted {
-                    Ok((stream, room)) => {
+                    Ok((stream, room, shaking)) => {
                         let watcher = graceful.watcher();
-                        let server = self.clone();
+                        let (server, handshakes) = (self.clone(), handshakes.clone());
                         tokio::spawn(async move {
-                            if let Err(reason) = server.connection(stream, room, watcher).await {
+                            let _room = room;
+                            let ended = server.connection(stream, (&handshakes, shaking), watcher).await;
+                            if let Err(reason) = ended {
                                 tracing::debug!(reason, "connection ended");
                             }
                         });
@@ -128,23 +137,13 @@ impl Server {
     async fn connection(
         &self,
         stream: TcpStream,
-        room: OwnedSemaphorePermit,
+        (handshakes, shaking): (&Handshakes, OwnedSemaphorePermit),
         watcher: hyper_util::server::graceful::Watcher,
     ) -> Result<(), String> {
-        let (_room, _open) = (room, Held::new(&self.metrics.open));
+        let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let identities = self.identities.load_full();
-        let handshake = timeout(
-            Duration::from_millis(self.limits.handshake_timeout_ms),
-            identities.acceptor.accept(stream),
-        );
-        let (outcome, stream) = match handshake.await {
-            Ok(Ok(stream)) => (Handshake::Done, Ok(stream)),
-            Ok(Err(error)) => (Handshake::Refused, Err(error.to_string())),
-            Err(_) => (Handshake::TimedOut, Err("the handshake took too long".to_owned())),
-        };
-        self.metrics.handshakes.get_or_create(&outcome).inc();
-        let stream = stream?;
+        let stream = handshakes.shake(shaking, identities.acceptor.accept(stream), &self.metrics).await?;
         let (_, session) = stream.get_ref();
         let peer = Peer(
             session

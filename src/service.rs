@@ -22,6 +22,7 @@ use crate::domain::transaction::{State, Transaction};
 use crate::domain::verification::Refusal;
 use crate::hsm::messages::SealedRows;
 use crate::hsm::{Claim, Hsm, HsmError};
+use crate::lifeline::Lifeline;
 use crate::secret::SecretBytes;
 use crate::store::{Commit, CommitError, Committed, ReadError, Store};
 
@@ -283,7 +284,7 @@ impl Refused {
 impl From<HsmError> for Refused {
     fn from(error: HsmError) -> Self {
         let retry_after_s = match error {
-            HsmError::Busy => 1,
+            HsmError::Busy | HsmError::Away(_) => 1,
             HsmError::Unavailable(_) => 2,
             HsmError::Tampered(_) | HsmError::Missing(_) | HsmError::NoRoom { .. } => STAYS_S,
         };
@@ -369,9 +370,14 @@ impl Service {
         claims: &mut [Claim],
     ) -> Result<Option<Committed>, Refused> {
         self.may_commit()?;
+        // From here on it is this request's to see what becomes of its objects, even if its caller goes before the writer
+        // takes the commit.
+        if Lifeline::current().is_some_and(|line| !line.hand_over()) {
+            return Err(Refused::unavailable(CommitError::Abandoned));
+        }
         claims.iter_mut().for_each(Claim::may_be_named);
         let result = self.store.commit(commit).await;
-        if matches!(result, Err(CommitError::Conflict | CommitError::Altered(_) | CommitError::Busy)) {
+        if result.as_ref().is_err_and(CommitError::is_unwritten) {
             claims.iter_mut().for_each(Claim::is_unnamed);
         }
         self.outcome(result).await
@@ -413,7 +419,9 @@ impl Service {
             }
             Err(CommitError::Conflict) => Ok(None),
             Err(error @ CommitError::Altered(_)) => Err(Refused::altered(&error)),
-            Err(error @ (CommitError::Busy | CommitError::Unavailable)) => Err(Refused::unavailable(error)),
+            Err(error @ (CommitError::Busy | CommitError::Abandoned | CommitError::Unavailable)) => {
+                Err(Refused::unavailable(error))
+            }
         }
     }
 }

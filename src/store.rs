@@ -19,7 +19,9 @@
 //!   themselves: the versions in the commit make up for it.
 //! * **Who retries.** Nobody in here; conflicts go to the use case, which has to look at locks again.
 //! * **Apart.** Commits may share one transaction and one fsync, but what is wrong with one of them
-//!   (a conflict, a row named twice) is told to it alone. A caller that stops waiting stops nothing.
+//!   (a conflict, a row named twice) is told to it alone.
+//! * **Until it is taken.** A commit whose request nobody waits for any more ([`Lifeline`]) when the writer takes it from
+//!   the queue is not written: [`CommitError::Abandoned`]. From there on who stops waiting stops nothing.
 //! * **Bounded.** At most [`QUEUE_MAX`] commits wait; beyond that [`CommitError::Busy`] at once.
 //! * A seal is kept, never checked: only a custodian can. But once a start has looked at every row
 //!   ([`Store::hold`]), a row that is not the one written last is not built upon, neither where it is
@@ -35,6 +37,8 @@ use crate::domain::rolling::Binding;
 use crate::domain::row::{Row, RowKey, Sealed, SealedBytes, TableSums};
 use crate::domain::transaction::Transaction;
 use crate::domain::verification::Subject;
+#[cfg(doc)]
+use crate::lifeline::Lifeline;
 use crate::metrics::StoreError;
 
 mod backup;
@@ -122,9 +126,22 @@ pub enum CommitError {
     /// The queue is full; nothing was written.
     #[error("too many commits wait")]
     Busy,
+    /// Nobody waits for it any more; nothing was written.
+    #[error("nobody waits for the commit")]
+    Abandoned,
     /// Not written, or not known to be written.
     #[error("the store cannot commit")]
     Unavailable,
+}
+
+impl CommitError {
+    /// Whether it is sure that nothing was written, or will be.
+    pub fn is_unwritten(&self) -> bool {
+        match self {
+            Self::Conflict | Self::Altered(_) | Self::Busy | Self::Abandoned => true,
+            Self::Unavailable => false,
+        }
+    }
 }
 
 /// A read that failed. The cause is in the log.

@@ -2,7 +2,10 @@
 //!
 //! It reads no network, holds no secret and has one thread: `PR_SET_PDEATHSIG` follows the thread
 //! that spawned, so a second one would end the children with it. The front's death ends the
-//! service, for systemd to start anew; a custodian's death is repaired here.
+//! service, for systemd to start anew; a custodian's death is repaired here, and one that is worn is replaced
+//! before it dies (`supervisor/recycling.rs`).
+
+mod recycling;
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -22,15 +25,18 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::control::{self, Start, ToFront, ToSupervisor};
-use crate::custodian::EXIT_PIN_REFUSED;
+use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED, EXIT_START_FAILED};
 use crate::hsm::messages;
 use crate::init;
+use recycling::{Recycling, Spares};
 
-/// A custodian has to say hello within this time; making a session and logging in are its longest steps.
-const CUSTODIAN_START_MAX: Duration = Duration::from_secs(30);
-/// The pause before a custodian that died is replaced, and what it doubles up to.
+/// A start is given up by the front, which hears how far it comes, long before (`hsm/start.rs`). This is for one whose
+/// front does not listen; thousands of secrets in a slow HSM are read in less.
+const CUSTODIAN_START_MAX: Duration = Duration::from_secs(300);
+/// The pause before a custodian that died is replaced, and what it doubles up to. An HSM that comes back is to be used
+/// within 5 s: those are the 2.5 s after which a start that hangs is given up, this pause, and a start.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A custodian that lived this long died of something new: its successor waits for the shortest pause.
 const SETTLED: Duration = Duration::from_secs(30);
 /// Draining is over after this time (the front itself stops waiting after 10 s, writes its last entry, and closes).
@@ -155,8 +161,9 @@ struct Supervisor {
     front: Child,
     channel: OwnedFd,
     slots: Vec<Slot>,
-    /// Whether any custodian has ever come up: until then, one that fails to start ends the service.
+    /// Whether any custodian has ever come up: until then, one that cannot start with this configuration ends the service.
     ever_up: bool,
+    spares: Spares,
     draining_since: Option<Instant>,
     /// The front has closed its end of the channel: it is ending, or should be.
     unheard_since: Option<Instant>,
@@ -165,15 +172,20 @@ struct Supervisor {
 /// One custodian's place.
 struct Slot {
     running: Option<Running>,
+    /// Of the one that was started last.
     generation: u64,
     pause: Duration,
     not_before: Instant,
+    recycling: Recycling,
 }
 
 struct Running {
     child: Child,
+    generation: u64,
     since: Instant,
     up: bool,
+    /// The exit code that it said it ends with: it may be killed before it does.
+    said: Option<u8>,
 }
 
 impl Supervisor {
@@ -186,7 +198,13 @@ impl Supervisor {
             .map_err(|e| Some(format!("the front does not listen: {e}")))?;
         let now = Instant::now();
         let slots = (0..plan.config.hsm.custodians)
-            .map(|_| Slot { running: None, generation: 0, pause: PAUSE_MIN, not_before: now })
+            .map(|_| Slot {
+                running: None,
+                generation: 0,
+                pause: PAUSE_MIN,
+                not_before: now,
+                recycling: Recycling::new(now),
+            })
             .collect();
         Ok(Self {
             hsm: plan.config.hsm,
@@ -195,6 +213,7 @@ impl Supervisor {
             channel,
             slots,
             ever_up: false,
+            spares: Spares::new(now),
             draining_since: None,
             unheard_since: None,
         })
@@ -207,7 +226,10 @@ impl Supervisor {
             self.wait();
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo as i32) {
-                    Ok(Signal::SIGHUP) => self.tell(&ToFront::Reload)?,
+                    Ok(Signal::SIGHUP) => {
+                        self.tell(&ToFront::Reload)?;
+                        self.recycle_all();
+                    }
                     Ok(Signal::SIGTERM | Signal::SIGINT) => self.drain()?,
                     _ => {} // SIGCHLD: the children are looked at below
                 }
@@ -220,13 +242,20 @@ impl Supervisor {
                         }
                     }
                     ToSupervisor::CustodianUp { slot, generation } => self.custodian_up(slot, generation),
+                    ToSupervisor::CustodianDown { slot, generation, exit } => {
+                        if let Some(running) = self.running(slot, generation) {
+                            running.said = Some(exit);
+                        }
+                    }
                     ToSupervisor::CustodianLost { slot, generation } => self.kill(slot, generation),
+                    ToSupervisor::CustodianTired { slot, generation } => self.recycle(slot, generation),
                 }
             }
             if let Ok(Some(status)) = self.front.try_wait() {
                 return self.front_ended(status);
             }
             self.look_at_custodians()?;
+            self.look_at_recycling();
             if self.draining_since.is_some_and(|since| since.elapsed() > DRAIN_MAX) {
                 return Err(Some("draining took too long; the rest was cut off".into()));
             }
@@ -242,9 +271,10 @@ impl Supervisor {
         let starting = self.slots.iter().any(Slot::is_starting);
         let due = self.slots.iter().filter_map(|slot| match &slot.running {
             Some(running) if !running.up => Some(running.since + CUSTODIAN_START_MAX),
-            None if !starting => Some(slot.not_before),
+            None if !starting && !self.spares.pin_refused => Some(slot.not_before),
             _ => None,
         });
+        let due = due.chain(self.recycling_due());
         let endings = [self.draining_since, self.unheard_since].into_iter().flatten();
         let due = due.chain(endings.map(|since| since + DRAIN_MAX)).min();
         let timeout = due.map_or(PollTimeout::NONE, |due| {
@@ -308,18 +338,24 @@ impl Supervisor {
 
     /// One at a time: should the PIN be wrong, it is tried once and not by all of them.
     fn start_next_custodian(&mut self) -> Ending {
-        if self.draining_since.is_some() || self.slots.iter().any(Slot::is_starting) {
+        if self.draining_since.is_some()
+            || self.spares.pin_refused
+            || self.slots.iter().any(Slot::is_starting)
+        {
             return Ok(());
         }
         let now = Instant::now();
-        let due = |slot: &&mut Slot| slot.running.is_none() && slot.not_before <= now;
-        let Some((index, slot)) = self.slots.iter_mut().enumerate().find(|(_, slot)| due(slot)) else {
+        let due = |slot: &Slot| slot.running.is_none() && slot.not_before <= now;
+        // Those that are missing first.
+        let next = self.slots.iter().position(due).or_else(|| self.next_to_recycle(now));
+        let Some((index, slot)) = next.and_then(|index| Some((index, self.slots.get_mut(index)?))) else {
             return Ok(());
         };
         slot.generation += 1;
         let generation = slot.generation;
-        let started = start_custodian(&self.hsm).and_then(|(child, ours)| {
-            slot.running = Some(Running { child, since: now, up: false });
+        let finals = finals(self.ever_up);
+        let started = start_custodian(&self.hsm, finals).and_then(|(child, ours)| {
+            slot.begin(Running { child, generation, since: now, up: false, said: None });
             let message = ToFront::Custodian { slot: index as u16, generation };
             match control::send(&self.channel, &message, &[ours.as_fd()]) {
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // the front is ending
@@ -332,8 +368,10 @@ impl Supervisor {
             Err(reason) => {
                 // The others go on; this one is tried again.
                 tracing::error!(slot = index, generation, reason, "a custodian cannot be started");
-                match &mut slot.running {
-                    Some(running) => drop(running.child.kill()),
+                let is_spare = slot.running.is_some();
+                match slot.of(generation) {
+                    Some(started) => drop(started.child.kill()),
+                    None if is_spare => self.spares.rest(now),
                     None => slot.rest(now),
                 }
                 Ok(())
@@ -342,8 +380,9 @@ impl Supervisor {
     }
 
     fn custodian_up(&mut self, slot: u16, generation: u64) {
-        if let Some(running) = self.running(slot, generation) {
-            running.up = true;
+        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+            slot.came_up(generation, Instant::now());
+            self.spares.went_well();
             self.ever_up = true;
         }
     }
@@ -356,8 +395,7 @@ impl Supervisor {
     }
 
     fn running(&mut self, slot: u16, generation: u64) -> Option<&mut Running> {
-        let slot = self.slots.get_mut(usize::from(slot))?;
-        if slot.generation == generation { slot.running.as_mut() } else { None }
+        self.slots.get_mut(usize::from(slot))?.of(generation)
     }
 
     fn look_at_custodians(&mut self) -> Ending {
@@ -369,33 +407,35 @@ impl Supervisor {
                 let _ = running.child.kill();
             }
             let Ok(Some(status)) = running.child.try_wait() else { continue };
-            if status.code() == Some(i32::from(EXIT_PIN_REFUSED)) {
-                // A second attempt could block the token. The custodian has said which PIN file.
-                return Err(None);
+            let code = running.said.map(i32::from).or(status.code());
+            if finals(self.ever_up).iter().any(|end| Some(i32::from(*end)) == code) {
+                return Err(None); // it has said why
             }
-            // One that ended well has lost its front, which is about to say why.
-            if !self.ever_up && self.draining_since.is_none() && !status.success() {
-                return Err(match status.code() {
-                    Some(_) => None, // it has said why
-                    None => Some(format!("the custodian died while starting: {status}")),
-                });
-            }
-            if self.draining_since.is_none() {
-                tracing::warn!(slot = index, generation = slot.generation, %status, "custodian ended; replacing it");
-            }
+            let (generation, was_up) = (running.generation, running.up);
             if running.up && running.since.elapsed() >= SETTLED {
                 slot.pause = PAUSE_MIN;
             }
-            slot.running = None;
-            slot.rest(now);
+            slot.running = slot.recycling.spare.take();
+            // Of one that did not come up the front tells, and not each second.
+            let is_expected = !was_up || status.success() && slot.running.is_some();
+            if self.draining_since.is_none() && !is_expected {
+                tracing::warn!(slot = index, generation, %status, "custodian ended; replacing it");
+            }
+            if slot.running.is_none() {
+                slot.rest(now);
+            }
         }
-        Ok(())
+        let is_end = self.spares.pin_refused && self.draining_since.is_none();
+        match is_end && self.slots.iter().all(|slot| slot.running.is_none()) {
+            true => Err(Some("no custodian is left, and the token refuses the PIN".to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn end_children(&mut self) {
         let _ = self.front.kill();
         let _ = self.front.wait();
-        for running in self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()) {
+        for running in self.slots.iter_mut().flat_map(Slot::processes) {
             let _ = running.child.kill();
             let _ = running.child.wait();
         }
@@ -404,7 +444,7 @@ impl Supervisor {
 
 impl Slot {
     fn is_starting(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| !running.up)
+        self.running.as_ref().is_some_and(|running| !running.up) || self.recycling.spare.is_some()
     }
 
     /// Waits before the next start, and twice as long before the one after.
@@ -414,15 +454,42 @@ impl Slot {
     }
 }
 
+/// Why a process that had loaded the module ended without a word; `None`: it has said why.
+pub fn killed(hsm: &HsmConfig, status: ExitStatus) -> Option<String> {
+    let module = hsm.module.display();
+    let has_said =
+        [EXIT_PIN_REFUSED, EXIT_START_FAILED, EXIT_MISCONFIGURED].map(|code| Some(i32::from(code)));
+    (!has_said.contains(&status.code())).then(|| {
+        format!(
+            "the PKCS#11 module {module} ended the process that had loaded it ({status}): it is broken, is not for this \
+             system, or is no such module; try `pkcs11-tool --module {module} --list-slots`, and another release of it"
+        )
+    })
+}
+
 /// A custodian that knows what it needs to know, and the front's end of its socket.
+/// The exit codes of a custodian that end the service. A refused PIN does always: a second attempt could block the token.
+/// An HSM that is away ends none: it may come back.
+fn finals(ever_up: bool) -> &'static [u8] {
+    match ever_up {
+        true => &[EXIT_PIN_REFUSED],
+        false => &[EXIT_PIN_REFUSED, EXIT_MISCONFIGURED],
+    }
+}
+
+/// A custodian that knows what it needs to know, and the front's end of its socket. It says on standard error why it does
+/// not start if it ends with one of `finals`; of none at all, always.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn start_custodian(hsm: &HsmConfig) -> Result<(Child, UnixStream), String> {
+pub fn start_custodian(hsm: &HsmConfig, finals: &[u8]) -> Result<(Child, UnixStream), String> {
     let (mut ours, theirs) = UnixStream::pair().map_err(|e| format!("no socketpair: {e}"))?;
     let frame = messages::encode(&init::boot(hsm)).map_err(|e| e.to_string())?;
     let child = spawn("custodian", theirs.into(), |command| {
         command.envs(&hsm.environment);
+        for code in finals {
+            command.arg("--final").arg(code.to_string());
+        }
     })?;
     // If it is dead already, the next look at the children says so.
     let _ = ours.write_all(&frame);

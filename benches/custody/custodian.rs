@@ -49,9 +49,16 @@ impl Folder {
             token_label: "custody".to_owned(),
             pin_file: path.join("pin"),
             secrets_cached_max: 10_000,
+            in_use: false,
+            unwraps_max: u64::MAX,
+            memory_bytes_max: u64::MAX,
         };
         let folder = Self { path, boot };
-        let setup = Setup { boot: folder.boot.clone(), so_pin_file: Some(folder.path.join("so-pin")) };
+        let setup = Setup {
+            boot: folder.boot.clone(),
+            needed: Vec::new(),
+            so_pin_file: Some(folder.path.join("so-pin")),
+        };
         let mut child = folder
             .command("token-setup")
             .stdin(Stdio::piped())

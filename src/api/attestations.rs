@@ -1,8 +1,5 @@
 //! Attestations for whoever holds one, and the keys that they are verified with.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -12,7 +9,7 @@ use crate::domain::signer::PublicKey;
 use crate::domain::signer::jwk::PublicJwk;
 use crate::metrics::Verdict;
 
-use super::Api;
+use super::admission::Entrance;
 use super::answer::json_response;
 use super::call::Call;
 use super::problem::Problem;
@@ -27,12 +24,12 @@ pub(super) struct VerifyBody {
     attestation: String,
 }
 
-pub(super) async fn verify(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn verify(api: Entrance, call: Call) -> Result<Response, Problem> {
     let VerifyBody { attestation } = call.any_client_json(&api).await?;
     if attestation.is_empty() {
         return Err(Problem::Invalid { field: "attestation", reason: "must be a compact JWS" });
     }
-    match api.service.verify_attestation(&attestation).await? {
+    match api.turn().await?.verify_attestation(&attestation).await? {
         Some(claims) => Ok(json_response(StatusCode::OK, Verdict::Verified, &claims)),
         None => Err(Problem::VerificationFailed { attempts_remaining: None }),
     }
@@ -47,8 +44,8 @@ pub(super) struct JwkSetBody {
     pub keys: Vec<PublicJwk>,
 }
 
-pub(super) async fn jwks(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn jwks(api: Entrance, call: Call) -> Result<Response, Problem> {
     call.any_client();
-    let keys = api.service.attestation_keys().await?.iter().map(PublicKey::to_jwk).collect();
+    let keys = api.turn().await?.attestation_keys().await?.iter().map(PublicKey::to_jwk).collect();
     Ok(json_response(StatusCode::OK, Verdict::Found, &JwkSetBody { keys }))
 }

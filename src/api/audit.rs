@@ -1,8 +1,5 @@
 //! `/v1/audit`: the log, its checkpoints and proofs, for auditors.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -14,7 +11,7 @@ use crate::domain::checkpoint::VerifierKey;
 use crate::metrics::Verdict;
 use crate::service::audit_view::EntryView;
 
-use super::Api;
+use super::admission::Entrance;
 use super::answer::json_response;
 use super::call::{Call, page_limit};
 use super::problem::Problem;
@@ -49,17 +46,17 @@ struct ListBody {
     next: Option<u64>,
 }
 
-pub(super) async fn list(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn list(api: Entrance, call: Call) -> Result<Response, Problem> {
     let call = call.auditing()?;
     let query: ListQuery = call.query()?;
     let limit = page_limit(query.limit)?;
-    let listed = api.service.audit_entries(&call.scope, query.after.unwrap_or(0), limit).await?;
+    let listed = api.turn().await?.audit_entries(&call.scope, query.after.unwrap_or(0), limit).await?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &ListBody { items: listed.items, next: listed.next }))
 }
 
-pub(super) async fn checkpoint(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn checkpoint(api: Entrance, call: Call) -> Result<Response, Problem> {
     call.auditing()?;
-    let note = api.service.audit_checkpoint().await?;
+    let note = api.turn().await?.audit_checkpoint().await?;
     let mut response = (StatusCode::OK, [(CONTENT_TYPE, NOTE)], note).into_response();
     response.extensions_mut().insert(Verdict::Found);
     Ok(response)
@@ -84,16 +81,16 @@ struct ProofQuery {
     to: Option<u64>,
 }
 
-pub(super) async fn proof(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn proof(api: Entrance, call: Call) -> Result<Response, Problem> {
     let call = call.auditing()?;
     let query: ProofQuery = call.query()?;
     match (query.entry, query.size, query.from, query.to) {
         (Some(entry), Some(size), None, None) => {
-            let proof = api.service.audit_inclusion(&call.scope, entry, size).await?;
+            let proof = api.turn().await?.audit_inclusion(&call.scope, entry, size).await?;
             Ok(json_response(StatusCode::OK, Verdict::Found, &proof))
         }
         (None, None, Some(from), Some(to)) => {
-            let proof = api.service.audit_consistency(from, to).await?;
+            let proof = api.turn().await?.audit_consistency(from, to).await?;
             Ok(json_response(StatusCode::OK, Verdict::Found, &proof))
         }
         _ => Err(Problem::Invalid {
@@ -127,9 +124,9 @@ struct KeysBody {
     keys: Vec<KeyBody>,
 }
 
-pub(super) async fn keys(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn keys(api: Entrance, call: Call) -> Result<Response, Problem> {
     call.auditing()?;
-    let keys = api.service.audit_keys().await?.into_iter().map(KeyBody::from).collect();
+    let keys = api.turn().await?.audit_keys().await?.into_iter().map(KeyBody::from).collect();
     Ok(json_response(StatusCode::OK, Verdict::Found, &KeysBody { keys }))
 }
 

@@ -1,8 +1,5 @@
 //! `/v1/credentials/{id}/authorization`: which use case each request goes to, and the JSON that it brings.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -19,7 +16,7 @@ use crate::service::Answer;
 use crate::service::authorization_view::{AuthorizationView, MeansName};
 use crate::service::authorizations::{AuthorizationAnswer, AuthorizationCodes, NewAuthorization};
 
-use super::Api;
+use super::admission::Entrance;
 use super::answer::json_response;
 use super::call::{Call, not_null};
 use super::credentials::rolling::evidence;
@@ -144,29 +141,31 @@ impl IntoResponse for AuthorizationAnswer {
     }
 }
 
-pub(super) async fn begin(State(api): State<Arc<Api>>, call: Call) -> Result<AuthorizationAnswer, Problem> {
+pub(super) async fn begin(api: Entrance, call: Call) -> Result<AuthorizationAnswer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.credential_id().await;
     let (ask, body) = call.json::<BeginBody>(&api).await?;
-    Ok(api.service.begin_authorization(ask, id, body.try_into()?).await?)
+    let beginning = body.try_into()?;
+    Ok(api.turn().await?.begin_authorization(ask, id, beginning).await?)
 }
 
-pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn get(api: Entrance, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed_by_any(Permission::READS_CODES)?;
     let id = call.credential_id().await.ok_or(Problem::NotFound)?;
-    let (view, codes) = api.service.authorization(&call.caller, id).await?;
+    let (view, codes) = api.turn().await?.authorization(&call.caller, id).await?;
     let body = AuthorizationBody::new(&view, codes.as_ref());
     Ok(json_response(StatusCode::OK, Verdict::Found, &body))
 }
 
-pub(super) async fn uplink(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
+pub(super) async fn uplink(api: Entrance, call: Call) -> Result<Answer, Problem> {
     let mut call = call.allowed(Permission::Deliver)?;
     let id = call.credential_id().await;
     let (ask, UplinkBody { code: text, from }) = call.json(&api).await?;
-    Ok(api.service.report_uplink(ask, id, code("code", text)?, from).await?)
+    let code = code("code", text)?;
+    Ok(api.turn().await?.report_uplink(ask, id, code, from).await?)
 }
 
-pub(super) async fn complete(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
+pub(super) async fn complete(api: Entrance, call: Call) -> Result<Answer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.credential_id().await;
     let (ask, body) = call.json::<CompleteBody>(&api).await?;
@@ -178,7 +177,8 @@ pub(super) async fn complete(State(api): State<Arc<Api>>, call: Call) -> Result<
         authenticator_data,
         client_data_json,
     };
-    Ok(api.service.complete_authorization(ask, id, downlink_code, proof.try_into()?).await?)
+    let proof = proof.try_into()?;
+    Ok(api.turn().await?.complete_authorization(ask, id, downlink_code, proof).await?)
 }
 
 /// One for the document's examples.

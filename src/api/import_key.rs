@@ -1,8 +1,5 @@
 //! `GET /v1/import-key`: what seeds are wrapped for.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
@@ -13,7 +10,7 @@ use crate::domain::signer::PublicKey;
 use crate::domain::wrapped_seed::WRAPPED_BYTES;
 use crate::metrics::Verdict;
 
-use super::Api;
+use super::admission::Entrance;
 use super::answer::json_response;
 use super::call::Call;
 use super::openapi::operation::{Operation, named};
@@ -72,9 +69,9 @@ impl ImportKeyBody {
     }
 }
 
-pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn get(api: Entrance, call: Call) -> Result<Response, Problem> {
     call.any_client();
-    let body = ImportKeyBody::of(&api.service.import_key().await?)?;
+    let body = ImportKeyBody::of(&api.turn().await?.import_key().await?)?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &body))
 }
 

@@ -1,8 +1,5 @@
 //! `/v1/presentations`: which use case each request goes to, and the JSON that it brings.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +15,7 @@ use crate::metrics::Verdict;
 use crate::service::Answer;
 use crate::service::presentations::{NewPresentation, PresentationAnswer};
 
-use super::Api;
+use super::admission::Entrance;
 use super::answer::json_response;
 use super::call::Call;
 use super::problem::Problem;
@@ -101,24 +98,25 @@ impl IntoResponse for PresentationAnswer {
     }
 }
 
-pub(super) async fn present(State(api): State<Arc<Api>>, call: Call) -> Result<PresentationAnswer, Problem> {
+pub(super) async fn present(api: Entrance, call: Call) -> Result<PresentationAnswer, Problem> {
     let call = call.allowed(Permission::Transact)?;
     let (ask, body) = call.json::<PresentBody>(&api).await?;
-    Ok(api.service.present(ask, body.try_into()?).await?)
+    let presentation = body.try_into()?;
+    Ok(api.turn().await?.present(ask, presentation).await?)
 }
 
-pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn get(api: Entrance, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.presentation_id().await.ok_or(Problem::NotFound)?;
-    let view = api.service.presentation(&call.caller, id).await?;
+    let view = api.turn().await?.presentation(&call.caller, id).await?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &view))
 }
 
-pub(super) async fn qr(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn qr(api: Entrance, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let wanted = preferred(call.headers()).ok_or(Problem::NotAcceptable)?;
     let id = call.presentation_id().await.ok_or(Problem::NotFound)?;
-    let code = api.service.presentation_code(&call.caller, id).await?;
+    let code = api.turn().await?.presentation_code(&call.caller, id).await?;
     // Exposed to be drawn.
     picture(&api, Zeroizing::new(code.expose().to_owned()), wanted).await
 }

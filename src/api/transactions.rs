@@ -1,8 +1,5 @@
 //! `/v1/transactions`: which use case each request goes to. The JSON that a request brings is in the files beside.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -18,7 +15,7 @@ use crate::service::transaction_view::TransactionView;
 use crate::service::transactions::{NewTransaction, ShownTransaction, TransactionAnswer};
 use crate::store::Page;
 
-use super::Api;
+use super::admission::Entrance;
 use super::answer::json_response;
 use super::call::{AllowedCall, Call, object, page_limit};
 use super::problem::Problem;
@@ -36,10 +33,11 @@ use creation::CreateBody;
 use response::ResponseBody;
 pub(super) use shown::ShownBody;
 
-pub(super) async fn create(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
+pub(super) async fn create(api: Entrance, call: Call) -> Result<TransactionAnswer, Problem> {
     let call = call.allowed(Permission::Transact)?;
     let (ask, body) = call.json_bytes(&api).await?;
-    Ok(api.service.create_transaction(ask, new_transaction(&body)?).await?)
+    let transaction = new_transaction(&body)?;
+    Ok(api.turn().await?.create_transaction(ask, transaction).await?)
 }
 
 /// What a body asks to be made.
@@ -47,24 +45,25 @@ pub(super) fn new_transaction(body: &[u8]) -> Result<NewTransaction, Problem> {
     object::<CreateBody>(body)?.try_into()
 }
 
-pub(super) async fn respond(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
+pub(super) async fn respond(api: Entrance, call: Call) -> Result<TransactionAnswer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.transaction_id().await;
     let (ask, body) = call.json::<ResponseBody>(&api).await?;
-    Ok(api.service.respond(ask, id, body.try_into()?).await?)
+    let response = body.try_into()?;
+    Ok(api.turn().await?.respond(ask, id, response).await?)
 }
 
-pub(super) async fn cancel(State(api): State<Arc<Api>>, call: Call) -> Result<TransactionAnswer, Problem> {
+pub(super) async fn cancel(api: Entrance, call: Call) -> Result<TransactionAnswer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.transaction_id().await;
     let ask = call.no_json(&api).await?;
-    Ok(api.service.cancel(ask, id).await?)
+    Ok(api.turn().await?.cancel(ask, id).await?)
 }
 
-pub(super) async fn get(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn get(api: Entrance, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed_by_any(Permission::READS_CODES)?;
     let id = call.transaction_id().await.ok_or(Problem::NotFound)?;
-    let shown = api.service.transaction_with_codes(&call.caller, id).await?;
+    let shown = api.turn().await?.transaction_with_codes(&call.caller, id).await?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &ShownBody::of(&shown)))
 }
 
@@ -76,23 +75,23 @@ pub(super) struct AttestationBody {
     pub attestation: String,
 }
 
-pub(super) async fn attestation(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn attestation(api: Entrance, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let attestation = attested(shown(&api, &mut call).await?)?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &AttestationBody { attestation }))
 }
 
-pub(super) async fn qr(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn qr(api: Entrance, call: Call) -> Result<Response, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let wanted = preferred(call.headers()).ok_or(Problem::NotAcceptable)?;
     let attestation = attested(shown(&api, &mut call).await?)?;
-    let text = format!("{}{attestation}", api.service.qr_url_prefix());
+    let text = format!("{}{attestation}", api.qr_url_prefix());
     picture(&api, Zeroizing::new(text), wanted).await
 }
 
-async fn shown(api: &Api, call: &mut AllowedCall) -> Result<ShownTransaction, Problem> {
+async fn shown(api: &Entrance, call: &mut AllowedCall) -> Result<ShownTransaction, Problem> {
     let id = call.transaction_id().await.ok_or(Problem::NotFound)?;
-    Ok(api.service.transaction(&call.caller, id).await?)
+    Ok(api.turn().await?.transaction(&call.caller, id).await?)
 }
 
 /// The attestation of what is approved.
@@ -127,13 +126,13 @@ struct ListBody {
     next: Option<String>,
 }
 
-pub(super) async fn list(State(api): State<Arc<Api>>, call: Call) -> Result<Response, Problem> {
+pub(super) async fn list(api: Entrance, call: Call) -> Result<Response, Problem> {
     let call = call.allowed(Permission::Transact)?;
     let query: ListQuery = call.query()?;
     let limit = page_limit(query.limit)?;
     let unknown = Problem::Invalid { field: "after", reason: "must be the `next` of an earlier page" };
     let after = query.after.map(|text| TransactionId::parse(&text).ok_or(unknown)).transpose()?;
     let page = Page { after, limit };
-    let listed = api.service.transactions(&call.caller, query.payer.as_ref(), page).await?;
+    let listed = api.turn().await?.transactions(&call.caller, query.payer.as_ref(), page).await?;
     Ok(json_response(StatusCode::OK, Verdict::Found, &ListBody { items: listed.items, next: listed.next }))
 }

@@ -29,7 +29,15 @@ fn the_sample_is_accepted_and_shows_the_defaults() {
     section(
         &mut bare,
         "hsm",
-        &["custodians", "secrets_cached_max", "custody", "resident_capacity", "environment"],
+        &[
+            "custodians",
+            "secrets_cached_max",
+            "recycle_after_unwraps",
+            "recycle_above_mebibytes",
+            "custody",
+            "resident_capacity",
+            "environment",
+        ],
     );
     let mut bare = parse(&bare.to_string()).unwrap();
     assert!((1..=4).contains(&bare.hsm.custodians) && bare.hsm.environment.is_empty());

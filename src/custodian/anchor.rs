@@ -28,9 +28,7 @@ impl SigningKey {
 }
 
 fn note(public: &PublicKey, signature: &[u8; 64], checkpoint: &Checkpoint) -> Result<String, Fault> {
-    checkpoint
-        .note(public, signature)
-        .ok_or_else(|| Fault::Hsm("C_Sign: no signature of a P-256 key".to_owned()))
+    checkpoint.note(public, signature).ok_or_else(|| Fault::hsm("C_Sign: no signature of a P-256 key"))
 }
 
 /// What there is by that label, signed or not.
@@ -132,7 +130,7 @@ impl Anchor {
 pub fn make_first(session: &Session, private: Object, public: &PublicKey, unix_s: u64) -> Result<(), Fault> {
     let old = look(session)?;
     let first = Checkpoint::unclaimed(unix_s);
-    let note = note(public, &session.sign_digest(private, &first.digest())?, &first)?;
+    let note = note(public, &session.sign_digest(private, public, &first.digest())?, &first)?;
     session.create_data(LABEL, note.as_bytes())?;
     Ok(old.into_iter().try_for_each(|anchor| session.destroy(anchor.object))?)
 }

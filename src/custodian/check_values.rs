@@ -23,9 +23,8 @@ pub fn check_value(session: &Session, kind: Kind, key: Found) -> Result<String, 
     let bytes = match (kind, key) {
         (Kind::Kek, Found::Secret(kek)) => {
             let known = session.create(&departing(KNOWN_KEY.len()), KNOWN_KEY)?;
-            let blob = session.wrap(kek, known, KNOWN_KEY.len());
-            session.destroy(known)?;
-            Sha256::digest(blob?).to_vec()
+            let blob = session.destroy_after(known, session.wrap(kek, known, KNOWN_KEY.len()))?;
+            Sha256::digest(blob).to_vec()
         }
         (Kind::Row, Found::Secret(row)) => session.hmac(Algorithm::Sha256, row, ROW_MESSAGE)?.to_vec(),
         // Of no plaintext there is nothing but the tag.

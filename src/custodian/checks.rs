@@ -115,7 +115,7 @@ impl Operations {
             None => false,
             Some(signature) => {
                 let key = self.public_keys.open(&self.session, key)?;
-                self.session.verify_digest(key, &check.digest, signature).map_err(of_key)?
+                self.session.verify_digest(&key, &check.digest, signature).map_err(of_key)?
             }
         };
         let (outcome, attest) = if valid { (&check.accepted, attest) } else { (&check.refused, None) };

@@ -81,5 +81,5 @@ pub fn expected(
     message: &[u8],
 ) -> Result<Otp, Fault> {
     let mac = session.hmac(algorithm, key, message)?;
-    truncate(&mac, digits).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))
+    truncate(&mac, digits).ok_or_else(|| Fault::hsm("C_Sign: no HMAC"))
 }

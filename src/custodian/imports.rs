@@ -1,17 +1,15 @@
 //! Seeds that come wrapped for the `import` key: opened in the HSM, and wrapped again under the `kek`. No byte of one
 //! is ever in this process, but for a module that keeps its keys there.
 
-use subtle::ConstantTimeEq;
-
 use super::keys::ImportKey;
 use super::operations::Operations;
-use super::pkcs11::{Pkcs11Error, Shape, Use};
-use super::secrets::{ARRIVED, departing};
+use super::pkcs11::{Object, Pkcs11Error, Shape};
+use super::secrets::departing;
+use super::wrapping::{COMPARED, is_of_zeros, is_same};
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::Algorithm;
 use crate::domain::wrapped_seed::{WRAPPED_BYTES, WrappedSeed};
 use crate::hsm::messages::{Custody, Fault, Response};
-use crate::secret::MacKey;
 
 /// Why a blob was not opened. It stays in this process.
 #[derive(Debug, thiserror::Error)]
@@ -40,23 +38,30 @@ impl Operations {
         algorithm: Algorithm,
         custody: Custody,
     ) -> Result<Response, Fault> {
-        let mut opened = None;
-        for key in self.keys.import() {
-            opened = self.open_wrapped(key, seed)?.ok();
-            if opened.is_some() {
-                break;
+        let mut opened = self.open_by_any(seed)?;
+        if opened.is_none() {
+            // Modules say the same of a blob that nobody wrapped as of their own failure (CKR_GENERAL_ERROR), so no
+            // return code is trusted: whoever sends garbage is not to end custodians. What was wrapped here tells the
+            // two apart, and a second time whether they failed but once.
+            for key in self.keys.import() {
+                self.check_import(key)?;
             }
+            opened = self.open_by_any(seed)?;
         }
         if let Some(wrapped) = opened {
             return Ok(Response::Imported(Some(self.settle(wrapped, algorithm, custody)?)));
         }
-        // Modules say the same of a blob that nobody wrapped as of their own failure (CKR_GENERAL_ERROR), so no return
-        // code is trusted: whoever sends garbage is not to end custodians. What was wrapped here tells the two apart.
-        for key in self.keys.import() {
-            self.check_import(key)?;
-        }
         // Or it was wrapped for a version that is new.
         Ok(Response::Imported(self.keys.noted(None)))
+    }
+
+    fn open_by_any(&self, seed: &WrappedSeed) -> Result<Option<StoredSecret>, Fault> {
+        for key in self.keys.import() {
+            if let Ok(wrapped) = self.open_wrapped(key, seed)? {
+                return Ok(Some(wrapped));
+            }
+        }
+        Ok(None)
     }
 
     /// Has a key of `import` do with a known seed all that it does with others.
@@ -64,7 +69,7 @@ impl Operations {
     /// # Errors
     /// [`Fault::Hsm`]: a step of it fails, or another seed comes out.
     pub(super) fn check_import(&self, key: &ImportKey) -> Result<StoredSecret, Fault> {
-        let failed = |error| Fault::Hsm(format!("key {}: of a known seed: {error}", key.name()));
+        let failed = |error| Fault::hsm(format!("key {}: of a known seed: {error}", key.name()));
         self.open_wrapped(key, key.trial())?.map_err(failed)
     }
 
@@ -77,51 +82,47 @@ impl Operations {
         if !key.may_have_made(seed) {
             return Ok(Err(Unopened::TooLarge));
         }
-        let (kek_version, kek) = self.keys.newest_kek();
-        let shape = Shape { purpose: Some(Use::Sign), ..departing(WRAPPED_BYTES) };
-        let object = match self.session.unwrap_oaep(key.private(), seed.as_bytes(), &shape) {
+        let shape = departing(WRAPPED_BYTES);
+        let object = match believed(self.session.unwrap_oaep(key.private(), seed.as_bytes(), &shape))? {
             Ok(object) => object,
-            Err(error) => return Ok(Err(error.into())),
+            Err(error) => return Ok(Err(error)),
         };
-        // A module that does not tell the length (below) may fill a shorter key up when it wraps it: SoftHSM does. But it
-        // takes no key for an HMAC that is shorter than the hash's output, and of SHA-512 those are the 64 bytes.
-        let blob = self
-            .session
-            .check_unwrapped(object, &shape)
-            .and_then(|()| self.session.hmac(Algorithm::Sha512, object, b""))
-            .and_then(|_| self.session.wrap(kek, object, WRAPPED_BYTES));
         // Extractable: it goes whatever came of it, and a session that cannot let it go ends.
-        self.session.destroy(object)?;
-        let wrapped = match blob {
-            Ok(blob) => StoredSecret::Wrapped { kek_version, blob },
-            Err(error) => return Ok(Err(error.into())),
-        };
-        Ok(self.is_seed(&wrapped)?.map(|()| wrapped))
+        self.destroy_departed(object, self.wrap_opened(object, &shape))
     }
 
-    /// Whether the blob can be opened, and holds a key that is not known to everybody.
-    ///
-    /// Not every module tells a key's length, and the binding not that of a blob. RFC 3394 checks itself: the blob of a
-    /// longer key, cut to that of 64 bytes, does not open, nor does that of a shorter one with room behind it.
-    fn is_seed(&self, wrapped: &StoredSecret) -> Result<Result<(), Unopened>, Fault> {
-        const MESSAGE: &[u8] = b"hsm-authd/import/zeros/v1";
-        let (_, kek) = self.keys.newest_kek();
-        let opened = self.session.unwrap_hmac_key(kek, wrapped.parts().1, &ARRIVED, Algorithm::Sha256);
-        let object = match opened {
-            Ok(object) => object,
-            Err(error) => return Ok(Err(error.into())),
+    /// The seed under the newest `kek`, if it is one that is not known to everybody.
+    fn wrap_opened(&self, object: Object, shape: &Shape) -> Result<Result<StoredSecret, Unopened>, Fault> {
+        let (kek_version, kek) = self.keys.newest_kek();
+        let session = &self.session;
+        // A module that does not tell the length (below) may fill a shorter key up when it wraps it: SoftHSM does. But it
+        // takes no key for an HMAC that is shorter than the hash's output, and of SHA-512 those are the 64 bytes.
+        let mac = session
+            .check_unwrapped(object, shape)
+            .and_then(|()| session.hmac(Algorithm::Sha512, object, COMPARED));
+        let mac = match believed(mac)? {
+            Ok(mac) if is_of_zeros(Algorithm::Sha512, &mac) => return Ok(Err(Unopened::Zeros)),
+            Ok(mac) => mac,
+            Err(error) => return Ok(Err(error)),
         };
-        let mac = self
-            .session
-            .check(object, &ARRIVED)
-            .and_then(|()| self.session.hmac(Algorithm::Sha256, object, MESSAGE));
-        self.session.destroy(object)?;
-        let zeros = MacKey::new(&[]).mac(MESSAGE);
-        Ok(match mac {
-            Ok(mac) if mac.ct_eq(&zeros).into() => Err(Unopened::Zeros),
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.into()),
-        })
+        // Not every module tells a key's length, and the binding not that of a blob. RFC 3394 checks itself: the blob of
+        // a longer key, cut to that of 64 bytes, does not open, nor does that of a shorter one with room behind it.
+        let blob = session.wrap(kek, object, WRAPPED_BYTES);
+        let opened = blob.and_then(|blob| Ok((self.mac_of_blob(kek, &blob, Algorithm::Sha512)?, blob)));
+        let (opened, blob) = match believed(opened)? {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Err(error)),
+        };
+        is_same(&mac, &opened, "C_WrapKey: another key than that which was wrapped")?;
+        Ok(Ok(StoredSecret::Wrapped { kek_version, blob }))
+    }
+}
+
+/// What a module says of a blob may be the blob's fault. What it says yes to, and is wrong, is not.
+fn believed<T>(said: Result<T, Pkcs11Error>) -> Result<Result<T, Unopened>, Fault> {
+    match said {
+        Err(error) if error.is_lie() => Err(error.into()),
+        said => Ok(said.map_err(Unopened::from)),
     }
 }
 
@@ -156,7 +157,7 @@ mod tests {
 
     fn imported(operations: &mut Operations, seed: WrappedSeed) -> Result<Option<StoredSecret>, Fault> {
         match operations.answer(
-            Request::ImportWrapped { algorithm: Algorithm::Sha256, seed, custody: Custody::Wrapped },
+            &Request::ImportWrapped { algorithm: Algorithm::Sha256, seed, custody: Custody::Wrapped },
             false,
         )? {
             Response::Imported(wrapped) => Ok(wrapped),
@@ -257,7 +258,7 @@ mod tests {
                 match imported(&mut operations, seed) {
                     Err(Fault::Hsm(reason)) => {
                         assert!(
-                            reason.starts_with("key hsm-authd/import/v1: of a known seed: C_"),
+                            reason.to_string().starts_with("key hsm-authd/import/v1: of a known seed: C_"),
                             "{reason}"
                         );
                     }

@@ -98,23 +98,39 @@ fn do_task(work: &KeyWork) -> Result<KeyTaskDone, StartFailure> {
     let label = &work.boot.token_label;
     let pin = read_pin(&work.boot.pin_file)?;
     let module = load_module(&work.boot.module)?;
-    let token = find_token(&module, label)?
-        .ok_or_else(|| StartFailure::new(format!("no token is labelled {label}: run `hsm-authd init`")))?;
+    let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(&work.boot))?;
     check_mechanisms(&module, &token, label)?;
     let session = login(&module, &token, &pin, &work.boot)?;
-    let of_keys = |error: KeyError| StartFailure::keys(label, &error);
     match work.task {
-        KeyTask::List => list(&session).map(KeyTaskDone::Listed).map_err(of_keys),
-        KeyTask::Rotate(kind) => rotate(&session, label, kind).map(KeyTaskDone::Rotated),
+        KeyTask::List => list(&session)
+            .map(KeyTaskDone::Listed)
+            .map_err(|error| StartFailure::keys(label, work.boot.in_use, &error)),
+        KeyTask::Rotate(kind) => rotate(&session, &work.boot, kind).map(KeyTaskDone::Rotated),
         KeyTask::Retire(kind, version) => {
-            retire(&session, label, KeyName { kind, version })?;
+            retire(&session, &work.boot, KeyName { kind, version })?;
             Ok(KeyTaskDone::Retired)
         }
     }
 }
 
+/// The survey by which a key is made or destroyed. From here on what the session does not find is held against a key
+/// that is there, and stays.
+fn sure_survey(session: &Session, boot: &Boot) -> Result<Survey, StartFailure> {
+    let of_keys = |error: KeyError| StartFailure::keys(&boot.token_label, boot.in_use, &error);
+    let there = survey(session).map_err(of_keys)?;
+    if let Some(version) = there.newest(Kind::Row) {
+        let witness = KeyName { kind: Kind::Row, version }.to_string();
+        session.set_witness(witness).map_err(|error| of_keys(error.into()))?;
+    }
+    Ok(there)
+}
+
 fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
     let Survey { keys, retired, halves } = survey(session)?;
+    // A token without any is none of ours, or does not show them.
+    if keys.is_empty() {
+        return Err(KeyError::Missing(Kind::Row));
+    }
     let mut described = Vec::new();
     for (name, key) in keys {
         let objects = match key {
@@ -163,11 +179,12 @@ fn description(
     })
 }
 
-fn rotate(session: &Session, label: &str, kind: Kind) -> Result<u16, StartFailure> {
+fn rotate(session: &Session, boot: &Boot, kind: Kind) -> Result<u16, StartFailure> {
+    let of_keys = |error: KeyError| StartFailure::keys(&boot.token_label, boot.in_use, &error);
     // What an interrupted rotation left was never used.
-    discard_unfinished(session, label, &mut io::sink())?;
-    let there = survey(session).map_err(|error| StartFailure::keys(label, &error))?;
-    let newest = there.newest(kind).ok_or_else(|| StartFailure::keys(label, &KeyError::Missing(kind)))?;
+    discard_unfinished(session, &boot.token_label, &mut io::sink())?;
+    let there = sure_survey(session, boot)?;
+    let newest = there.newest(kind).ok_or_else(|| of_keys(KeyError::Missing(kind)))?;
     let kept = there.retired.keys().filter(|name| name.kind == kind).map(|name| name.version).max();
     let next = newest.max(kept.unwrap_or(0)).checked_add(1);
     let version =
@@ -178,12 +195,12 @@ fn rotate(session: &Session, label: &str, kind: Kind) -> Result<u16, StartFailur
     Ok(version)
 }
 
-fn retire(session: &Session, label: &str, name: KeyName) -> Result<(), StartFailure> {
-    let of_keys = |error: KeyError| StartFailure::keys(label, &error);
+fn retire(session: &Session, boot: &Boot, name: KeyName) -> Result<(), StartFailure> {
+    let of_keys = |error: KeyError| StartFailure::keys(&boot.token_label, boot.in_use, &error);
     // What an interrupted retirement left under its mark goes here, and is thereby retired.
     let was_marked = unfinished(session).map_err(of_keys)?.contains_key(&name);
-    discard_unfinished(session, label, &mut io::sink())?;
-    let there = survey(session).map_err(of_keys)?;
+    discard_unfinished(session, &boot.token_label, &mut io::sink())?;
+    let there = sure_survey(session, boot)?;
     if there.newest(name.kind) == Some(name.version) {
         return Err(StartFailure::new(format!(
             "{name} is the newest of its kind: run `hsm-authd keys rotate {}` first",

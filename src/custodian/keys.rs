@@ -1,5 +1,6 @@
 //! The system keys of a custodian, and the keys that are derived from `row`.
 
+mod known;
 mod pairs;
 mod survey;
 
@@ -16,6 +17,7 @@ use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
 use crate::domain::system_key::NewestKeys;
 use crate::domain::time::RunId;
 use crate::secret::{MacKey, SecretBytes};
+use known::{Data, Kek};
 use survey::KEK;
 
 pub use pairs::{ImportKey, PublishedKey, SigningKey};
@@ -80,9 +82,9 @@ impl RowKeys {
 
 /// The system keys of a custodian.
 pub struct Keys {
-    kek: Versions<Object>,
+    kek: Versions<Kek>,
     row: Versions<RowKeys>,
-    data: Versions<Object>,
+    data: Versions<Data>,
     attest: Versions<SigningKey>,
     audit: Versions<SigningKey>,
     import: Versions<ImportKey>,
@@ -110,10 +112,10 @@ impl Missed {
 /// Keys that were opened: found, checked, tried, and what is derived from them derived.
 #[derive(Default)]
 struct Opened {
-    kek: BTreeMap<u16, Object>,
+    kek: BTreeMap<u16, Kek>,
     /// With the key itself, in the token.
     row: BTreeMap<u16, (Object, RowKeys)>,
-    data: BTreeMap<u16, Object>,
+    data: BTreeMap<u16, Data>,
     attest: BTreeMap<u16, SigningKey>,
     audit: BTreeMap<u16, SigningKey>,
     import: BTreeMap<u16, ImportKey>,
@@ -125,13 +127,14 @@ impl Opened {
         let KeyName { kind, version } = name;
         match (kind, key) {
             (Kind::Kek, Found::Secret(object)) => {
-                self.kek.insert(version, session_copy(session, name, object)?);
+                let copy = session_copy(session, name, object)?;
+                self.kek.insert(version, Kek::new(session, copy)?);
             }
             (Kind::Row, Found::Secret(object)) => {
                 self.row.insert(version, (object, RowKeys::derive(session, object)?));
             }
             (_, Found::Secret(object)) => {
-                self.data.insert(version, object);
+                self.data.insert(version, Data::new(session, object)?);
             }
             (Kind::Import, Found::Pair { private, public }) => {
                 self.import.insert(version, ImportKey::open(session, name, private, public)?);
@@ -149,10 +152,11 @@ impl Opened {
 fn session_copy(session: &Session, name: KeyName, kek: Object) -> Result<Object, KeyError> {
     let copy = session.copy_to_session(kek)?;
     let checked = session.check(copy, &Shape { token: false, ..KEK });
-    if checked.is_err() {
-        session.destroy(copy)?;
-    }
-    checked.map(|()| copy).map_err(|error| KeyError::Wrong(name, error))
+    checked.map(|()| copy).map_err(|error| {
+        // What is wrong is told: that it cannot be destroyed, too, came of it.
+        let _ = session.destroy(copy);
+        KeyError::of_object(error, |error| KeyError::Wrong(name, error))
+    })
 }
 
 /// Something the HSM must always answer alike.
@@ -175,7 +179,16 @@ impl Keys {
     /// # Errors
     /// A key is missing, there twice, or not what it must be.
     pub fn load(session: &Session) -> Result<Self, KeyError> {
-        let Survey { keys, retired, .. } = survey(session)?;
+        Self::loaded(session).map_err(|error| error.established(session))
+    }
+
+    fn loaded(session: &Session) -> Result<Self, KeyError> {
+        let there = survey(session)?;
+        if let Some(version) = there.newest(Kind::Row) {
+            // As long as a custodian runs, nobody retires it.
+            session.set_witness(KeyName { kind: Kind::Row, version }.to_string())?;
+        }
+        let Survey { keys, retired, .. } = there;
         let mut opened = Opened::default();
         for (name, key) in keys {
             opened.open(session, name, key)?;
@@ -186,6 +199,7 @@ impl Keys {
         let pulse_key = opened.row.values().next_back().map(|(object, _)| *object);
         let pulse_key = pulse_key.ok_or(KeyError::Missing(Kind::Row))?;
         let row = opened.row.into_iter().map(|(version, (_, keys))| (version, keys)).collect();
+        let pulse = Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? };
         Ok(Self {
             kek: Versions::new(opened.kek).ok_or(KeyError::Missing(Kind::Kek))?,
             row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
@@ -194,7 +208,7 @@ impl Keys {
             audit: Versions::new(opened.audit).ok_or(KeyError::Missing(Kind::Audit))?,
             import: Versions::new(opened.import).ok_or(KeyError::Missing(Kind::Import))?,
             retired: opened.retired,
-            pulse: Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? },
+            pulse,
             missed: RefCell::default(),
         })
     }
@@ -214,6 +228,9 @@ impl Keys {
                 break;
             }
             count += 1;
+        }
+        if count == 0 && result.is_ok() {
+            result = session.check_witness().map_err(KeyError::from);
         }
         self.kek.extend(opened.kek);
         self.row.extend(opened.row.into_iter().map(|(version, (_, keys))| (version, keys)).collect());
@@ -272,22 +289,24 @@ impl Keys {
 
     /// The `kek` for new blobs, with its version.
     pub fn newest_kek(&self) -> (u16, Object) {
-        self.kek.newest
+        let (version, kek) = &self.kek.newest;
+        (*version, kek.object)
     }
 
     /// The `kek` of that version.
-    pub fn kek(&self, version: u16) -> Option<Object> {
-        self.noted_version(Kind::Kek, version, &self.kek).copied()
+    pub fn kek(&self, version: u16) -> Option<&Kek> {
+        self.noted_version(Kind::Kek, version, &self.kek)
     }
 
     /// The `data` for what is encrypted now, with its version.
     pub fn newest_data(&self) -> (u16, Object) {
-        self.data.newest
+        let (version, data) = &self.data.newest;
+        (*version, data.object)
     }
 
     /// The `data` of that version.
-    pub fn data(&self, version: u16) -> Option<Object> {
-        self.noted_version(Kind::Data, version, &self.data).copied()
+    pub fn data(&self, version: u16) -> Option<&Data> {
+        self.noted_version(Kind::Data, version, &self.data)
     }
 
     /// The `attest` for what is signed now.
@@ -346,11 +365,16 @@ impl Keys {
         let key = &self.noted_version(Kind::Row, key_version, &self.row)?.sum;
         let first = key.mac(row.as_bytes());
         // A row's bytes are longer than this, and begin otherwise.
-        let lane = |place: usize| match place {
+        let mut message = [0; 33];
+        message.iter_mut().zip(first).for_each(|(place, byte)| *place = byte);
+        let mut lane = |place: usize| match place {
             0 => first,
-            place => key.mac(&[&first[..], &[place as u8]].concat()),
+            place => {
+                message[32] = place as u8;
+                key.mac(&message)
+            }
         };
-        Some(RowSum::new(std::array::from_fn(lane)))
+        Some(RowSum::new(std::array::from_fn(&mut lane)))
     }
 
     /// The fingerprint of a request under each version of `row`, the newest first: what is remembered now is

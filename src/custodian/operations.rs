@@ -8,17 +8,18 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use super::anchor::Anchor;
-use super::keys::{ImportKey, Keys, Missed};
+use super::keys::{ImportKey, KeyError, Keys, Missed};
 use super::looks::Looks;
 use super::pkcs11::{Object, Pkcs11Error, Session};
 use super::residents::Residents;
 use super::secrets::{PublicKeys, Secrets, departing, padded_bytes};
+use super::wrapping::{LastGenerated, Origin, is_same};
 use super::{codes, pin_hash};
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::{Algorithm, Digits, Otp, SEED_BYTES};
 use crate::domain::row::{RowBytes, RowSum, SealedBytes, Table, TableSums};
 use crate::domain::system_key::NewestKeys;
-use crate::hsm::messages::{Custody, Fault, Request, Response, SealRows, SealedRows};
+use crate::hsm::messages::{Custody, Failure, Fault, Remedy, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
 
 /// The most rows of one message: a [`Fault::Seal`] names them by one byte.
@@ -31,7 +32,18 @@ const KNOWN_CODES: [(Algorithm, u64, &str); 3] =
 
 impl From<Pkcs11Error> for Fault {
     fn from(error: Pkcs11Error) -> Self {
-        Self::Hsm(error.to_string())
+        match error.remedy() {
+            Remedy::Refuse => Self::Request(error.to_string()),
+            remedy => Self::Hsm(Failure::with(remedy, error.to_string())),
+        }
+    }
+}
+
+/// What failed in what takes nothing from outside: nobody who asks is to be told that he is wrong.
+pub(super) fn own_fault(error: Pkcs11Error) -> Fault {
+    match error.remedy() {
+        Remedy::Refuse => Fault::hsm(error.to_string()),
+        remedy => Fault::Hsm(Failure::with(remedy, error.to_string())),
     }
 }
 
@@ -43,6 +55,7 @@ pub struct Operations {
     pub(super) public_keys: PublicKeys,
     anchor: Anchor,
     pub(super) residents: Residents,
+    pub(super) last_generated: LastGenerated,
     looks: Looks,
     /// Whether others have newer keys.
     is_behind: bool,
@@ -58,6 +71,7 @@ impl Operations {
             secrets: Secrets::new(secrets_cached_max),
             public_keys: PublicKeys::new(secrets_cached_max),
             anchor: Anchor::default(),
+            last_generated: LastGenerated::default(),
             looks: Looks::default(),
             is_behind: false,
         }
@@ -78,7 +92,7 @@ impl Operations {
                 expected.map(|code| code.matches(&known))
             });
             if right.transpose()? != Some(true) {
-                return Err(Fault::Hsm(format!(
+                return Err(Fault::hsm(format!(
                     "C_Sign: the code of a known {} seed is wrong",
                     algorithm.name()
                 )));
@@ -96,11 +110,16 @@ impl Operations {
         let blob = (kek_version, blob.to_vec());
         let opened = secrets.open(&self.session, &self.keys, blob, Algorithm::Sha256)?;
         let mac = self.session.hmac(Algorithm::Sha256, opened, MESSAGE);
-        self.session.destroy(opened)?;
-        match *mac? == ImportKey::trial_mac(MESSAGE) {
+        let mac = self.session.destroy_after(opened, mac)?;
+        match *mac == ImportKey::trial_mac(MESSAGE) {
             true => Ok(()),
-            false => Err(Fault::Hsm(format!("key {}: another seed than the known one came out", key.name()))),
+            false => Err(Fault::hsm(format!("key {}: another seed than the known one came out", key.name()))),
         }
+    }
+
+    /// How many secrets were unwrapped and public keys made so far.
+    pub fn unwraps(&self) -> u64 {
+        self.secrets.opened.saturating_add(self.public_keys.opened)
     }
 
     /// Looks for keys that others know of and that are not known here.
@@ -117,12 +136,12 @@ impl Operations {
     ///
     /// # Errors
     /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
-    pub fn answer(&mut self, request: Request, repeated: bool) -> Result<Response, Fault> {
+    pub fn answer(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
         if self.is_behind && request.searches() {
             return Err(Fault::Later);
         }
         self.keys.take_missed();
-        let result = self.answer_with_known_keys(&request, repeated);
+        let result = self.answer_with_known_keys(request, repeated);
         let missed = self.keys.take_missed();
         if missed.is_none() || matches!(result, Err(Fault::Hsm(_))) {
             return result;
@@ -132,7 +151,7 @@ impl Operations {
         }
         match self.look(&missed) {
             Some(0) => result,
-            Some(_) => self.answer_with_known_keys(&request, repeated),
+            Some(_) => self.answer_with_known_keys(request, repeated),
             // Only what a key made can name its version: it is not nothing before it was looked for.
             None if result.is_err() && !missed.versions.is_empty() => {
                 self.looks.want(&missed);
@@ -168,7 +187,10 @@ impl Operations {
 
     fn load_keys(&mut self) -> Result<Response, Fault> {
         // What is not as it must be is no reason to give up those that are.
-        self.keys.load_more(&self.session).map_err(|error| Fault::Request(error.to_string()))?;
+        self.keys.load_more(&self.session).map_err(|error| match error {
+            KeyError::Hsm(error) => error.into(),
+            error => Fault::Request(error.to_string()),
+        })?;
         self.looks.forget();
         Ok(Response::KeysLoaded(self.keys.newest()))
     }
@@ -266,7 +288,7 @@ impl Operations {
     fn health(&self) -> Result<Response, Fault> {
         match self.keys.check_pulse(&self.session)? {
             true => Ok(Response::Healthy),
-            false => Err(Fault::Hsm("C_Sign: another HMAC than at the start".into())),
+            false => Err(Fault::hsm("C_Sign: another HMAC than at the start")),
         }
     }
 
@@ -291,12 +313,13 @@ impl Operations {
         let stored = match custody {
             Custody::Wrapped => {
                 let key = session.generate(&departing(length_bytes))?;
-                self.keep(key, length_bytes, algorithm, custody)?
+                self.wrap_and_destroy(key, length_bytes, algorithm, &Origin::Generated)?
             }
             Custody::Resident(id) => {
-                StoredSecret::Resident(self.residents.keep((session, &self.keys), id, algorithm, |id| {
+                let id = self.residents.keep((session, &self.keys), id, algorithm, |id| {
                     session.generate_resident(id, algorithm, length_bytes)
-                })?)
+                })?;
+                self.prove_resident_of(id, algorithm, &Origin::Generated)?
             }
         };
         Ok(Response::Secret { stored, exported: None })
@@ -321,30 +344,15 @@ impl Operations {
         match custody {
             Custody::Wrapped => {
                 let key = session.create(&departing(length_bytes), &padded)?;
-                self.keep(key, length_bytes, algorithm, custody)
+                self.wrap_and_destroy(key, length_bytes, algorithm, &Origin::Given(&padded))
             }
             Custody::Resident(id) => {
-                let made = self.residents.keep((session, &self.keys), id, algorithm, |id| {
+                let id = self.residents.keep((session, &self.keys), id, algorithm, |id| {
                     session.create_resident(id, algorithm, &padded)
-                });
-                made.map(StoredSecret::Resident)
+                })?;
+                self.prove_resident_of(id, algorithm, &Origin::Given(&padded))
             }
         }
-    }
-
-    /// Keeps an extractable session object of a padded length, which ends here whatever comes of it.
-    ///
-    /// # Errors
-    /// [`Fault`].
-    pub(super) fn keep(
-        &mut self,
-        key: Object,
-        length_bytes: usize,
-        algorithm: Algorithm,
-        custody: Custody,
-    ) -> Result<StoredSecret, Fault> {
-        let wrapped = self.wrap_and_destroy(key, length_bytes)?;
-        self.settle(wrapped, algorithm, custody)
     }
 
     /// A secret that was wrapped just now, as it is to be kept.
@@ -358,11 +366,13 @@ impl Operations {
             Custody::Wrapped => Ok(wrapped),
             Custody::Resident(id) => {
                 let ((_, kek), (_, blob)) = (self.keys.newest_kek(), wrapped.parts());
+                let wrapped = self.mac_of_blob(kek, blob, algorithm).map_err(own_fault)?;
                 let session = &self.session;
-                let made = self.residents.keep((session, &self.keys), id, algorithm, |id| {
+                let id = self.residents.keep((session, &self.keys), id, algorithm, |id| {
                     session.unwrap_resident(kek, blob, id, algorithm)
-                });
-                made.map(StoredSecret::Resident)
+                })?;
+                const LIE: &str = "C_UnwrapKey: another key than that which was wrapped";
+                self.prove_resident(id, algorithm, |_, mac| is_same(&wrapped, mac, LIE))
             }
         }
     }
@@ -379,14 +389,6 @@ impl Operations {
             }
             StoredSecret::Resident(id) => self.residents.open(&self.session, &self.keys, id, algorithm),
         }
-    }
-
-    /// The key is destroyed also if it cannot be wrapped: it is extractable.
-    pub(super) fn wrap_and_destroy(&self, key: Object, length_bytes: usize) -> Result<StoredSecret, Fault> {
-        let (kek_version, kek) = self.keys.newest_kek();
-        let blob = self.session.wrap(kek, key, length_bytes);
-        self.session.destroy(key)?;
-        Ok(StoredSecret::Wrapped { kek_version, blob: blob? })
     }
 
     fn seal(&self, rows: &SealRows) -> Result<Response, Fault> {
@@ -484,7 +486,7 @@ mod tests {
         let mut operations = Operations::new(session, keys, residents, 2);
         let objects = |operations: &Operations| operations.session.session_objects();
         let resting = objects(&operations);
-        assert_eq!(resting, 3, "the kek's copy, and the public halves of what signs");
+        assert_eq!(resting, 4, "the kek's copy, the public halves of what signs, and the key of the trials");
         let (_, kek) = operations.keys.newest_kek();
         // Whatever is imported or generated leaves nothing behind, even if it cannot be wrapped.
         let mut import = |seed: Vec<u8>| {
@@ -497,7 +499,8 @@ mod tests {
         operations.generate(Algorithm::Sha1, false, Custody::Wrapped).unwrap();
         operations.generate(Algorithm::Sha1, true, Custody::Wrapped).unwrap();
         let unwrappable = operations.session.create(&departing(24), &[1; 24]).unwrap();
-        assert!(operations.wrap_and_destroy(unwrappable, 32).is_err());
+        let refused = operations.wrap_and_destroy(unwrappable, 32, Algorithm::Sha1, &Origin::Opened);
+        assert!(matches!(refused, Err(Fault::Hsm(_))));
         assert_eq!(objects(&operations), resting);
 
         // What is unwrapped cannot be read or wrapped, nor used for another hash.
@@ -532,13 +535,13 @@ mod tests {
         let extractable = session.create(&departing(24), &[1; 24]).unwrap();
         assert!(checked(session, extractable, &departing(24)).is_ok());
         let asked = Shape { extractable: false, ..departing(24) };
-        let fault = Fault::Hsm("C_UnwrapKey: CKA_EXTRACTABLE is not as asked for".into());
+        let fault = Fault::hsm("C_UnwrapKey: CKA_EXTRACTABLE is not as asked for");
         assert_eq!(checked(session, extractable, &asked).err(), Some(fault));
         assert_eq!(objects(&operations), objects_before);
 
         operations.self_test().unwrap();
-        assert!(matches!(operations.answer(Request::Health, false), Ok(Response::Healthy)));
+        assert!(matches!(operations.answer(&Request::Health, false), Ok(Response::Healthy)));
         operations.keys.expect_another_pulse();
-        assert!(matches!(operations.answer(Request::Health, false), Err(Fault::Hsm(_))));
+        assert!(matches!(operations.answer(&Request::Health, false), Err(Fault::Hsm(_))));
     }
 }

@@ -1,12 +1,15 @@
-//! PIN hashes of OCRA tokens: hashed and encrypted by the HSM, opened for one check at a time.
+//! PIN hashes of OCRA tokens: encrypted by the HSM, opened for one check at a time.
 //!
 //! A PIN has few digits, so its hash is as good as the PIN: it is never stored, and never in the front.
 
 use zeroize::Zeroizing;
 
+use super::hashes;
 use super::keys::{Keys, Kind};
+use super::operations::own_fault;
 use super::pkcs11::{GCM_NONCE_BYTES, Session};
-use super::secrets::no_key;
+use super::secrets::{no_key, opened};
+use super::wrapping::is_same;
 use crate::domain::credential::EncryptedPinHash;
 use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
@@ -29,8 +32,8 @@ pub fn encrypt(
     hash: Algorithm,
     pin: &SecretBytes,
 ) -> Result<EncryptedPinHash, Fault> {
-    // Exposed to be hashed by the HSM.
-    let pin_hash = session.digest(hash, pin.expose())?;
+    // Exposed to be hashed.
+    let pin_hash = hashes::digest(hash, pin.expose());
     encrypt_hash(session, keys, id, &pin_hash)
 }
 
@@ -54,8 +57,8 @@ pub fn encrypt_hash(
 /// The hash in a credential's row.
 ///
 /// # Errors
-/// [`Fault::Request`] if the blob cannot be one; [`Fault::Hsm`] if it is not what its `data` key
-/// encrypted for this credential.
+/// [`Fault::Request`] if the blob cannot be one, or is not what its `data` key encrypted for this credential;
+/// [`Fault::Hsm`].
 pub fn decrypt(
     session: &Session,
     keys: &Keys,
@@ -68,5 +71,11 @@ pub fn decrypt(
         .ok_or_else(|| Fault::Request("an encrypted PIN hash of an impossible length".into()))?;
     let version = encrypted.data_version;
     let key = keys.data(version).ok_or_else(|| no_key(Kind::Data, version))?;
-    Ok(session.decrypt(key, *nonce, &associated_data(id), sealed)?)
+    let open = || session.decrypt(key.object, *nonce, &associated_data(id), sealed);
+    let first = opened("an encrypted PIN hash", open, || key.try_known(session))?;
+    // A wrong hash would make right codes wrong. As with HMACs: something known stands between the two.
+    key.try_known(session).map_err(own_fault)?;
+    let second = open().map_err(own_fault)?;
+    is_same(&first, &second, "C_Decrypt: two texts of the same that differ")?;
+    Ok(first)
 }

@@ -6,21 +6,26 @@
 mod cipher;
 mod data;
 mod description;
+mod handles;
 mod key_pair;
 mod mechanisms;
 mod oaep;
 mod public_key;
+mod random;
+mod remedy;
 mod resident;
+mod search;
 mod session;
 mod shape;
+mod trials;
 
 use std::fmt;
 use std::path::Path;
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::UserType;
-use cryptoki::slot::Slot;
+use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 
 use super::pin::Pin;
@@ -45,15 +50,41 @@ enum Cause {
     Attribute(String),
     /// The module said yes, and returned too few bytes.
     Length(&'static str),
+    /// The module said yes, and what it returned is wrong.
+    Lie(String),
+    /// An object of another session.
+    Stale,
+    /// The kernel has no random bytes.
+    Kernel(getrandom::Error),
 }
 
 impl Pkcs11Error {
+    /// The module said yes, and what it returned is wrong: function and what is wrong, never a secret.
+    pub fn lie(what: impl Into<String>) -> Self {
+        Self(Cause::Lie(what.into()))
+    }
+
+    /// Whether the module said yes, and what came is wrong whatever it was asked.
+    pub fn is_lie(&self) -> bool {
+        matches!(self.0, Cause::Lie(_))
+    }
+
     /// Whether the PIN itself was refused: another attempt with it would be another failed login,
     /// and a few of those lock a token for good.
     pub fn is_pin_refusal(&self) -> bool {
         use RvError::{PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
         let code = self.code();
         matches!(code, Some(PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked))
+    }
+
+    /// Whether it was the login itself that failed, and nothing before it.
+    pub fn is_of_login(&self) -> bool {
+        matches!(self.0, Cause::Returned(Error::Pkcs11(_, Function::Login)))
+    }
+
+    /// Whether an object was read, and is not what it must be.
+    pub fn is_of_object(&self) -> bool {
+        matches!(self.0, Cause::Attribute(_))
     }
 
     /// Whether the token has no user PIN yet.
@@ -79,8 +110,13 @@ impl Pkcs11Error {
             ) => true,
             Some(_) => false,
             // Made otherwise than asked for, and destroyed.
-            None => matches!(self.0, Cause::Attribute(_)),
+            None => self.is_of_object(),
         }
+    }
+
+    /// Whether there is no such file, or none that is a library.
+    pub fn is_no_library(&self) -> bool {
+        matches!(self.0, Cause::Returned(Error::LibraryLoading(_)))
     }
 
     /// Whether the token has no room for another object. Nothing else is wrong with it, then.
@@ -91,6 +127,11 @@ impl Pkcs11Error {
     /// Whether there is no such object, or no more: somebody else may have destroyed it since it was found.
     pub fn is_gone(&self) -> bool {
         matches!(self.code(), Some(RvError::ObjectHandleInvalid))
+    }
+
+    /// Whether the module does not know an attribute.
+    fn is_unknown_attribute(&self) -> bool {
+        matches!(self.code(), Some(RvError::AttributeTypeInvalid))
     }
 
     fn code(&self) -> Option<RvError> {
@@ -111,16 +152,31 @@ impl fmt::Display for Pkcs11Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Cause::Returned(Error::Pkcs11(code, function)) => {
-                write!(f, "C_{function:?}: {}", constant("CKR", &format!("{code:?}")))
+                write!(f, "C_{function:?}: {}", code_name(*code))
             }
             Cause::Returned(error) => write!(f, "{error}"),
             Cause::Attribute(name) => write!(f, "{name} is not as asked for"),
             Cause::Length(function) => write!(f, "{function}: a result of the wrong length"),
+            Cause::Lie(what) => f.write_str(what),
+            Cause::Stale => f.write_str("an object of a session that is gone"),
+            Cause::Kernel(error) => write!(f, "the kernel has no random bytes: {error}"),
         }
     }
 }
 
 impl std::error::Error for Pkcs11Error {}
+
+/// The name of a return code. What the standard names not is a number: vendors write theirs in hex.
+pub(super) fn code_name(code: RvError) -> String {
+    match code {
+        RvError::VendorDefined(code) => {
+            // They count from 0x80000000.
+            format!("CKR_VENDOR_DEFINED+{:#x}", code.wrapping_sub(0x8000_0000))
+        }
+        RvError::UnknownErrorCode(code) => format!("{code:#x}, which is no return code of PKCS #11"),
+        code => constant("CKR", &format!("{code:?}")),
+    }
+}
 
 /// The name of a PKCS#11 constant from the binding's: `PinIncorrect` becomes `CKR_PIN_INCORRECT`.
 fn constant(prefix: &str, name: &str) -> String {
@@ -157,16 +213,19 @@ impl Module {
         Ok(Self(context))
     }
 
-    /// Every initialised token with this label. Labels need not be unique: more than one is for the
-    /// caller to refuse.
+    /// Every initialised token with this label, and how many slots were passed over because their token was just being
+    /// pulled. Labels need not be unique: more than one is for the caller to refuse.
     ///
     /// # Errors
-    /// A slot cannot be read; a slot whose token is just being pulled is passed over.
-    pub fn tokens_labelled(&self, label: &str) -> Result<Vec<Token>, Pkcs11Error> {
-        let mut found = Vec::new();
+    /// A slot cannot be read.
+    pub fn tokens_labelled(&self, label: &str) -> Result<(Vec<Token>, usize), Pkcs11Error> {
+        let (mut found, mut passed_over) = (Vec::new(), 0);
         for slot in self.0.get_slots_with_token()? {
             let info = match self.0.get_token_info(slot) {
-                Err(Error::Pkcs11(RvError::TokenNotPresent | RvError::TokenNotRecognized, _)) => continue,
+                Err(Error::Pkcs11(RvError::TokenNotPresent | RvError::TokenNotRecognized, _)) => {
+                    passed_over += 1;
+                    continue;
+                }
                 other => other?,
             };
             if info.token_initialized() && info.label() == label {
@@ -174,22 +233,31 @@ impl Module {
                 found.push(Token { slot, description, user_pin_set: info.user_pin_initialized() });
             }
         }
-        Ok(found)
+        Ok((found, passed_over))
     }
 
     /// Makes a token with this label and SO PIN of the first slot whose token is uninitialised;
-    /// `false` if there is no such slot.
+    /// `false` if there is no such slot. What is there is never made anew: that would empty it.
     ///
     /// # Errors
-    /// `C_InitToken` failed, or the slots cannot be read.
+    /// There is a token of this label, `C_InitToken` failed, or the slots cannot be read.
     pub fn init_token(&self, label: &str, so_pin: &Pin) -> Result<bool, Pkcs11Error> {
+        let mut uninitialised = None;
         for slot in self.0.get_slots_with_token()? {
-            if !self.0.get_token_info(slot)?.token_initialized() {
-                self.0.init_token(slot, &AuthPin::from(so_pin.as_str()), label)?;
-                return Ok(true);
+            // Twice: one bit decides whether a token that is in use is emptied.
+            let infos = [self.0.get_token_info(slot)?, self.0.get_token_info(slot)?];
+            if infos.iter().any(|info| info.label() == label) {
+                return Err(Pkcs11Error::lie(format!(
+                    "C_GetTokenInfo: {label} is there, and was not before"
+                )));
+            }
+            if !infos.iter().any(TokenInfo::token_initialized) {
+                uninitialised.get_or_insert(slot);
             }
         }
-        Ok(false)
+        let Some(slot) = uninitialised else { return Ok(false) };
+        self.0.init_token(slot, &AuthPin::from(so_pin.as_str()), label)?;
+        Ok(true)
     }
 
     /// Sets the user PIN of a token that has none, as its security officer.
@@ -209,16 +277,23 @@ impl Module {
     /// # Errors
     /// The PIN is refused ([`Pkcs11Error::is_pin_refusal`]), or anything else.
     pub fn login(&self, token: &Token, pin: &Pin) -> Result<Session, Pkcs11Error> {
-        let session = self.0.open_rw_session(token.slot)?;
-        session.login(UserType::User, Some(&AuthPin::from(pin.as_str())))?;
-        Ok(Session::of_user(session))
+        let session = self.session(token)?;
+        session.login(pin)?;
+        Ok(session)
+    }
+
+    /// Opens a read-write session. Whether somebody is logged in depends on the process's other sessions.
+    ///
+    /// # Errors
+    /// `C_OpenSession` failed.
+    pub fn session(&self, token: &Token) -> Result<Session, Pkcs11Error> {
+        Ok(Session::new(self.0.open_rw_session(token.slot)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cryptoki::context::Function;
 
     #[test]
     fn errors_are_named_as_in_the_standard() {
@@ -229,6 +304,8 @@ mod tests {
             (RvError::PinLenRange, "C_Login: CKR_PIN_LEN_RANGE", true),
             (RvError::DeviceRemoved, "C_Login: CKR_DEVICE_REMOVED", false),
             (RvError::UserPinNotInitialized, "C_Login: CKR_USER_PIN_NOT_INITIALIZED", false),
+            (RvError::VendorDefined(0x8000_0383), "C_Login: CKR_VENDOR_DEFINED+0x383", false),
+            (RvError::UnknownErrorCode(0x1ff), "C_Login: 0x1ff, which is no return code of PKCS #11", false),
         ] {
             let error = Pkcs11Error::from(Error::Pkcs11(code, Function::Login));
             assert_eq!(error.to_string(), text);

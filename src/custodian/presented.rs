@@ -110,7 +110,7 @@ impl Operations {
         let secret = terminal.secret.clone().ok_or_else(|| refused("the terminal has no secret"))?;
         let key = self.open(secret, Algorithm::Sha256)?;
         let mac = self.session.hmac(Algorithm::Sha256, key, &authorization.code_message(way))?;
-        Authorization::code(&mac).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))
+        Authorization::code(&mac).ok_or_else(|| Fault::hsm("C_Sign: no HMAC"))
     }
 
     /// Whether the device signed this authorization, whose bytes are computed from its sealed row. Of an assertion, whose
@@ -131,7 +131,7 @@ impl Operations {
         }
         let Some(signature) = signature else { return Ok(false) };
         let key = self.public_keys.open(&self.session, key)?;
-        self.session.verify_digest(key, digest, signature).map_err(of_key)
+        self.session.verify_digest(&key, digest, signature).map_err(of_key)
     }
 }
 

@@ -6,8 +6,10 @@ use super::keys::Kind as KeyKind;
 use super::operations::Operations;
 use super::pin_hash;
 use super::pkcs11::{Shape, WRAP_OVERHEAD_BYTES};
-use super::secrets::{checked, departing, no_key};
+use super::secrets::{checked, departing, no_key, opened};
+use super::wrapping::Origin;
 use crate::domain::credential::{Credential, Kind, StoredSecret};
+use crate::domain::otp::Algorithm;
 use crate::domain::row::{Row, SealedBytes};
 use crate::hsm::messages::{Fault, Response};
 
@@ -50,12 +52,12 @@ impl Operations {
         Ok(Response::Renewed { rows, sealed })
     }
 
-    fn renew_secrets(&self, credential: &mut Credential) -> Result<(), Fault> {
+    fn renew_secrets(&mut self, credential: &mut Credential) -> Result<(), Fault> {
         let id = credential.id;
         match &mut credential.kind {
-            Kind::Otp(token) => self.rewrap(&mut token.secret)?,
+            Kind::Otp(token) => self.rewrap(&mut token.secret, token.algorithm)?,
             Kind::Ocra(token) => {
-                self.rewrap(&mut token.secret)?;
+                self.rewrap(&mut token.secret, token.suite.algorithm())?;
                 if let Some(hash) = &mut token.pin_hash
                     && hash.data_version != self.keys.newest_data().0
                 {
@@ -63,10 +65,10 @@ impl Operations {
                     *hash = pin_hash::encrypt_hash(&self.session, &self.keys, id, &clear)?;
                 }
             }
-            Kind::Terminal(terminal) => self.rewrap(&mut terminal.secret)?,
+            Kind::Terminal(terminal) => self.rewrap(&mut terminal.secret, Algorithm::Sha256)?,
             Kind::Rolling(rolling) => {
-                self.rewrap(&mut rolling.secret)?;
-                self.rewrap(&mut rolling.identity_key)?;
+                self.rewrap(&mut rolling.secret, Algorithm::Sha256)?;
+                self.rewrap(&mut rolling.identity_key, Algorithm::Sha256)?;
             }
             Kind::Signer(_) | Kind::CertifiedSigner(_) | Kind::Authenticator(_) => {}
         }
@@ -74,7 +76,7 @@ impl Operations {
     }
 
     /// One that is an object in the HSM stays as it is.
-    fn rewrap(&self, secret: &mut Option<StoredSecret>) -> Result<(), Fault> {
+    fn rewrap(&mut self, secret: &mut Option<StoredSecret>, algorithm: Algorithm) -> Result<(), Fault> {
         let Some(StoredSecret::Wrapped { kek_version, blob }) = secret else { return Ok(()) };
         let (newest, _) = self.keys.newest_kek();
         if *kek_version == newest {
@@ -84,9 +86,10 @@ impl Operations {
         let length_bytes = blob.len().saturating_sub(WRAP_OVERHEAD_BYTES);
         // Not every module tells the length of what it has unwrapped; what it wraps of it is measured.
         let shape = Shape { length_bytes: None, ..departing(length_bytes) };
-        let key = self.session.unwrap(kek, blob, &shape)?;
+        let open = || self.session.unwrap(kek.object, blob, &shape);
+        let key = opened("a wrapped secret", open, || kek.try_known(&self.session))?;
         checked(&self.session, key, &shape)?;
-        *secret = Some(self.wrap_and_destroy(key, length_bytes)?);
+        *secret = Some(self.wrap_and_destroy(key, length_bytes, algorithm, &Origin::Opened)?);
         Ok(())
     }
 }

@@ -17,6 +17,9 @@ use crate::hsm::messages::{DESTROYED_MAX, Fault, RESIDENTS_PAGE, Response};
 /// How long an object that was not found is not looked for again: a search takes as long as there are many objects.
 const MISSED_FOR: Duration = Duration::from_secs(10);
 
+/// After so many objects a start says that it goes on.
+const TOLD_EVERY: usize = 500;
+
 /// One that was found.
 #[derive(Clone, Copy)]
 struct Found {
@@ -52,7 +55,16 @@ impl Residents {
     ///
     /// # Errors
     /// The token cannot be searched.
+    #[cfg(test)]
     pub fn load(session: &Session) -> Result<Self, Pkcs11Error> {
+        Self::load_telling(session, &|| ())
+    }
+
+    /// The same; `further` is called after each so many of them.
+    ///
+    /// # Errors
+    /// The token cannot be searched.
+    pub fn load_telling(session: &Session, further: &dyn Fn()) -> Result<Self, Pkcs11Error> {
         let mut residents = Self {
             found: BTreeMap::new(),
             nameless: Vec::new(),
@@ -60,7 +72,10 @@ impl Residents {
             used: Vec::new(),
             repeated: false,
         };
-        for object in session.residents()? {
+        for (count, object) in session.residents()?.into_iter().enumerate() {
+            if count % TOLD_EVERY == TOLD_EVERY - 1 {
+                further();
+            }
             let id = match session.id(object) {
                 Ok(id) => ObjectId::try_from(id.as_slice()),
                 Err(error) if error.is_gone() => continue,
@@ -145,7 +160,7 @@ impl Residents {
                 self.missed.insert(id, Instant::now());
                 Fault::Missing(id)
             }
-            Ok(false) => Fault::Hsm(reason.to_owned()),
+            Ok(false) => Fault::hsm(reason),
             Err(error) => error.into(),
         }
     }
@@ -220,7 +235,7 @@ impl Residents {
         }
         if nameless {
             for object in self.nameless.drain(..self.nameless.len().min(DESTROYED_MAX)) {
-                match session.destroy(object) {
+                match session.destroy_resident(object, None) {
                     Err(error) if error.is_gone() => {}
                     other => other.map(|()| objects += 1)?,
                 }
@@ -233,13 +248,13 @@ impl Residents {
     fn destroy_one(&mut self, session: &Session, id: ObjectId) -> Result<u32, Fault> {
         // One that is known needs no search, unless it is gone or was made anew.
         if let Some(Found { object, seen: Seen::Named | Seen::Whole(_) }) = self.found.remove(&id)
-            && session.destroy(object).is_ok()
+            && session.destroy_resident(object, Some(id.as_bytes())).is_ok()
         {
             return Ok(1);
         }
         let mut objects = 0;
         for object in session.residents_of(id.as_bytes())? {
-            session.destroy(object)?;
+            session.destroy_resident(object, Some(id.as_bytes()))?;
             objects += 1;
         }
         Ok(objects)
@@ -251,7 +266,7 @@ impl Residents {
 fn look(session: &Session, keys: &Keys) -> Result<(), Fault> {
     match keys.check_pulse(session)? {
         true => Ok(()),
-        false => Err(Fault::Hsm("C_Sign: another HMAC than at the start".into())),
+        false => Err(Fault::hsm("C_Sign: another HMAC than at the start")),
     }
 }
 
@@ -261,6 +276,7 @@ mod tests {
     use super::super::secrets::departing;
     use super::super::test_token::with_session;
     use super::super::token::make_keys;
+    use super::super::wrapping::Origin;
     use super::*;
     use crate::domain::credential::StoredSecret;
     use crate::hsm::messages::{Custody, Request};
@@ -295,7 +311,9 @@ mod tests {
             operations.generate(Algorithm::Sha1, true, custody(4)).unwrap();
             operations.import(Algorithm::Sha1, &seed(), custody(6)).unwrap();
             let arrived = operations.session.create(&departing(24), &[[7; 20].as_slice(), &[0; 4]].concat());
-            operations.keep(arrived.unwrap(), 24, Algorithm::Sha1, custody(8)).unwrap();
+            let origin = &Origin::Opened;
+            let wrapped = operations.wrap_and_destroy(arrived.unwrap(), 24, Algorithm::Sha1, origin);
+            operations.settle(wrapped.unwrap(), Algorithm::Sha1, custody(8)).unwrap();
             assert_eq!(mark(&mut operations, id(6)), mark(&mut operations, id(8)));
             assert_eq!(operations.session.session_objects(), resting);
 
@@ -318,7 +336,7 @@ mod tests {
             "custodian::residents::tests::what_is_repeated_is_there_once_and_only_what_is_whole_is_used";
         with_session(NAME, |session| {
             let mut operations = operations(session);
-            let mut ask = |request, repeated| operations.answer(request, repeated);
+            let mut ask = |request, repeated| operations.answer(&request, repeated);
             let generate = |byte| Request::Generate {
                 algorithm: Algorithm::Sha1,
                 export: false,
@@ -365,7 +383,7 @@ mod tests {
             let other = operations.open(StoredSecret::Resident(id(4).second()), Algorithm::Sha256).err();
             assert_eq!(other, Some(Fault::Missing(id(4).second())));
 
-            let mut ask = |request| operations.answer(request, false);
+            let mut ask = |request| operations.answer(&request, false);
             let (ids, nameless) = listed(ask(Request::Residents { after: None }));
             assert_eq!(
                 (ids.as_slice(), nameless),
@@ -384,6 +402,44 @@ mod tests {
             assert!(matches!(ask(destroyed(&[id(2); DESTROYED_MAX + 1], false)), Err(Fault::Request(_))));
             assert!(twice.iter().all(|object| operations.session.id(*object).is_err()));
             assert_eq!(operations.session.residents().unwrap().len(), 2);
+        });
+    }
+
+    /// What a module says of an object may be said of another one.
+    #[test]
+    fn nothing_but_a_secret_of_that_id_is_destroyed_as_one() {
+        const NAME: &str = "custodian::residents::tests::nothing_but_a_secret_of_that_id_is_destroyed_as_one";
+        with_session(NAME, |session| {
+            let mut operations = operations(session);
+            let Operations { session, keys, residents, .. } = &mut operations;
+            let row = || session.labelled("hsm-authd/row/v1").unwrap();
+            residents.nameless.extend(row());
+            assert!(residents.destroy((session, keys), &[], true).is_err());
+            let other = session.generate_resident(id(4).as_bytes(), Algorithm::Sha1, 24).unwrap();
+            for object in [row()[0], other] {
+                residents.found.insert(id(2), Found { object, seen: Seen::Named });
+                assert_eq!(residents.destroy((session, keys), &[id(2)], false), Ok(0));
+            }
+            assert_eq!((row().len(), session.id(other).unwrap()), (1, id(4).as_bytes().to_vec()));
+        });
+    }
+
+    /// A search that finds nothing is believed beside one that finds what is there.
+    #[test]
+    fn nothing_is_believed_of_a_session_that_does_not_find_its_witness() {
+        const NAME: &str =
+            "custodian::residents::tests::nothing_is_believed_of_a_session_that_does_not_find_its_witness";
+        with_session(NAME, |session| {
+            let mut operations = operations(session);
+            let Operations { session, residents, keys, .. } = &mut operations;
+            assert_eq!(session.residents_of(id(2).as_bytes()).unwrap(), []);
+            assert!(session.set_witness("hsm-authd/row/v2".to_owned()).is_err());
+            let row = session.labelled("hsm-authd/row/v1").unwrap()[0];
+            session.destroy(row).unwrap();
+            let lie = session.residents_of(id(2).as_bytes()).unwrap_err();
+            assert_eq!(lie.to_string(), "C_FindObjects: not even hsm-authd/row/v1, which is there");
+            assert_eq!(lie.remedy(), crate::hsm::messages::Remedy::NewProcess);
+            assert!(matches!(residents.open(session, keys, id(2), Algorithm::Sha1), Err(Fault::Hsm(_))));
         });
     }
 

@@ -222,7 +222,7 @@ impl TemporaryCode {
 
 /// The first bytes of an HMAC.
 fn first<const BYTES: usize>(mac: &[u8]) -> Result<[u8; BYTES], Fault> {
-    mac.first_chunk().copied().ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))
+    mac.first_chunk().copied().ok_or_else(|| Fault::hsm("C_Sign: no HMAC"))
 }
 
 fn rolling_of(credential: &Credential) -> Result<Rolling, Fault> {

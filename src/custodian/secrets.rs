@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use super::keys::{KeyName, Keys, Kind};
+use super::operations::own_fault;
 use super::pkcs11::{Material, Object, Pkcs11Error, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
 use crate::domain::otp::{Algorithm, SEED_BYTES};
 use crate::domain::signer::PublicKey;
@@ -16,14 +17,14 @@ pub fn padded_bytes(seed_bytes: usize, algorithm: Algorithm) -> usize {
     seed_bytes.max(algorithm.output_bytes()).next_multiple_of(8)
 }
 
-/// A session object of a seed on its way to its blob: it may leave, wrapped, and do nothing else.
+/// A session object of a seed on its way to its blob: it may leave, wrapped, and says by an HMAC which one it is.
 pub fn departing(length_bytes: usize) -> Shape {
     Shape {
         material: Material::Generic,
         length_bytes: Some(length_bytes),
         token: false,
         extractable: true,
-        purpose: None,
+        purpose: Some(Use::Sign),
     }
 }
 
@@ -47,19 +48,21 @@ struct Key {
 /// Unwrapped secrets, the oldest of them given up for new ones.
 pub struct Secrets {
     cached: Fifo<Key, Object>,
+    /// How many were unwrapped.
+    pub opened: u64,
 }
 
 impl Secrets {
     /// Keeps at most `cached_max` objects (at least 1).
     pub fn new(cached_max: usize) -> Self {
-        Self { cached: Fifo::new(cached_max) }
+        Self { cached: Fifo::new(cached_max), opened: 0 }
     }
 
     /// The object of a wrapped secret, from the cache or newly unwrapped.
     ///
     /// # Errors
-    /// [`Fault::Request`] if the blob cannot be one of a seed; [`Fault::Hsm`] if it is not what its
-    /// `kek` wrapped, or the module did not make of it what was asked.
+    /// [`Fault::Request`] if the blob cannot be one of a seed, or is not what its `kek` wrapped; [`Fault::Hsm`] if the
+    /// module did not make of it what was asked.
     pub fn open(
         &mut self,
         session: &Session,
@@ -77,7 +80,9 @@ impl Secrets {
             return Err(Fault::Request("a wrapped secret of an impossible length".into()));
         }
         let kek = keys.kek(kek_version).ok_or_else(|| no_key(Kind::Kek, kek_version))?;
-        let object = session.unwrap_hmac_key(kek, &key.blob, &ARRIVED, algorithm)?;
+        self.opened = self.opened.saturating_add(1);
+        let open = || session.unwrap_hmac_key(kek.object, &key.blob, &ARRIVED, algorithm);
+        let object = opened("a wrapped secret", open, || kek.try_known(session))?;
         checked(session, object, &ARRIVED)?;
         if let Some(evicted) = self.cached.insert(key, object) {
             session.destroy(evicted)?;
@@ -89,12 +94,14 @@ impl Secrets {
 /// Public keys as objects, the oldest of them given up for new ones.
 pub struct PublicKeys {
     cached: Fifo<PublicKey, VerifyingKey>,
+    /// How many were made.
+    pub opened: u64,
 }
 
 impl PublicKeys {
     /// Keeps at most `cached_max` objects (at least 1).
     pub fn new(cached_max: usize) -> Self {
-        Self { cached: Fifo::new(cached_max) }
+        Self { cached: Fifo::new(cached_max), opened: 0 }
     }
 
     /// The object of a key, from the cache or newly made.
@@ -103,10 +110,11 @@ impl PublicKeys {
     /// [`Fault::Request`] if the module does not take such a key; [`Fault::Hsm`].
     pub fn open(&mut self, session: &Session, key: PublicKey) -> Result<VerifyingKey, Fault> {
         if let Some(object) = self.cached.get(&key) {
-            return Ok(*object);
+            return Ok(object.clone());
         }
+        self.opened = self.opened.saturating_add(1);
         let object = session.create_public_key(&key).map_err(of_key)?;
-        if let Some(evicted) = self.cached.insert(key, object) {
+        if let Some(evicted) = self.cached.insert(key, object.clone()) {
             session.destroy(evicted.object())?;
         }
         Ok(object)
@@ -127,11 +135,37 @@ pub(super) fn of_key(error: Pkcs11Error) -> Fault {
     }
 }
 
+/// What a row keeps, opened. What does not open, twice, while something known does, is what is wrong: no HSM has failed,
+/// and no return code tells that by itself.
+///
+/// # Errors
+/// [`Fault::Request`]; [`Fault::Hsm`].
+pub(super) fn opened<T>(
+    what: &str,
+    open: impl Fn() -> Result<T, Pkcs11Error>,
+    try_known: impl Fn() -> Result<(), Pkcs11Error>,
+) -> Result<T, Fault> {
+    let first = match open() {
+        Err(error) if !error.is_lie() => error,
+        opened => return Ok(opened?),
+    };
+    if try_known().is_err() {
+        return Err(own_fault(first));
+    }
+    open().map_err(|second| match second.to_string() == first.to_string() {
+        true => Fault::Request(format!("{what} that does not open ({second})")),
+        false => own_fault(second),
+    })
+}
+
 /// Destroys an object that the module made otherwise than asked for: it may be readable.
 pub(super) fn checked(session: &Session, object: Object, shape: &Shape) -> Result<(), Fault> {
     let Err(error) = session.check(object, shape) else { return Ok(()) };
-    session.destroy(object)?;
-    Err(Fault::Hsm(format!("C_UnwrapKey: {error}")))
+    let fault = match error.is_of_object() {
+        true => Fault::hsm(format!("C_UnwrapKey: {error}")),
+        false => own_fault(error),
+    };
+    session.destroy_after(object, Err(fault))
 }
 
 /// A map that forgets its oldest entry when it is full.

@@ -111,7 +111,7 @@ impl Operations {
             // Used before the next one is opened: a small cache may hold no more than one.
             let key = self.open(secret, Algorithm::Sha256)?;
             let mac = self.session.hmac(Algorithm::Sha256, key, &message(digest, terminal.id, generation))?;
-            codes.push(&mac).ok_or_else(|| Fault::Hsm("C_Sign: no HMAC".into()))?;
+            codes.push(&mac).ok_or_else(|| Fault::hsm("C_Sign: no HMAC"))?;
         }
         Ok(codes)
     }

@@ -47,7 +47,7 @@ fn session(folder: &Path) -> Session {
     let module = Module::load(&module_path).unwrap();
     let pin = Pin::read(&folder.join("pin")).unwrap();
     assert!(module.init_token("unit", &pin).unwrap());
-    let token = module.tokens_labelled("unit").unwrap().pop().unwrap();
+    let token = module.tokens_labelled("unit").unwrap().0.pop().unwrap();
     module.init_user_pin(&token, &pin, &pin).unwrap();
     module.login(&token, &pin).unwrap()
 }

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::anchor;
-use super::keys::{Form, KeyError, KeyName, Kind, survey, unfinished};
+use super::keys::{Form, KeyError, KeyName, Kind, Survey, survey, unfinished};
 use super::pin::Pin;
 use super::pkcs11::{Module, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
 use super::{Frames, StartFailure, check_mechanisms, find_token, load_module, login, read_pin, shut_in};
@@ -22,6 +22,8 @@ use crate::hsm::messages::Boot;
 pub struct Setup {
     /// Module, token and user PIN, as a custodian will use them.
     pub boot: Boot,
+    /// The versions of keys that a database cannot do without.
+    pub needed: Vec<(Kind, u16)>,
     /// The file with the security officer's PIN: needed to make a token, or to give it a user PIN.
     pub so_pin_file: Option<PathBuf>,
 }
@@ -58,6 +60,11 @@ pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFai
 
     let (token, step) = match find_token(&module, label)? {
         Some(token) => (token, "already there"),
+        // A new one could open nothing of what is there.
+        None if setup.boot.in_use => {
+            let StartFailure { line, .. } = StartFailure::no_token(&setup.boot);
+            return Err(StartFailure::new(format!("{line}; {OR_MOVE_AWAY}")));
+        }
         None => (make_token(&module, label, so_pin.as_ref().map(|(_, pin)| pin))?, "made"),
     };
     say(out, format_args!("token {label}: {step}"))?;
@@ -71,8 +78,12 @@ pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFai
     }
     check_mechanisms(&module, &token, label)?;
     let session = login(&module, &token, &pin, &setup.boot)?;
-    make_keys(&session, label, out)
+    make_keys_beside(&session, setup, out)
 }
+
+/// For who means to begin anew.
+const OR_MOVE_AWAY: &str =
+    "nothing was made: to begin anew without what is stored, move the database away first";
 
 fn make_token(module: &Module, label: &str, so_pin: Option<&Pin>) -> Result<Token, StartFailure> {
     let so_pin = so_pin.ok_or_else(|| no_so_pin(label, "does not exist"))?;
@@ -95,11 +106,62 @@ fn no_so_pin(label: &str, state: &str) -> StartFailure {
     ))
 }
 
-/// Makes the first version of every kind of key that has none.
-pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+/// How the label of a setup's mark begins: found, it says that the module shows what there is.
+const WITNESS: &str = "hsm-authd/witness/";
+
+/// Makes the first version of every kind of key that has none, but none that a database says was there.
+fn make_keys_beside(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
+    let made = make_what_lacks(session, setup, out);
+    // Those that a crash left are nobody's keys.
+    for (object, label) in session.labelled_objects().unwrap_or_default() {
+        if label.starts_with(WITNESS) && session.is_private(object).unwrap_or(false) {
+            let _ = session.destroy(object);
+        }
+    }
+    made
+}
+
+fn make_what_lacks(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
+    let (label, in_use) = (&setup.boot.token_label, setup.boot.in_use);
+    let of_keys = |error: KeyError| StartFailure::keys(label, in_use, &error);
     discard_unfinished(session, label, out)?;
-    let surveyed = || survey(session).map_err(|error| StartFailure::keys(label, &error));
-    let there = surveyed()?;
+    let there = survey(session).map_err(of_keys)?;
+    if Kind::ALL.into_iter().all(|kind| there.newest(kind).is_some()) {
+        return make_missing(session, setup, &there, out);
+    }
+    // That there is no key may be a lie, and another one would be a second one of its name.
+    // Its label is its own: of two marks a module could hide one.
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let name = format!("{WITNESS}{}-{}", std::process::id(), since_1970.as_nanos());
+    let mark = session.create_data(&name, name.as_bytes()).map_err(|error| {
+        StartFailure::new(format!("token {label}: no object can be made ({error}), so nothing was made"))
+    })?;
+    let made = session.set_witness(name).map_err(KeyError::from).and_then(|()| survey(session));
+    let made = made.map_err(of_keys).and_then(|there| match lost(&there, setup) {
+        None => make_missing(session, setup, &there, out),
+        Some(name) => {
+            let StartFailure { line, .. } = of_keys(KeyError::Lost(name));
+            Err(StartFailure::new(format!("{line}; {OR_MOVE_AWAY}")))
+        }
+    });
+    let _ = session.destroy(mark);
+    session.dismiss_witness();
+    made
+}
+
+/// A key that is needed, of a kind of which there is none. Whatever is stored is sealed under some `row`.
+fn lost(there: &Survey, setup: &Setup) -> Option<KeyName> {
+    let names = setup.needed.iter().map(|(kind, version)| KeyName { kind: *kind, version: *version });
+    let row = setup.boot.in_use.then_some(KeyName { kind: Kind::Row, version: 1 });
+    names.chain(row).find(|name| there.newest(name.kind).is_none())
+}
+
+fn make_missing(
+    session: &Session,
+    setup: &Setup,
+    there: &Survey,
+    out: &mut impl Write,
+) -> Result<(), StartFailure> {
     for kind in Kind::ALL {
         let mut versions = there.keys.keys().filter(|name| name.kind == kind).peekable();
         if versions.peek().is_none() {
@@ -113,7 +175,23 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
         }
     }
     // Again, for what somebody else made meanwhile: two keys of one name are refused here already.
-    surveyed().map(|_| ())
+    let again = survey(session).map(drop);
+    again.map_err(|error| StartFailure::keys(&setup.boot.token_label, setup.boot.in_use, &error))
+}
+
+/// All of them, for a test.
+#[cfg(test)]
+pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
+    let boot = Boot {
+        module: PathBuf::new(),
+        token_label: label.to_owned(),
+        pin_file: PathBuf::new(),
+        secrets_cached_max: 0,
+        in_use: false,
+        unwraps_max: u64::MAX,
+        memory_bytes_max: u64::MAX,
+    };
+    make_keys_beside(session, &Setup { boot, needed: Vec::new(), so_pin_file: None }, out)
 }
 
 /// Removes what a crash left of keys that were being made: half of a pair, or a whole one. A half without a mark is
@@ -123,7 +201,7 @@ pub(super) fn discard_unfinished(
     label: &str,
     out: &mut impl Write,
 ) -> Result<(), StartFailure> {
-    let found = unfinished(session).map_err(|error| StartFailure::keys(label, &error))?;
+    let found = unfinished(session).map_err(|error| StartFailure::keys(label, false, &error))?;
     for name in found.into_keys() {
         let removed = discard(session, name).map_err(|error| {
             StartFailure::new(format!("what is unfinished of key {name} cannot be removed ({error})"))
@@ -175,6 +253,11 @@ fn destroy_if_there(session: &Session, object: Object) -> Result<bool, Pkcs11Err
 
 /// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
 pub(super) fn make_key(session: &Session, name: KeyName) -> Result<(), KeyError> {
+    if !session.labelled(&name.to_string())?.is_empty() {
+        return Err(
+            Pkcs11Error::lie(format!("C_FindObjects: {name} is there, and was not a moment ago")).into()
+        );
+    }
     match name.kind.form() {
         // A mark says what may be removed, and the first version of a secret never may.
         Form::Secret(shape, purpose) if name.version == 1 => Ok(make_secret(session, name, &shape, purpose)?),
@@ -193,9 +276,14 @@ fn marked(
 ) -> Result<(), KeyError> {
     // A module without such objects leaves more to an operator after a crash, and is otherwise none the worse.
     let mark = session.mark(&name.mark()).ok();
-    let made = make();
-    mark.map(|mark| session.destroy(mark)).transpose()?;
-    made
+    match make() {
+        Ok(()) => Ok(mark.map(|mark| session.destroy(mark)).transpose().map(drop)?),
+        Err(error) => {
+            // The mark goes with what was made, and stays where that cannot be removed: the next run tries again.
+            let _ = discard(session, name);
+            Err(error)
+        }
+    }
 }
 
 /// The key with which the token's first anchor is made, under the same mark: so there is one as soon as there is an

@@ -9,14 +9,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
 
 use super::Answer;
+use super::changes::Change;
 use super::messages::{
-    BUILD_ID, Call, FRAME_BYTES_MAX, Fault, FrameError, Hello, Reply, Response, decode, encode, frame_length,
-    repeated,
+    Call, FRAME_BYTES_MAX, Fault, FrameError, Reply, Response, Tired, decode, encode, frame_length, repeated,
 };
 use crate::domain::system_key::NewestKeys;
 use crate::metrics::{Custodian, Held, HsmMetrics, Loss};
@@ -25,8 +25,6 @@ use crate::metrics::{Custodian, Held, HsmMetrics, Loss};
 const WINDOW: usize = 16;
 /// How long the request at the head may take before its custodian counts as stuck.
 const REQUEST_MAX: Duration = Duration::from_secs(2);
-/// How long a custodian may take to say hello; the supervisor kills it no later.
-const HELLO_MAX: Duration = Duration::from_secs(30);
 
 /// A request on its way to a custodian.
 pub(super) struct Job {
@@ -39,6 +37,8 @@ pub(super) struct Job {
     suspect: bool,
     /// Counts it as long as it waits for a custodian or is being worked on.
     queued: Option<Held>,
+    /// It changes the token, as long as it is there.
+    change: Option<Change>,
 }
 
 /// The custodian was lost before it answered.
@@ -51,7 +51,8 @@ pub(super) struct Lost {
 
 /// How a connection ended.
 pub(super) struct End {
-    pub loss: Loss,
+    /// `None`: it was replaced, and has answered everything.
+    pub loss: Option<Loss>,
     pub reason: String,
     /// It left something unread, at least what it was sent last.
     unread: bool,
@@ -61,23 +62,21 @@ pub(super) struct End {
 
 impl End {
     fn because(loss: Loss, reason: impl Into<String>) -> Self {
-        Self { loss, reason: reason.into(), unread: false, answered: false }
+        Self { loss: Some(loss), reason: reason.into(), unread: false, answered: false }
     }
 
     /// Of a custodian that dies, Linux says to its peer whether something was left in its socket.
     fn broken(error: &io::Error) -> Self {
         let unread = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
-        Self { loss: Loss::Ended, reason: error.to_string(), unread, answered: false }
+        Self { loss: Some(Loss::Ended), reason: error.to_string(), unread, answered: false }
     }
 }
 
 impl Job {
     pub(super) fn new(call: &Call) -> Result<(Self, Answer), FrameError> {
         let (answer, receiver) = oneshot::channel();
-        Ok((
-            Self { id: call.id, frame: Arc::new(encode(call)?), answer, suspect: false, queued: None },
-            receiver,
-        ))
+        let frame = Arc::new(encode(call)?);
+        Ok((Self { id: call.id, frame, answer, suspect: false, queued: None, change: None }, receiver))
     }
 
     /// What was asked.
@@ -88,10 +87,8 @@ impl Job {
     /// The same request once more.
     pub(super) fn again(&self) -> (Self, Answer) {
         let (answer, receiver) = oneshot::channel();
-        (
-            Self { id: self.id, frame: self.frame.clone(), answer, suspect: self.suspect, queued: None },
-            receiver,
-        )
+        let (id, frame, suspect) = (self.id, self.frame.clone(), self.suspect);
+        (Self { id, frame, answer, suspect, queued: None, change: None }, receiver)
     }
 
     /// The next custodian learns of it: what the first one did may have been done.
@@ -104,36 +101,28 @@ impl Job {
         Self { queued: Some(Held::new(depth)), ..self }
     }
 
+    /// The same, which changes the token until it is answered.
+    pub(super) fn changing(self, change: Option<Change>) -> Self {
+        Self { change, ..self }
+    }
+
     /// Counted out first: who is answered waits no more.
     fn end(self, result: Result<Result<Response, Fault>, Lost>) {
-        drop(self.queued);
+        drop((self.queued, self.change));
         let _ = self.answer.send(result);
     }
 }
 
-/// Waits for a custodian's hello.
-pub(super) async fn greet(stream: &mut UnixStream) -> Result<Hello, String> {
-    let read = async {
-        let mut header = [0; 4];
-        stream.read_exact(&mut header).await.map_err(|e| e.to_string())?;
-        let mut body = vec![0; frame_length(header).map_err(|e| e.to_string())?];
-        stream.read_exact(&mut body).await.map_err(|e| e.to_string())?;
-        decode::<Hello>(&body).map_err(|e| e.to_string())
-    };
-    let hello = timeout(HELLO_MAX, read).await.map_err(|_| "no hello in time".to_owned())??;
-    if hello.build_id != BUILD_ID {
-        return Err(format!("it is of build {}, the front of {BUILD_ID}", hello.build_id));
-    }
-    Ok(hello)
-}
-
 /// Serves jobs until the custodian is lost; then calls `withdraw`, so that no more come, and returns
-/// those that are left to their callers. `learn` is told of newer keys before anybody has what they made.
+/// those that are left to their callers. `learn` is told of newer keys before anybody has what they made, `tire` each time
+/// that it says that it is tired. Once it is `replaced` it gets no new job, and the end comes when it has answered all that
+/// were there.
 pub(super) async fn serve(
     stream: UnixStream,
     mut jobs: mpsc::Receiver<Job>,
+    replaced: &Notify,
     (metrics, custodian): (&HsmMetrics, Custodian),
-    (learn, withdraw): (impl Fn(&NewestKeys), impl FnOnce()),
+    (learn, tire, withdraw): (impl Fn(&NewestKeys), impl Fn(Tired), impl FnOnce()),
 ) -> End {
     let (read_half, mut write_half) = stream.into_split();
     let mut replies =
@@ -144,11 +133,23 @@ pub(super) async fn serve(
     let mut outgoing = Outgoing::default();
     // It reads no more. What it answered before is still to be heard, or it would be asked again.
     let mut broken: Option<End> = None;
+    let (mut is_replaced, mut has_all) = (false, false);
 
     let end = loop {
+        if has_all && waiting.is_empty() {
+            break End { loss: None, answered: true, ..End::because(Loss::Ended, "it was replaced") };
+        }
         tokio::select! {
-            job = jobs.recv(), if broken.is_none() && may_follow(&waiting) => {
-                let Some(mut job) = job else { break End::because(Loss::Ended, "nobody asks any more") };
+            () = replaced.notified(), if !is_replaced => {
+                // Those that are in the queue are handed over still.
+                is_replaced = true;
+                jobs.close();
+            }
+            job = jobs.recv(), if !has_all && broken.is_none() && may_follow(&waiting) => {
+                let Some(mut job) = job else {
+                    has_all = true;
+                    continue;
+                };
                 // Those that wait already go with it: one write, and the custodian wakes once.
                 loop {
                     // If the caller has gone: nobody would use the answer.
@@ -191,6 +192,9 @@ pub(super) async fn serve(
                 }
                 if let Some(newest) = &reply.newest {
                     learn(newest);
+                }
+                if let Some(tired) = reply.tired {
+                    tire(tired);
                 }
                 let failed = matches!(reply.result, Err(Fault::Hsm(_)));
                 let reason = reply.result.as_ref().err().map(ToString::to_string);

@@ -2,7 +2,7 @@
 //!
 //! Each frame is a `u32` big-endian length (at most [`FRAME_BYTES_MAX`]) and that many bytes of
 //! postcard: [`Call`] towards the custodian, [`Reply`] back. The first frame a custodian reads is
-//! its [`Boot`], written by the supervisor; the first it writes is its [`Hello`].
+//! its [`Boot`], written by the supervisor; the first that it writes are its [`Greeting`]s.
 //!
 //! Any request may be asked again of another custodian: a custodian may have been lost before it did what it was asked,
 //! or after. Most change nothing in the HSM, nor in a
@@ -17,7 +17,9 @@
 //!   ([`Request::DestroyResidents`]) is no fault.
 
 mod checks;
+mod failure;
 mod frame;
+mod greeting;
 mod portions;
 mod request;
 mod response;
@@ -36,7 +38,9 @@ pub use checks::{
     Attest, AuthorizationStep, Candidate, CheckAuthorization, CheckEntry, CheckOtp, CheckRolling,
     CheckSignature, FindGeneration, RollingClaim,
 };
+pub use failure::{Failure, Remedy};
 pub use frame::{FRAME_BYTES_MAX, FrameError, decode, encode, frame_length, repeated};
+pub use greeting::{Down, DownCause, Greeting, Hello, PinFile, Step};
 pub use portions::portions;
 pub use request::Request;
 pub use response::Response;
@@ -51,7 +55,7 @@ pub const DESTROYED_MAX: usize = 16;
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.8");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.10");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -64,17 +68,22 @@ pub struct Boot {
     pub pin_file: PathBuf,
     /// How many unwrapped secrets it may keep as session objects, and as many public keys.
     pub secrets_cached_max: usize,
+    /// Whether there is a database of what this token's keys sealed. It decides what an operator is told of a key that is
+    /// missing, and nothing else.
+    pub in_use: bool,
+    /// After about so many secrets unwrapped and public keys made it says that it is tired ([`Tired::Unwraps`]).
+    pub unwraps_max: u64,
+    /// With more memory than this, in bytes, it says that it is tired ([`Tired::Memory`]).
+    pub memory_bytes_max: u64,
 }
 
-/// A custodian that is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
-    /// Its [`BUILD_ID`].
-    pub build_id: String,
-    /// For the log: the token's label, manufacturer and model.
-    pub token: String,
-    /// The newest keys that it has: others may be newer since it looked.
-    pub newest: NewestKeys,
+/// Why a custodian asks to be replaced. It goes on until it is: nothing is wrong with its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tired {
+    /// It has unwrapped as much as [`Boot::unwraps_max`] says: modules lose memory with each.
+    Unwraps,
+    /// It has more memory than [`Boot::memory_bytes_max`].
+    Memory,
 }
 
 /// A request with the number its reply will carry.
@@ -100,6 +109,8 @@ pub struct Reply {
     pub busy_ns: u64,
     /// The newest keys that it has, if there are newer ones than it told of last.
     pub newest: Option<NewestKeys>,
+    /// Whether it is to be replaced, and why; from then on it says so each time.
+    pub tired: Option<Tired>,
     /// What came of it.
     pub result: Result<Response, Fault>,
 }
@@ -170,7 +181,14 @@ pub enum Fault {
     /// The HSM refused or failed; the text names function and return code, never a secret. The
     /// custodian that says so ends, and a fresh one takes its place.
     #[error("the HSM failed: {0}")]
-    Hsm(String),
+    Hsm(Failure),
+}
+
+impl Fault {
+    /// A failure that a fresh process may not have ([`Failure::new`]).
+    pub fn hsm(what: impl Into<String>) -> Self {
+        Self::Hsm(Failure::new(what))
+    }
 }
 
 #[cfg(test)]

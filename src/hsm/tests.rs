@@ -1,10 +1,12 @@
 //! The front's side against custodians that die, hang and lie.
 
+mod breaker;
 mod frames;
+mod recycling;
 
 use std::sync::atomic::AtomicUsize;
 
-use messages::{BUILD_ID, Hello, Reply, decode, encode, frame_length};
+use messages::{BUILD_ID, Greeting, Hello, Reply, decode, encode, frame_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::messages::{Outcome, SealRows, SealedRows};
@@ -97,8 +99,11 @@ fn sealed() -> Response {
 }
 
 async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc<AtomicUsize>) {
-    let hello =
-        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: NewestKeys::default() };
+    let hello = Greeting::Up(Hello {
+        build_id: BUILD_ID.to_owned(),
+        token: "a test's".to_owned(),
+        newest: NewestKeys::default(),
+    });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     loop {
         let mut header = [0; 4];
@@ -109,40 +114,58 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, repeated, newest, .. } = decode(&body).unwrap();
         let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
-            Act::Later => Reply { id, busy_ns: 0, newest: None, result: Err(Fault::Later) },
+            Act::Later => Reply { id, busy_ns: 0, newest: None, tired: None, result: Err(Fault::Later) },
             Act::Learn(version) => {
                 let newest = Some(NewestKeys::new([(KeyKind::Row, version)]));
-                Reply { id, busy_ns: 0, newest, result: Ok(sealed()) }
+                Reply { id, busy_ns: 0, newest, tired: None, result: Ok(sealed()) }
             }
             Act::Expect(version) if newest.of(KeyKind::Row) != version => Reply {
                 id,
                 busy_ns: 0,
                 newest: None,
+                tired: None,
                 result: Err(Fault::Request("told of others".to_owned())),
             },
-            Act::Expect(_) => Reply { id, busy_ns: 0, newest: None, result: Ok(sealed()) },
-            Act::Miss => Reply { id, busy_ns: 0, newest: None, result: Err(Fault::Missing(OBJECT)) },
-            Act::AnswerRepeated if !repeated => {
-                Reply { id, busy_ns: 0, newest: None, result: Err(Fault::Request("it is new".to_owned())) }
+            Act::Expect(_) => Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) },
+            Act::Miss => {
+                Reply { id, busy_ns: 0, newest: None, tired: None, result: Err(Fault::Missing(OBJECT)) }
             }
-            Act::Answer | Act::AnswerRepeated => Reply { id, busy_ns: 0, newest: None, result: Ok(sealed()) },
+            Act::AnswerRepeated if !repeated => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                tired: None,
+                result: Err(Fault::Request("it is new".to_owned())),
+            },
+            Act::Answer | Act::AnswerRepeated => {
+                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) }
+            }
             Act::Make => {
                 let made = Response::Secret { stored: StoredSecret::Resident(OBJECT), exported: None };
-                Reply { id, busy_ns: 0, newest: None, result: Ok(made) }
+                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(made) }
             }
-            Act::Destroy => {
-                Reply { id, busy_ns: 0, newest: None, result: Ok(Response::Destroyed { objects: 1 }) }
+            Act::Destroy => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                tired: None,
+                result: Ok(Response::Destroyed { objects: 1 }),
+            },
+            Act::Refuse => {
+                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(Response::Imported(None)) }
             }
-            Act::Refuse => Reply { id, busy_ns: 0, newest: None, result: Ok(Response::Imported(None)) },
             Act::Die => return,
             Act::Hang => std::future::pending().await,
             Act::FailHsm => Reply {
                 id,
                 busy_ns: 0,
                 newest: None,
-                result: Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned())),
+                tired: None,
+                result: Err(Fault::hsm("C_Sign: CKR_DEVICE_ERROR")),
             },
-            Act::WrongNumber => Reply { id: id + 1, busy_ns: 0, newest: None, result: Ok(sealed()) },
+            Act::WrongNumber => {
+                Reply { id: id + 1, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) }
+            }
         };
         if stream.write_all(&encode(&reply).unwrap()).await.is_err() {
             return;
@@ -259,8 +282,11 @@ async fn a_poisonous_request_takes_two_custodians_and_no_more() {
 
 /// A custodian that dies once it is asked, and has read nothing.
 async fn deaf(mut stream: UnixStream) {
-    let hello =
-        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: NewestKeys::default() };
+    let hello = Greeting::Up(Hello {
+        build_id: BUILD_ID.to_owned(),
+        token: "a test's".to_owned(),
+        newest: NewestKeys::default(),
+    });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     stream.readable().await.unwrap();
 }
@@ -351,7 +377,11 @@ async fn a_full_queue_turns_away_at_once() {
 async fn a_custodian_of_another_build_is_not_asked() {
     let fixture = Fixture::new(1);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let hello = Hello { build_id: "another".to_owned(), token: String::new(), newest: NewestKeys::default() };
+    let hello = Greeting::Up(Hello {
+        build_id: "another".to_owned(),
+        token: String::new(),
+        newest: NewestKeys::default(),
+    });
     theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
     fixture.hsm.clone().adopt(0, 1, ours).await;
     assert!(!fixture.hsm.is_up());
@@ -367,7 +397,7 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             token: "a test's".to_owned(),
             newest: NewestKeys::default(),
         };
-        theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
+        theirs.write_all(&encode(&Greeting::Up(hello)).unwrap()).await.unwrap();
         // Each well within its time, all together well beyond the time of one.
         let mut work = tokio::time::interval(Duration::from_millis(700));
         loop {
@@ -380,7 +410,10 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             work.tick().await;
             let Call { id, .. } = decode(&body).unwrap();
             theirs
-                .write_all(&encode(&Reply { id, busy_ns: 0, newest: None, result: Ok(sealed()) }).unwrap())
+                .write_all(
+                    &encode(&Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) })
+                        .unwrap(),
+                )
                 .await
                 .unwrap();
         }
@@ -413,17 +446,22 @@ async fn one_that_said_the_hsm_failed_is_ended_whether_it_ends_or_not() {
 
 /// A custodian that answers the first call, fails over the second, and is gone with the rest unread.
 async fn last_words(mut stream: UnixStream) {
-    let hello =
-        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: NewestKeys::default() };
+    let hello = Greeting::Up(Hello {
+        build_id: BUILD_ID.to_owned(),
+        token: "a test's".to_owned(),
+        newest: NewestKeys::default(),
+    });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut words = Vec::new();
-    for result in [Ok(sealed()), Err(Fault::Hsm("C_Sign: CKR_DEVICE_ERROR".to_owned()))] {
+    for result in [Ok(sealed()), Err(Fault::hsm("C_Sign: CKR_DEVICE_ERROR"))] {
         let mut header = [0; 4];
         stream.read_exact(&mut header).await.unwrap();
         let mut body = vec![0; frame_length(header).unwrap()];
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, .. } = decode(&body).unwrap();
-        words.extend_from_slice(&encode(&Reply { id, busy_ns: 0, newest: None, result }).unwrap());
+        words.extend_from_slice(
+            &encode(&Reply { id, busy_ns: 0, newest: None, tired: None, result }).unwrap(),
+        );
     }
     stream.write_all(&words).await.unwrap();
 }

@@ -15,7 +15,8 @@ macro_rules! label {
         pub enum $name { $($variant),+ }
 
         impl $name {
-            pub(super) fn all() -> impl Iterator<Item = Self> {
+            /// Every value.
+            pub fn all() -> impl Iterator<Item = Self> {
                 [$(Self::$variant),+].into_iter()
             }
 
@@ -124,12 +125,37 @@ label! {
 }
 
 label! {
+    /// Why a custodian that worked was replaced.
+    Replacement as "reason":
+    Unwraps "unwraps",
+    Memory "memory",
+    Reload "reload",
+}
+
+label! {
+    /// Why a custodian is not up.
+    Away as "cause":
+    Starting "starting",
+    Configuration "configuration",
+    Module "module",
+    TokenAway "token-away",
+    Login "login",
+    PinRefused "pin-refused",
+    Keys "keys",
+    SelfTest "self-test",
+    Hangs "hangs",
+    Died "died",
+    Lost "lost",
+}
+
+label! {
     /// What became of a commit.
     Commit as "outcome":
     Written "written",
     Conflict "conflict",
     Altered "altered",
     Busy "busy",
+    Abandoned "abandoned",
     Unavailable "unavailable",
 }
 
@@ -150,6 +176,13 @@ label! {
     Checkpointing as "outcome":
     Anchored "anchored",
     Failed "failed",
+}
+
+label! {
+    /// Why a request that was well was not answered.
+    TurnedAway as "reason":
+    NoRoom "no-room",
+    TooLate "too-late",
 }
 
 label! {

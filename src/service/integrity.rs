@@ -7,13 +7,13 @@
 
 mod diagnosis;
 mod history;
-mod sums;
+pub(super) mod sums;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use self::sums::Found;
 use super::Service;
-use super::patience::{ASK_AGAIN_AFTER, PATIENCE, persist};
+use super::patience::{ASK_AGAIN_AFTER, PATIENCE, Patience, persist};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::checkpoint::{Checkpoint, Note};
 use crate::domain::row::{SumDigest, TableSums};
@@ -70,14 +70,15 @@ impl Service {
     /// One line: nothing changed.
     pub(super) async fn take_over(&self, found: Option<(TableSums, Inventory)>) -> Result<(), String> {
         let run = self.now().run;
-        let key = persist(|| self.hsm.ledger_key(run, None)).await.map_err(|error| error.to_string())?;
+        let key =
+            persist(&self.hsm, || self.hsm.ledger_key(run, None)).await.map_err(|error| error.to_string())?;
         let (key_version, key) = key.ok_or("the token has no key row")?;
         let key = RunKey { key_version, run, key };
         self.store.hold(key, found).await.map_err(|error| error.to_string())
     }
 
     async fn read_anchor(&self) -> Result<Checkpoint, String> {
-        let note = persist(|| self.hsm.read_anchor()).await.map_err(|error| error.to_string())?;
+        let note = persist(&self.hsm, || self.hsm.read_anchor()).await.map_err(|error| error.to_string())?;
         let Some(note) = note else {
             return Err(format!(
                 "the token has no anchor of the log: it was removed, so nothing tells whether the database was turned \
@@ -126,7 +127,7 @@ impl Service {
                 )),
             };
         };
-        let key = persist(|| self.hsm.ledger_key(seal.run, Some(seal.key_version))).await;
+        let key = persist(&self.hsm, || self.hsm.ledger_key(seal.run, Some(seal.key_version))).await;
         let key = key.map_err(|error| error.to_string())?;
         let Some((key_version, key)) = key else {
             let version = seal.key_version;
@@ -195,17 +196,14 @@ impl Service {
         }
         self.clock.set_floor(aftermath.floor_at(self.now().unix_ms));
 
-        let deadline = Instant::now() + PATIENCE;
+        let (mut patience, mut is_told) = (Patience::new(&self.hsm, PATIENCE), false);
         loop {
-            match self.log.anchor(true).await {
-                Ok(_) => return Ok(()),
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(format!("the token takes no anchor of the log: {error}"));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "no anchor of the log yet");
-                    sleep(ASK_AGAIN_AFTER).await;
-                }
+            let Err(error) = self.log.anchor(true).await else { return Ok(()) };
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!(%error, "no anchor of the log yet");
+            }
+            if !patience.again(ASK_AGAIN_AFTER).await {
+                return Err(format!("the token takes no anchor of the log: {error}"));
             }
         }
     }

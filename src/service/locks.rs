@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::domain::account::AccountRef;
 use crate::domain::caller::Tenant;
+use crate::lifeline::Lifeline;
 
 use super::Refused;
 
@@ -19,7 +20,7 @@ use super::Refused;
 const LOCKS: usize = 16_384;
 /// How many may wait for one.
 const WAITING_MAX: usize = 256;
-/// How long one waits.
+/// How long one waits, within its request's time.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct AccountLocks {
@@ -70,7 +71,8 @@ impl AccountLocks {
         if lock.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
             return Err(Refused::unavailable("too many requests for one account"));
         }
-        let guard = timeout(WAIT_MAX, lock.mutex.lock())
+        let until = Lifeline::no_later_than(Instant::now() + WAIT_MAX);
+        let guard = timeout_at(until, lock.mutex.lock())
             .await
             .map_err(|_| Refused::unavailable("waited too long for an account"))?;
         drop(waiting);

@@ -27,6 +27,7 @@ use crate::hsm::{Hsm, HsmError};
 use crate::store::{Commit, CommitError, Damage, Found, ReadError, Standing, Store};
 
 use super::at_rest::AtRest;
+use super::integrity::sums::{Found as AllRows, over_all_rows};
 use super::patience::{ASK_AGAIN_AFTER, PATIENCE, persist};
 use super::pruning::Batch;
 use super::{Refused, Service};
@@ -105,7 +106,7 @@ impl Recovery {
     /// # Errors
     /// It is not complete: it has to be done again.
     pub async fn accept_rollback(&self, survey: &Survey) -> Result<Done, RecoveryError> {
-        let random = persist(|| self.hsm.random()).await?;
+        let random = persist(&self.hsm, || self.hsm.random()).await?;
         let origin =
             Origin::from_random(std::array::from_fn(|place| random.get(place).copied().unwrap_or(0)));
         let mut done = Done { origin: origin.to_string(), ..Done::default() };
@@ -114,6 +115,9 @@ impl Recovery {
             Some(damage) => done.set_aside = self.cut(damage, origin.clone()).await?,
         }
         self.remove_wrong(&mut done).await?;
+        // From here on it knows every row: one that somebody puts back behind this is not what was found.
+        let AllRows { sums, inventory, .. } = self.all_rows().await?;
+        self.service.take_over(Some((sums, inventory))).await.map_err(RecoveryError)?;
         self.recover_rows(&mut done).await?;
 
         let was = match &survey.anchor {
@@ -123,14 +127,16 @@ impl Recovery {
             None => format!("no anchor; log was {}", survey.head.origin),
         };
         self.note(Event::Recovered, None, format!("{was}; log is {origin}")).await?;
-        self.store.set_sums(self.sums().await?).await?;
-        self.service.take_over(None).await.map_err(RecoveryError)?;
+        let sums = self.all_rows().await?.sums;
         let head = self.store.head().borrow().clone();
+        if head.sum != sums.total().digest() {
+            return Err(changed_meanwhile());
+        }
         let size = head.size;
         let checkpoint = Checkpoint { head, unix_s: self.now.unix_ms / 1_000 };
-        let note = persist(|| self.hsm.sign_checkpoint(checkpoint.clone())).await?;
+        let note = persist(&self.hsm, || self.hsm.sign_checkpoint(checkpoint.clone())).await?;
         self.store.keep_checkpoint(size, self.now.unix_ms, note.clone()).await?;
-        persist(|| self.hsm.write_anchor(note.clone(), true)).await?;
+        persist(&self.hsm, || self.hsm.write_anchor(note.clone(), true)).await?;
         Ok(done)
     }
 
@@ -216,8 +222,9 @@ impl Recovery {
         let Some(state) = state else {
             // What it used up nobody knows, not even how often it failed.
             let detail = format!("removed, its state is gone: credential {id}");
-            let Sealed { row, seal } = credential;
-            self.remove(&Sealed { row: row.into(), seal }, detail).await?;
+            let mut batch = Batch::default();
+            batch.remove(credential);
+            self.commit(batch, self.entry(Event::RowTampered, Some(id), detail)).await?;
             done.removed.push(format!("credential {id}, whose state is gone"));
             return Ok(());
         };
@@ -315,7 +322,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// Removes a row whose seal nobody can vouch for. The sums are made anew in the end.
+    /// Removes a row whose seal nobody can vouch for. The sums are made anew behind it.
     async fn remove(&self, row: &Sealed<Row>, detail: String) -> Result<(), RecoveryError> {
         let commit = Commit {
             before: vec![Standing::from(row)],
@@ -343,19 +350,12 @@ impl Recovery {
         AuditEntry { credential, detail: Some(detail), ..AuditEntry::of_appliance(self.now.unix_ms, event) }
     }
 
-    async fn sums(&self) -> Result<TableSums, RecoveryError> {
-        let (mut sums, mut after) = (TableSums::default(), None);
-        loop {
-            let (found, last) = self.store.rows_found(after, PAGE).await?;
-            let rows = found.iter().filter_map(|found| match found {
-                Found::Readable(row) => Some(row.to_bytes()),
-                Found::Unreadable(_) => None,
-            });
-            sums.add_all(&self.add_up(rows.collect()).await?);
-            after = last;
-            if after.is_none() {
-                return Ok(sums);
-            }
+    /// Every row, with its seal right.
+    async fn all_rows(&self) -> Result<AllRows, RecoveryError> {
+        let found = over_all_rows(&self.service).await.map_err(RecoveryError)?;
+        match found.tampered.is_empty() {
+            true => Ok(found),
+            false => Err(changed_meanwhile()),
         }
     }
 
@@ -363,10 +363,16 @@ impl Recovery {
     async fn add_up(&self, rows: Vec<SealedBytes>) -> Result<TableSums, RecoveryError> {
         let mut sums = TableSums::default();
         for portion in portions(rows).into_iter().filter(|portion| !portion.is_empty()) {
-            sums.add_all(&persist(|| self.hsm.sum(portion.clone())).await?);
+            sums.add_all(&persist(&self.hsm, || self.hsm.sum(portion.clone())).await?);
         }
         Ok(sums)
     }
+}
+
+fn changed_meanwhile() -> RecoveryError {
+    let line =
+        "somebody changes the database while it is recovered: find out who, and run the same command again";
+    RecoveryError(line.to_owned())
 }
 
 fn credential_of(row: &Row) -> Option<CredentialId> {

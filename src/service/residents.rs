@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
-use super::patience::PATIENCE;
+use super::patience::{PATIENCE, Patience};
 use super::{Refused, Service};
 
 /// The pause before it is tried again.
@@ -22,18 +20,20 @@ impl Service {
     }
 
     async fn sweep_within(&self, patience: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + patience;
+        let (mut patience, mut told) = (Patience::new(&self.hsm, patience), None);
         loop {
             let cause = match self.sweep_once().await {
                 Ok(()) => return Ok(()),
                 Err(Refused::Unavailable { cause, .. }) => cause,
                 Err(refused) => format!("{refused:?}"),
             };
-            if Instant::now() >= deadline {
+            if told.as_ref() != Some(&cause) {
+                tracing::warn!(cause, "the secrets in the HSM cannot be held against the rows yet");
+                told = Some(cause.clone());
+            }
+            if !patience.again(AGAIN_AFTER).await {
                 return Err(format!("the secrets in the HSM cannot be held against the rows: {cause}"));
             }
-            tracing::warn!(cause, "the secrets in the HSM cannot be held against the rows yet");
-            sleep(AGAIN_AFTER).await;
         }
     }
 

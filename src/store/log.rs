@@ -9,7 +9,6 @@ use super::{CommitError, ReadError, Store, ledger};
 use crate::domain::checkpoint::Origin;
 use crate::domain::ledger::Aftermath;
 use crate::domain::log::TreeHash;
-use crate::domain::row::TableSums;
 
 /// The checkpoint over the most entries.
 const NEWEST: &str = "SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1";
@@ -99,14 +98,6 @@ impl Store {
     /// What the events of the whole log left by what it says, and the root over it: as long as that takes.
     pub async fn told(&self) -> Result<(Aftermath, TreeHash), ReadError> {
         self.read(|tx| ledger::told(tx)).await
-    }
-
-    /// Sets the sums to what all rows were found to add up to.
-    ///
-    /// # Errors
-    /// As for [`Store::commit`].
-    pub async fn set_sums(&self, sums: TableSums) -> Result<(), CommitError> {
-        self.keep_up(Box::new(move |connection, ledger| ledger.set_sums(connection, sums))).await
     }
 
     /// Gives the log another origin: no checkpoint of the old one has to be extended from here on.

@@ -21,6 +21,7 @@ use super::{damage, files, schema};
 use crate::domain::checkpoint::Head;
 use crate::domain::ledger::{LedgerSeal, LedgerState};
 use crate::domain::row::TableSums;
+use crate::lifeline::Lifeline;
 use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// So many threads read: one can wait for the disk while another goes on.
@@ -166,10 +167,11 @@ impl Store {
         })
     }
 
-    /// Commits; see the contract above [`crate::store`]. The commit goes on when the caller stops
-    /// waiting for it.
+    /// Commits; see the contract above [`crate::store`]. A commit that the writer has taken goes on when the caller
+    /// stops waiting for it.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
-        self.ask(|answer| Work::Commit(Request { commit, answer })).await
+        let line = Lifeline::current();
+        self.ask(|answer| Work::Commit(Request { commit, line, answer })).await
     }
 
     /// Changes what is kept besides rows, in a transaction of its own.
@@ -264,6 +266,9 @@ impl Store {
         let (answer, outcome) = oneshot::channel();
         let report = self.inner.changed.0.clone();
         let question: Read = Box::new(move |transaction| {
+            if answer.is_closed() {
+                return None;
+            }
             let result = read(transaction);
             let fault = match result.as_ref().err().map(|fault| (fault, fault.row())) {
                 None => None,

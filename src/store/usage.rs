@@ -2,11 +2,12 @@
 //! may be using, and changes nothing.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
-use super::{OpenError, reader};
+use super::{OpenError, files, reader};
 use crate::domain::audit::Event;
 use crate::domain::row::Table;
 use crate::domain::system_key::KeyKind;
@@ -35,6 +36,52 @@ pub fn key_usage(path: &Path) -> Result<KeyUsage, OpenError> {
     let unusable = |error| OpenError(format!("cannot read the database {}: {error}", path.display()));
     let mut connection = reader::open(path).map_err(unusable)?;
     count(&mut connection).map_err(unusable)
+}
+
+/// Which versions of keys a database cannot do without, with how many rows need each; the log's head is one of them. Of a
+/// database that cannot be read, such as one of an earlier release: none.
+pub fn needed(path: &Path) -> KeyUsage {
+    let read = || {
+        let mut connection = reader::open(path)?;
+        let mut usage = count(&mut connection)?;
+        if let Some(version) = head_version(&connection)? {
+            *usage.0.entry((KeyKind::Row, version)).or_default() += 1;
+        }
+        Ok::<_, rusqlite::Error>(usage)
+    };
+    read().unwrap_or_default()
+}
+
+/// Whether a service has sealed anything in this database. One that cannot be read is taken for such, and one that a
+/// service has open, or has not closed. It leaves no file beside it.
+pub fn is_in_use(path: &Path) -> bool {
+    let nothing_is_sealed =
+        || matches!(closed(path).and_then(|connection| head_version(&connection)), Ok(None));
+    path.exists() && (files::beside(path, "-wal").exists() || !nothing_is_sealed())
+}
+
+/// A database that nobody has open, as it stands in its one file. To read it otherwise would leave an empty WAL beside it.
+fn closed(path: &Path) -> rusqlite::Result<Connection> {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                uri.push(char::from(*byte))
+            }
+            byte => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(uri, flags)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    Ok(connection)
+}
+
+/// The head of the log is the first that a service seals.
+fn head_version(connection: &Connection) -> rusqlite::Result<Option<u16>> {
+    let sql = "SELECT seal_key_version FROM log_head WHERE only = 1";
+    connection.query_row(sql, [], |row| row.get(0))
 }
 
 /// When versions of keys began to be used, milliseconds since 1970, as far as the log tells: what `init` made it does

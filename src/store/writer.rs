@@ -19,6 +19,7 @@ use super::standing::Fit;
 use super::{Commit, CommitError, Committed, Unreadable, error_kind, rows};
 use crate::domain::checkpoint::Head;
 use crate::domain::row::{RowKey, TableSums};
+use crate::lifeline::Lifeline;
 use crate::metrics::{self, StoreError, StoreMetrics};
 
 /// At most so many commits share one fsync.
@@ -29,6 +30,8 @@ const ROWS_PER_CHECKPOINT: usize = 4_000;
 /// A commit that waits, and who waits for it.
 pub(super) struct Request {
     pub(super) commit: Commit,
+    /// What it hangs on while it waits; `None`: it is the appliance's own.
+    pub(super) line: Option<Arc<Lifeline>>,
     pub(super) answer: oneshot::Sender<Result<Committed, CommitError>>,
 }
 
@@ -121,7 +124,10 @@ impl Writer {
             let (mut group, mut upkeep, mut held) = (Vec::with_capacity(taken.len()), Vec::new(), Vec::new());
             for work in taken.drain(..) {
                 match work {
-                    Work::Commit(request) => group.push(request),
+                    Work::Commit(request) => match &request.line {
+                        Some(line) if !line.hand_over() => self.abandon(request),
+                        _ => group.push(request),
+                    },
                     Work::Upkeep(change, answer) => upkeep.push((change, answer)),
                     Work::Hold(holding, answer) => held.push((holding, answer)),
                 }
@@ -140,15 +146,27 @@ impl Writer {
         }
     }
 
+    fn abandon(&self, Request { commit, answer, .. }: Request) {
+        let result = Err(CommitError::Abandoned);
+        self.count(&commit, &result);
+        let _ = answer.send(result);
+    }
+
     fn commit_group(&mut self, group: Vec<Request>) {
         let (commits, answers): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|request| (request.commit, request.answer)).unzip();
+            group.into_iter().map(|request| (request.commit, (request.answer, request.line))).unzip();
         let begun = Instant::now();
         let results = self.write_group(&commits);
         self.metrics.group_size.observe(commits.len() as f64);
         self.metrics.group_seconds.observe(begun.elapsed().as_secs_f64());
         self.head.send_replace(self.ledger.head());
-        for ((answer, result), commit) in answers.into_iter().zip(results).zip(&commits) {
+        for (((answer, line), mut result), commit) in answers.into_iter().zip(results).zip(&commits) {
+            if let Err(CommitError::Conflict | CommitError::Altered(_)) = &result
+                && line.is_some_and(|line| !line.hand_back())
+            {
+                // It would be decided anew, for nobody.
+                result = Err(CommitError::Abandoned);
+            }
             self.count(commit, &result);
             // Who stopped waiting finds the commit when it reads again.
             let _ = answer.send(result);
@@ -186,6 +204,7 @@ impl Writer {
             Err(CommitError::Conflict) => metrics::Commit::Conflict,
             Err(CommitError::Altered(_)) => metrics::Commit::Altered,
             Err(CommitError::Busy) => metrics::Commit::Busy,
+            Err(CommitError::Abandoned) => metrics::Commit::Abandoned,
             Err(CommitError::Unavailable) => metrics::Commit::Unavailable,
         };
         self.metrics.commits.get_or_create(&outcome).inc();

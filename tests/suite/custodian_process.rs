@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use hsm_authd::custodian::{EXIT_HSM_FAILED, EXIT_PIN_REFUSED, EXIT_PROTOCOL_BROKEN, EXIT_START_FAILED};
-use hsm_authd::hsm::messages::{FRAME_BYTES_MAX, Fault, Hello, Request, Response};
+use hsm_authd::custodian::{
+    EXIT_HSM_FAILED, EXIT_MISCONFIGURED, EXIT_PIN_REFUSED, EXIT_PROTOCOL_BROKEN, EXIT_START_FAILED,
+};
+use hsm_authd::hsm::messages::{FRAME_BYTES_MAX, Fault, Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -17,7 +19,7 @@ fn health_notices_that_the_token_is_gone() {
     assert!(matches!(custodian.call(Request::Health), Ok(Response::Healthy)));
     token.pull();
     match custodian.call(Request::Health) {
-        Err(Fault::Hsm(reason)) => assert!(reason.starts_with("C_SignInit: CKR_"), "{reason}"),
+        Err(Fault::Hsm(reason)) => assert!(reason.to_string().starts_with("C_SignInit: CKR_"), "{reason}"),
         other => panic!("{:?}", other.err()),
     }
     assert!(custodian.receive::<Value>().is_none(), "it hangs up by itself");
@@ -46,14 +48,27 @@ fn a_start_that_fails_says_what_to_mend() {
         change(&mut boot);
         boot
     };
-    for (boot, expected) in [
-        (boot(&|boot| boot.token_label = "nobody's".into()), &["nobody's", "run `hsm-authd init`"][..]),
-        (boot(&|boot| boot.module = "/nowhere/libp11.so".into()), &["/nowhere/libp11.so"]),
-        (boot(&|boot| boot.pin_file = "/nowhere/pin".into()), &["PIN file /nowhere/pin"]),
-        (boot(&|boot| boot.pin_file = token.file("empty", "\n")), &["PIN file", "empty"]),
+    for (boot, end, expected) in [
+        (
+            boot(&|boot| boot.token_label = "nobody's".into()),
+            EXIT_START_FAILED,
+            &["nobody's", "run `hsm-authd init`"][..],
+        ),
+        (
+            boot(&|boot| boot.module = "/nowhere/libp11.so".into()),
+            EXIT_MISCONFIGURED,
+            &["/nowhere/libp11.so"],
+        ),
+        (
+            boot(&|boot| boot.module = token.file("no-library", "text")),
+            EXIT_MISCONFIGURED,
+            &["no-library", "does not load"],
+        ),
+        (boot(&|boot| boot.pin_file = "/nowhere/pin".into()), EXIT_MISCONFIGURED, &["PIN file /nowhere/pin"]),
+        (boot(&|boot| boot.pin_file = token.file("empty", "\n")), EXIT_MISCONFIGURED, &["PIN file", "empty"]),
     ] {
         let (exit, words) = token.refused(&boot);
-        assert_eq!(exit, i32::from(EXIT_START_FAILED), "{words}");
+        assert_eq!(exit, i32::from(end), "{words}");
         assert!(words.starts_with("hsm-authd: ") && words.lines().count() == 1, "{words}");
         assert!(expected.iter().all(|word| words.contains(word)), "{words}");
     }
@@ -90,9 +105,9 @@ fn the_death_of_its_parent_ends_it() {
     let mut custodian =
         token.spawn_as("sh", &["-c", r#"exec 3<&0; "$0" custodian --supervisor $$ <&3 & wait"#, BINARY]);
     custodian.send(&token.boot);
-    assert!(custodian.receive::<Hello>().is_some());
+    assert!(custodian.hello().is_some());
     kill(Pid::from_raw(custodian.id() as i32), Signal::SIGKILL).unwrap();
-    assert!(custodian.receive::<Hello>().is_none(), "our end is open all the while");
+    assert!(custodian.hello().is_none(), "our end is open all the while");
 }
 
 #[test]

@@ -6,14 +6,15 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use fault_module::sys::{
-    CKR_DEVICE_ERROR, CKR_GENERAL_ERROR, CKR_OK, CKR_PIN_INCORRECT, CKR_SESSION_HANDLE_INVALID,
+    CKR_DEVICE_ERROR, CKR_GENERAL_ERROR, CKR_HOST_MEMORY, CKR_OK, CKR_PIN_INCORRECT,
+    CKR_SESSION_HANDLE_INVALID,
 };
 use fault_module::{Fault, Function, Kind, Latency, Length, Vanishing};
 use hsm_authd::custodian::{EXIT_HSM_FAILED, EXIT_PIN_REFUSED, EXIT_START_FAILED};
 use hsm_authd::domain::credential::ObjectId;
 use hsm_authd::domain::otp::Algorithm;
 use hsm_authd::domain::row::SealedBytes;
-use hsm_authd::hsm::messages::{self, Call, Custody, Hello, Reply, Request, Response};
+use hsm_authd::hsm::messages::{Call, Custody, Reply, Request, Response};
 use nix::sys::signal::Signal;
 
 use crate::custodian::{account, check, credential, state};
@@ -28,14 +29,14 @@ const SEED: &[u8] = b"a seed of the faults";
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// A token behind a fault module, with a credential.
-struct World {
-    token: TestToken,
-    faults: FaultModule,
+pub struct World {
+    pub token: TestToken,
+    pub faults: FaultModule,
     standing: Vec<SealedBytes>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut token = TestToken::new();
         let faults = token.with_faults();
         let mut custodian = token.custodian();
@@ -51,18 +52,19 @@ impl World {
     }
 
     /// What a custodian says to the right code.
-    fn verify(&self, custodian: &mut Custodian) -> Answer {
+    pub fn verify(&self, custodian: &mut Custodian) -> Answer {
         self.send(custodian, &code(SEED, 0, 6));
         Answer::of(custodian)
     }
 
-    fn refuse(&self, custodian: &mut Custodian) -> Answer {
+    /// What it says to a wrong one.
+    pub fn refuse(&self, custodian: &mut Custodian) -> Answer {
         self.send(custodian, &code(SEED, 1, 6));
         Answer::of(custodian)
     }
 
     /// A custodian that comes up now says yes to what is right and no to what is wrong.
-    fn is_well(&self) {
+    pub fn is_well(&self) {
         let mut custodian = self.token.custodian();
         assert_eq!([self.verify(&mut custodian), self.refuse(&mut custodian)], [Answer::Yes, Answer::No]);
         assert!(custodian.end().0.success());
@@ -72,24 +74,27 @@ impl World {
     fn fails_to_start(&self) -> (ExitStatus, String) {
         let mut custodian = self.token.spawn();
         custodian.send(&self.token.boot);
-        assert!(custodian.receive::<Hello>().is_none());
+        assert!(custodian.hello().is_none());
         custodian.end()
     }
 }
 
 /// What came back.
 #[derive(Debug, PartialEq)]
-enum Answer {
+pub enum Answer {
+    /// It is right.
     Yes,
+    /// It is wrong.
     No,
-    Fault(messages::Fault),
+    /// It said so.
+    Fault(String),
     /// It hung up.
     Nothing,
 }
 
 impl Answer {
-    fn hsm(reason: &str) -> Self {
-        Self::Fault(messages::Fault::Hsm(reason.to_owned()))
+    pub fn hsm(reason: &str) -> Self {
+        Self::Fault(format!("the HSM failed: {reason}"))
     }
 
     fn of(custodian: &mut Custodian) -> Self {
@@ -97,7 +102,7 @@ impl Answer {
             Some(Ok(Response::Checked { matched: Some(0), .. })) => Self::Yes,
             Some(Ok(Response::Checked { matched: None, .. })) => Self::No,
             Some(Ok(_)) => panic!("another response"),
-            Some(Err(fault)) => Self::Fault(fault),
+            Some(Err(fault)) => Self::Fault(fault.to_string()),
             None => Self::Nothing,
         }
     }
@@ -117,7 +122,11 @@ fn without_a_fault_everything_passes_through() {
     let before = mine.calls(Function::C_Sign);
     assert_eq!(world.verify(&mut custodian), Answer::Yes);
     let after = world.faults.counts().of(pid).unwrap().calls(Function::C_Sign);
-    assert_eq!(after - before, 2, "the length, and the code of one counter");
+    assert_eq!(
+        after - before,
+        6,
+        "the code of one counter, what is known, and the code again, each with its length"
+    );
     assert!(custodian.end().0.success());
     let counts = world.faults.counts();
     assert_eq!(counts.of(pid).unwrap().sessions_closed, 1);
@@ -132,9 +141,9 @@ fn a_custodian_whose_hsm_fails_says_so_and_leaves() {
     for (function, kind, failure) in [
         (C_UnwrapKey, Kind::Fail(CKR_GENERAL_ERROR), "C_UnwrapKey: CKR_GENERAL_ERROR"),
         (C_UnwrapKey, Kind::FailDone(CKR_DEVICE_ERROR), "C_UnwrapKey: CKR_DEVICE_ERROR"),
-        // Reading its attributes fails, and then destroying it: the latter is told.
-        (C_UnwrapKey, Kind::Fail(CKR_OK), "C_DestroyObject: CKR_OBJECT_HANDLE_INVALID"),
-        (C_UnwrapKey, Kind::Corrupt { bit: 40 }, "C_DestroyObject: CKR_OBJECT_HANDLE_INVALID"),
+        // Reading its attributes fails, and then destroying it: the former is told.
+        (C_UnwrapKey, Kind::Fail(CKR_OK), "C_GetAttributeValue: CKR_OBJECT_HANDLE_INVALID"),
+        (C_UnwrapKey, Kind::Corrupt { bit: 40 }, "C_GetAttributeValue: CKR_OBJECT_HANDLE_INVALID"),
         (C_UnwrapKey, Kind::ForgetLogin, "C_UnwrapKey: CKR_UNWRAPPING_KEY_HANDLE_INVALID"),
         (C_UnwrapKey, Kind::CloseSessions, "C_UnwrapKey: CKR_SESSION_HANDLE_INVALID"),
         (C_UnwrapKey, Kind::Vanish(Vanishing::Quietly), "C_UnwrapKey: CKR_OBJECT_HANDLE_INVALID"),
@@ -239,20 +248,20 @@ fn a_slow_module_is_slow_and_nothing_else() {
 fn a_fault_is_met_by_the_calls_and_the_process_that_it_is_for() {
     let world = World::new();
     let [mut one, mut other] = [world.token.custodian(), world.token.custodian()];
-    // Of a verification the first call asks for the length, and the second one signs.
-    let fail = || Fault::of(Function::C_Sign, Kind::Fail(CKR_GENERAL_ERROR)).in_process(one.id());
-    let set = world.faults.set(fail().from_call(5).once());
+    // A verification signs three times, and asks for the length before each.
+    let fail = || Fault::of(Function::C_Sign, Kind::Fail(CKR_HOST_MEMORY)).in_process(one.id());
+    let set = world.faults.set(fail().from_call(13).once());
     assert_eq!(world.verify(&mut other), Answer::Yes);
     assert_eq!([world.verify(&mut one), world.verify(&mut one)], [Answer::Yes, Answer::Yes]);
     assert_eq!(set.count(), 0);
-    assert_eq!(world.verify(&mut one), Answer::hsm("C_Sign: CKR_GENERAL_ERROR"));
+    assert_eq!(world.verify(&mut one), Answer::hsm("C_Sign: CKR_HOST_MEMORY"));
     assert_eq!((world.verify(&mut other), set.count()), (Answer::Yes, 1));
 
     // For two calls, over both; what is set first counts. Those that put nothing out do not.
     let mut one = world.token.custodian();
     let short =
-        world.faults.set(Fault::of(Function::C_Sign, Kind::Short(Length::To(0))).from_call(2).times(2));
-    let lie = world.faults.set(Fault::of(Function::C_SignInit, Kind::Fail(CKR_OK)).from_call(4));
+        world.faults.set(Fault::of(Function::C_Sign, Kind::Short(Length::To(0))).from_call(4).times(2));
+    let lie = world.faults.set(Fault::of(Function::C_SignInit, Kind::Fail(CKR_OK)).from_call(6));
     assert_eq!((world.verify(&mut one), short.count()), (Answer::Yes, 0));
     assert_eq!(world.verify(&mut one), Answer::hsm("C_Sign: a result of the wrong length"));
     assert_eq!(world.verify(&mut other), Answer::hsm("C_Sign: a result of the wrong length"));
@@ -262,9 +271,9 @@ fn a_fault_is_met_by_the_calls_and_the_process_that_it_is_for() {
 
     // Asking for a length does nothing that could have been done.
     let mut one = world.token.custodian();
-    let done = world.faults.set(Fault::of(Function::C_Sign, Kind::FailDone(CKR_DEVICE_ERROR)).from_call(2));
+    let done = world.faults.set(Fault::of(Function::C_Sign, Kind::FailDone(CKR_HOST_MEMORY)).from_call(4));
     assert_eq!((world.verify(&mut one), done.count()), (Answer::Yes, 0));
-    assert_eq!(world.verify(&mut one), Answer::hsm("C_Sign: CKR_DEVICE_ERROR"));
+    assert_eq!(world.verify(&mut one), Answer::hsm("C_Sign: CKR_HOST_MEMORY"));
 }
 
 #[test]
@@ -285,7 +294,7 @@ fn a_token_that_is_away_comes_back_and_a_quiet_loss_lasts_as_long_as_the_process
     }
     let quiet = Fault::of(Function::C_GetAttributeValue, Kind::Vanish(Vanishing::Quietly)).once();
     let set = world.faults.set(quiet);
-    assert_eq!(world.verify(&mut before), Answer::hsm("C_DestroyObject: CKR_OBJECT_HANDLE_INVALID"));
+    assert_eq!(world.verify(&mut before), Answer::hsm("C_GetAttributeValue: CKR_OBJECT_HANDLE_INVALID"));
     assert_eq!(set.count(), 1, "and everything after that");
     world.is_well();
 }
@@ -305,13 +314,15 @@ fn no_objects_where_there_are_some_is_no_secret_that_is_missing() {
     let ask = || Request::CheckOtp(check(&standing, &["123456"], &[0], &[]));
 
     let set = world.faults.set(Fault::of(Function::C_FindObjects, Kind::Short(Length::To(0))));
-    // The HSM does otherwise what it always did, so it is there: this object is not.
-    assert_eq!(one.call(ask()).err(), Some(messages::Fault::Missing(id)));
-    assert_eq!(set.count(), 1);
+    // The HSM does otherwise what it always did, and yet does not find a key that is there.
+    let blind = one.call(ask()).err().unwrap();
+    let words = "the HSM failed: C_FindObjects: not even hsm-authd/row/v1, which is there";
+    assert_eq!(blind.to_string(), words);
+    assert!(set.count() >= 2);
     set.lift();
     let set = world.faults.set(Fault::everywhere(Kind::Vanish(Vanishing::Quietly)));
-    let gone = messages::Fault::Hsm("C_SignInit: CKR_OBJECT_HANDLE_INVALID".into());
-    assert_eq!(other.call(ask()).err(), Some(gone));
+    let gone = other.call(ask()).err().unwrap();
+    assert_eq!(gone.to_string(), words);
     assert!(set.count() > 0);
     set.lift();
     assert!(world.token.custodian().call(ask()).is_ok());

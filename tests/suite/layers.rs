@@ -4,20 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module, and what of the crate it may use besides itself.
-const ALLOWED: [(&str, &[&str]); 29] = [
+const ALLOWED: [(&str, &[&str]); 30] = [
     ("secret", &[]),
     ("domain", &[]),
     ("clock", &["domain"]),
+    ("lifeline", &[]),
     ("metrics", &["domain"]),
     ("config", &["domain"]),
     ("control", &[]),
-    ("hsm", &["domain", "secret", "metrics"]),
+    ("hsm", &["domain", "secret", "lifeline", "metrics"]),
     ("custodian", &["domain", "secret", "hsm::messages", "control"]),
-    ("store", &["domain", "secret", "metrics"]),
-    ("service", &["domain", "secret", "clock", "config", "metrics", "hsm", "store"]),
+    ("store", &["domain", "secret", "lifeline", "metrics"]),
+    ("service", &["domain", "secret", "clock", "config", "lifeline", "metrics", "hsm", "store"]),
     ("tls", &["domain", "config"]),
     ("trust", &["domain", "config"]),
-    ("api", &["domain", "secret", "config", "metrics", "service", "store::Page", "tls"]),
+    ("api", &["domain", "secret", "config", "lifeline", "metrics", "service", "store::Page", "tls"]),
     ("server", &["api", "config", "metrics", "tls"]),
     ("ops", &["api", "clock", "hsm", "metrics", "server", "service", "store"]),
     ("control_socket", &["service"]),
@@ -39,8 +40,19 @@ const ALLOWED: [(&str, &[&str]); 29] = [
             "trust",
         ],
     ),
-    ("supervisor", &["config", "control", "init", "hsm::messages", "custodian::EXIT_PIN_REFUSED"]),
-    ("init", &["config", "custodian::token::Setup", "hsm::messages", "supervisor"]),
+    (
+        "supervisor",
+        &[
+            "config",
+            "control",
+            "init",
+            "hsm::messages",
+            "custodian::EXIT_MISCONFIGURED",
+            "custodian::EXIT_PIN_REFUSED",
+            "custodian::EXIT_START_FAILED",
+        ],
+    ),
+    ("init", &["config", "custodian::token::Setup", "hsm::messages", "store::usage", "supervisor"]),
     (
         "keys",
         &[

@@ -40,9 +40,14 @@ pub struct Report {
 
 impl Load {
     pub async fn begin(crowd: &Crowd) -> Self {
+        Self::begin_with(crowd.enrol("hotp", None, USERS).await, crowd).await
+    }
+
+    /// The same with credentials that are there already, of which no code was used.
+    pub async fn begin_with(tokens: Vec<Token>, crowd: &Crowd) -> Self {
         let shared = Arc::new(Shared::default());
         let mut users = JoinSet::new();
-        for (number, token) in crowd.enrol("hotp", None, USERS).await.into_iter().enumerate() {
+        for (number, token) in tokens.into_iter().enumerate() {
             users.spawn(use_token(token, crowd.clone(), number, shared.clone()));
         }
         let mut load = Self { shared, users };

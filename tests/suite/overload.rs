@@ -24,7 +24,8 @@ pub fn start(limits: &[(&str, i64)]) -> (Daemon, Served) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beyond_the_room_for_requests_callers_are_told_to_come_back() {
-    let (daemon, served) = start(&[("requests_max", 3)]);
+    // A tenant may have as many as are still free: of five three, and another one more.
+    let (daemon, served) = start(&[("requests_max", 5)]);
     let identity = daemon.identity("bank-a");
     let bank = Connection::open(&served.url, &identity, Http::Two).await.unwrap();
     let mut slow = Vec::new();
@@ -36,11 +37,19 @@ async fn beyond_the_room_for_requests_callers_are_told_to_come_back() {
     assert_eq!((answer.status.as_u16(), problem(&answer).as_str()), (503, "unavailable"));
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(bank.get("/v1/credentials").await.unwrap().status, 503, "whatever the route");
+    let other = daemon.identity("bank-b");
+    let other_bank = Connection::open(&served.url, &other, Http::Two).await.unwrap();
+    let id = enrol_hotp(&other_bank, "acct-1").await;
+    let others = SlowRequest::verify(&served.url, &other, &id, &rfc_code(0)).await;
+    assert_eq!(other_bank.get("/v1/credentials").await.unwrap().status, 503, "one is left, and it has one");
+    let auditor = Connection::open(&served.url, &daemon.identity("auditor"), Http::Two).await.unwrap();
+    assert_eq!(auditor.get("/v1/audit").await.unwrap().status, 200, "the last one is for the next");
     assert_eq!(ops_get(&served.ops_url, "/readyz").0, 200, "the operator has an entrance of his own");
 
     for slow in slow {
         assert_eq!(slow.finish().await.0, 200, "those that were let in are answered");
     }
+    assert_eq!(others.finish().await.0, 200);
     assert_eq!(bank.get("/v1/credentials").await.unwrap().status, 200);
 
     // A crowd: some are served, the others are told, nobody is left without an answer.

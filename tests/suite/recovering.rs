@@ -248,6 +248,46 @@ async fn a_recovery_that_is_killed_anywhere_is_done_again() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_put_back_behind_it_is_not_taken_for_a_recovered_one() {
+    let mut daemon = Daemon::start();
+    let crowd = Crowd::of(&daemon, "bank-a").await;
+    let tokens = crowd.enrol("hotp", None, 450).await;
+    daemon.stop();
+    let copy = snapshot(&daemon);
+    daemon.resume();
+    let bank = daemon.connect("bank-a").await;
+    done(&verify(&bank, &tokens[0].id, &tokens[0].code(0)).await);
+    daemon.stop();
+    anchor(&daemon);
+    put_back(&daemon, &copy);
+
+    // Who can write the file waits for the first row to be recovered, and puts back what stood there.
+    let attacker = Database::open(daemon.database()).unwrap();
+    let old = "CREATE TEMP TABLE old AS SELECT * FROM credential_state ORDER BY id LIMIT 1";
+    attacker.execute(old, []).unwrap();
+    let mut command = Command::new(BINARY);
+    command.args(["recover", "--accept-rollback", "--config"]).arg(daemon.dir().join("hsm-authd.toml"));
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let put_back = "INSERT OR REPLACE INTO credential_state SELECT old.* FROM old \
+                    JOIN credential_state AS now ON now.id = old.id WHERE now.seal <> old.seal";
+    while attacker.execute(put_back, []).unwrap_or(0) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let line = complaint(&child.wait_with_output().unwrap());
+    assert!(line.contains("changes the database while it is recovered"), "{line}");
+    refusal(&daemon);
+    said(&recover(&daemon));
+    assert!(is_sound(&daemon));
+    daemon.resume();
+    let bank = daemon.connect("bank-a").await;
+    for token in &tokens {
+        assert_eq!(token.view(&bank).await["resumable"], json!(false));
+    }
+}
+
+#[tokio::test]
 async fn rows_that_are_not_what_was_sealed_are_removed_and_named() {
     let mut daemon = Daemon::start();
     let bank = daemon.connect("bank-a").await;

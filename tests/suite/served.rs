@@ -51,7 +51,7 @@ fn free_port() -> u16 {
 pub struct Served {
     child: Child,
     output: Option<BufReader<ChildStdout>>,
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
     heard: Mutex<String>,
     pub url: String,
     pub ops_url: String,
@@ -65,8 +65,21 @@ impl Served {
         Self::start_by(command, config)
     }
 
+    /// Starts it, and waits for nothing.
+    pub fn spawn(config: &Path) -> Self {
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--config"]).arg(config).stdin(Stdio::null());
+        Self::spawn_by(command, config)
+    }
+
     /// The same by a command of the caller's own that ends up in `serve` with this configuration.
-    pub fn start_by(mut command: Command, config: &Path) -> Self {
+    pub fn start_by(command: Command, config: &Path) -> Self {
+        let served = Self::spawn_by(command, config);
+        served.await_ready();
+        served
+    }
+
+    fn spawn_by(mut command: Command, config: &Path) -> Self {
         let table: Table = std::fs::read_to_string(config).unwrap().parse().unwrap();
         let address = |name: &str| table[name]["listen"].as_str().unwrap().to_owned();
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -78,9 +91,8 @@ impl Served {
         });
         let (url, ops_url) = (format!("https://{}", address("server")), format!("http://{}", address("ops")));
         let output = child.stdout.take().map(BufReader::new);
-        let served = Self { child, output, lines, heard: Mutex::default(), url, ops_url };
-        served.await_ready();
-        served
+        let lines = Mutex::new(lines);
+        Self { child, output, lines, heard: Mutex::default(), url, ops_url }
     }
 
     /// Waits until it says that it is ready.
@@ -94,7 +106,9 @@ impl Served {
         let mut heard = self.heard.lock().unwrap();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else { panic!("no {what}: {heard}") };
+            let Ok(line) = self.lines.lock().unwrap().recv_timeout(left) else {
+                panic!("no {what}: {heard}")
+            };
             *heard += &format!("{line}\n");
             if serde_json::from_str(&line).is_ok_and(|line| is_it(&line)) {
                 return;
@@ -105,6 +119,35 @@ impl Served {
     /// What it logged up to the last line that was waited for.
     pub fn heard(&self) -> String {
         self.heard.lock().unwrap().clone()
+    }
+
+    /// What it said on standard error since it was looked at last.
+    pub fn said(&self) -> Vec<String> {
+        self.lines.lock().unwrap().try_iter().collect()
+    }
+
+    /// The same of one that has ended, to its last word.
+    pub fn last_words(&self) -> Vec<String> {
+        std::iter::from_fn(|| self.lines.lock().unwrap().recv_timeout(START_MAX).ok()).collect()
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// How it ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        crate::processes::ended(&mut self.child)
+    }
+
+    /// Everything that it has logged and nobody has looked at ([`Served::said`]), and what was waited for.
+    pub fn log(&self) -> String {
+        let mut heard = self.heard.lock().unwrap();
+        while let Ok(line) = self.lines.lock().unwrap().try_recv() {
+            *heard += &format!("{line}\n");
+        }
+        heard.clone()
     }
 
     pub fn pid(&self) -> i32 {

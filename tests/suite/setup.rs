@@ -104,12 +104,13 @@ fn a_wrong_pin_of_either_kind_says_which() {
     let wrong = token.file("wrong", "not the PIN");
     let mut boot = token.boot.clone();
     boot.pin_file = wrong.clone();
-    let output = token.set_up_with(&Setup { boot, so_pin_file: None });
+    let output = token.set_up_with(&Setup { boot, needed: Vec::new(), so_pin_file: None });
     assert_refused(&output, EXIT_PIN_REFUSED, &["user PIN", "CKR_PIN_INCORRECT"]);
 
     let token = TestToken::bare();
     intrude(&token, "a token without user PIN");
-    let output = token.set_up_with(&Setup { boot: token.boot.clone(), so_pin_file: Some(wrong) });
+    let output =
+        token.set_up_with(&Setup { boot: token.boot.clone(), needed: Vec::new(), so_pin_file: Some(wrong) });
     assert_refused(&output, EXIT_PIN_REFUSED, &["SO PIN", "CKR_PIN_INCORRECT"]);
 }
 

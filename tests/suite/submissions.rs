@@ -13,7 +13,7 @@ use crate::daemon::{Daemon, code, enrol, problem, text};
 
 /// How many connections of each kind a crowd has, and how many of five requests take HTTP/2.
 const ONES: usize = 8;
-/// With 256 streams each they stay below the 1024 requests that a daemon works on at once.
+/// With 256 streams each they stay below the 1024 requests that a daemon takes of one tenant at once.
 const TWOS: usize = 3;
 const OVER_HTTP_2: usize = 4;
 

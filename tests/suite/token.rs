@@ -13,7 +13,7 @@ use hsm_authd::custodian::token::Setup;
 use hsm_authd::dev::SOFTHSM_MODULES;
 use hsm_authd::domain::system_key::NewestKeys;
 use hsm_authd::hsm::messages::{
-    BUILD_ID, Boot, Call, Fault, Hello, Reply, Request, Response, decode, encode, frame_length,
+    BUILD_ID, Boot, Call, Fault, Greeting, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -41,6 +41,9 @@ impl TestToken {
             token_label: crate::prepared::DEV_LABEL.to_owned(),
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
+            in_use: false,
+            unwraps_max: u64::MAX,
+            memory_bytes_max: u64::MAX,
         };
         Self { folder, boot, environment: Vec::new() }
     }
@@ -67,6 +70,9 @@ impl TestToken {
             token_label: LABEL.to_owned(),
             pin_file: folder.join("pin"),
             secrets_cached_max: 100,
+            in_use: false,
+            unwraps_max: u64::MAX,
+            memory_bytes_max: u64::MAX,
         };
         Self { folder, boot, environment: Vec::new() }
     }
@@ -89,7 +95,7 @@ impl TestToken {
     /// Runs `hsm-authd token-setup`, with the security officer's PIN or without.
     pub fn set_up(&self, with_so_pin: bool) -> Output {
         let so_pin_file = with_so_pin.then(|| self.folder.join("so-pin"));
-        self.set_up_with(&Setup { boot: self.boot.clone(), so_pin_file })
+        self.set_up_with(&Setup { boot: self.boot.clone(), needed: Vec::new(), so_pin_file })
     }
 
     pub fn set_up_with(&self, setup: &Setup) -> Output {
@@ -98,7 +104,7 @@ impl TestToken {
 
     /// The same without the security officer's PIN, under way.
     pub fn begin_set_up(&self) -> Child {
-        self.begin(&Setup { boot: self.boot.clone(), so_pin_file: None })
+        self.begin(&Setup { boot: self.boot.clone(), needed: Vec::new(), so_pin_file: None })
     }
 
     fn begin(&self, setup: &Setup) -> Child {
@@ -143,7 +149,7 @@ impl TestToken {
     pub fn custodian(&self) -> Custodian {
         let mut custodian = self.spawn();
         custodian.send(&self.boot);
-        match custodian.receive::<Hello>() {
+        match custodian.hello() {
             Some(hello) => {
                 assert_eq!(hello.build_id, BUILD_ID);
                 assert!(
@@ -182,7 +188,7 @@ impl TestToken {
     pub fn refused(&self, boot: &Boot) -> (i32, String) {
         let mut custodian = self.spawn();
         custodian.send(boot);
-        assert!(custodian.receive::<Hello>().is_none());
+        assert!(custodian.hello().is_none());
         let (status, words) = custodian.end();
         (status.code().unwrap(), words)
     }
@@ -235,6 +241,17 @@ impl Custodian {
         let mut body = vec![0; frame_length(header).unwrap()];
         stream.read_exact(&mut body).unwrap();
         Some(decode(&body).unwrap())
+    }
+
+    /// What it greets with; `None`: it says why it does not come up, or hangs up.
+    pub fn hello(&mut self) -> Option<Hello> {
+        loop {
+            match self.receive::<Greeting>() {
+                Some(Greeting::Starting(_)) => {}
+                Some(Greeting::Up(hello)) => return Some(hello),
+                Some(Greeting::Down(_)) | None => return None,
+            }
+        }
     }
 
     /// Asks, and tells of no keys.

@@ -1,9 +1,6 @@
 //! `/v1/credentials/{id}/activate`, `.../rotation`, `.../rebind`: what a rolling credential's terminal brings, and what
 //! it is told.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
@@ -22,37 +19,33 @@ use crate::service::Answer;
 use crate::service::credential_view::CredentialView;
 use crate::service::rolling::{Activation, RollingAnswer, RotationProof, TemporaryCode};
 
-use super::super::Api;
+use super::super::admission::Entrance;
 use super::super::answer::json_response;
 use super::super::call::Call;
 use super::super::problem::Problem;
 use super::super::schema;
 
-pub(in super::super) async fn activate(
-    State(api): State<Arc<Api>>,
-    call: Call,
-) -> Result<RollingAnswer, Problem> {
+pub(in super::super) async fn activate(api: Entrance, call: Call) -> Result<RollingAnswer, Problem> {
     let mut call = call.allowed(Permission::Enroll)?;
     let id = call.credential_id().await;
     let (ask, body) = call.json::<ActivateBody>(&api).await?;
-    Ok(api.service.activate(ask, id, body.try_into()?).await?)
+    let activation = body.try_into()?;
+    Ok(api.turn().await?.activate(ask, id, activation).await?)
 }
 
-pub(in super::super) async fn rotate(
-    State(api): State<Arc<Api>>,
-    call: Call,
-) -> Result<RollingAnswer, Problem> {
+pub(in super::super) async fn rotate(api: Entrance, call: Call) -> Result<RollingAnswer, Problem> {
     let mut call = call.allowed(Permission::Transact)?;
     let id = call.credential_id().await;
     let (ask, body) = call.json::<RotationBody>(&api).await?;
-    Ok(api.service.rotate(ask, id, body.try_into()?).await?)
+    let proof = body.try_into()?;
+    Ok(api.turn().await?.rotate(ask, id, proof).await?)
 }
 
-pub(in super::super) async fn rebind(State(api): State<Arc<Api>>, call: Call) -> Result<Answer, Problem> {
+pub(in super::super) async fn rebind(api: Entrance, call: Call) -> Result<Answer, Problem> {
     let mut call = call.allowed(Permission::Enroll)?;
     let id = call.credential_id().await;
     let ask = call.no_json(&api).await?;
-    Ok(api.service.rebind(ask, id).await?)
+    Ok(api.turn().await?.rebind(ask, id).await?)
 }
 
 /// `POST /v1/credentials/{id}/activate`

@@ -6,11 +6,12 @@ use super::super::pkcs11::{
     Half, Material, Object, PairForm, Pkcs11Error, Session, Shape, Use, VerifyingKey,
 };
 use super::super::secrets::departing;
-use super::survey::{KeyError, KeyName, Kind};
+use super::survey::{KeyError, KeyName, Kind, wrong_half};
 use crate::domain::otp::Algorithm;
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::{Signature, SignatureFormat};
 use crate::domain::wrapped_seed::{WRAPPED_BYTES, WrappedSeed};
+use crate::hsm::messages::Remedy;
 use crate::secret::MacKey;
 
 impl Kind {
@@ -64,7 +65,7 @@ impl PublishedKey {
         digest: &[u8; 32],
         signature: &Signature,
     ) -> Result<bool, Pkcs11Error> {
-        session.verify_digest(self.verifying, digest, signature)
+        session.verify_digest(&self.verifying, digest, signature)
     }
 }
 
@@ -80,16 +81,21 @@ impl SigningKey {
     /// # Errors
     /// The halves are not of one pair, the public one has no point on P-256, or the HSM failed.
     pub fn open(session: &Session, name: KeyName, private: Object, public: Object) -> Result<Self, KeyError> {
+        twice(|| Self::try_out(session, name, private, public))
+    }
+
+    fn try_out(session: &Session, name: KeyName, private: Object, public: Object) -> Result<Self, KeyError> {
         let published = PublishedKey::open(session, name, public)?;
         let digest = Sha256::digest(name.kind.trial()).into();
-        let tried = session.sign_digest(private, &digest).and_then(|signature| {
+        let tried = session.sign_unverified(private, &digest).and_then(|signature| {
             match Signature::parse(SignatureFormat::P1363, &signature, &published.public) {
                 Some(signature) => published.verify(session, &digest, &signature),
                 None => Ok(false),
             }
         });
         if !matches!(tried, Ok(true)) {
-            session.destroy(published.verifying.object())?;
+            // It is no secret, and what is wrong is told.
+            let _ = session.destroy(published.verifying.object());
         }
         match tried? {
             true => Ok(Self { private, published }),
@@ -112,12 +118,12 @@ impl SigningKey {
         &self.published.kid
     }
 
-    /// ECDSA of a SHA-256 digest: r and s, 32 bytes each.
+    /// ECDSA of a SHA-256 digest: r and s, 32 bytes each, verified in this process.
     ///
     /// # Errors
     /// The HSM failed.
     pub fn sign(&self, session: &Session, digest: &[u8; 32]) -> Result<[u8; 64], Pkcs11Error> {
-        session.sign_digest(self.private, digest)
+        session.sign_digest(self.private, &self.published.public, digest)
     }
 }
 
@@ -141,18 +147,24 @@ impl ImportKey {
     /// # Errors
     /// The halves are not of one pair, the public one is no RSA key of 3072 bits, or the HSM failed.
     pub fn open(session: &Session, name: KeyName, private: Object, public: Object) -> Result<Self, KeyError> {
+        twice(|| Self::try_out(session, name, private, public))
+    }
+
+    fn try_out(session: &Session, name: KeyName, private: Object, public: Object) -> Result<Self, KeyError> {
         let key = public_half(session, name, public, PairForm::Rsa3072)?;
         let known = session.create(&departing(KNOWN_SECRET.len()), KNOWN_SECRET)?;
-        let blob = session.wrap_oaep(public, known);
-        session.destroy(known)?;
-        let trial = WrappedSeed::try_from(blob?).map_err(|_| KeyError::OtherPair(name))?;
+        let blob = session.destroy_after(known, session.wrap_oaep(public, known))?;
+        let trial = WrappedSeed::try_from(blob).map_err(|_| KeyError::OtherPair(name))?;
         // What another pair's half wrapped is no blob to this one: the module says so by an error, whichever it is.
-        let arrived = session
-            .unwrap_oaep(private, trial.as_bytes(), &TRIED)
-            .map_err(|error| KeyError::Unwraps(name, error))?;
+        let arrived =
+            session.unwrap_oaep(private, trial.as_bytes(), &TRIED).map_err(|error| match error.remedy() {
+                // Some of what modules say of a blob that they cannot open.
+                Remedy::Refuse | Remedy::Repeat => KeyError::Unwraps(name, error),
+                _ => KeyError::Hsm(error),
+            })?;
         let mac = session.hmac(Algorithm::Sha256, arrived, KNOWN_MESSAGE);
-        session.destroy(arrived)?;
-        match MacKey::new(KNOWN_SECRET).mac(KNOWN_MESSAGE).as_slice() == mac?.as_slice() {
+        let mac = session.destroy_after(arrived, mac)?;
+        match MacKey::new(KNOWN_SECRET).mac(KNOWN_MESSAGE).as_slice() == mac.as_slice() {
             true => Ok(Self { version: name.version, private, public: key, trial }),
             false => Err(KeyError::OtherPair(name)),
         }
@@ -198,11 +210,23 @@ const TRIED: Shape = Shape {
     purpose: Some(Use::Sign),
 };
 
+/// What is said of halves that do not fit has somebody put another key in the place of one: it is said of what was tried
+/// twice.
+fn twice<T>(try_out: impl Fn() -> Result<T, KeyError>) -> Result<T, KeyError> {
+    match try_out() {
+        Err(KeyError::OtherPair(name) | KeyError::Unwraps(name, _)) => try_out().and_then(|_| {
+            let lie = format!("the halves of {name} fit each other, and did not a moment ago");
+            Err(KeyError::Hsm(Pkcs11Error::lie(lie)))
+        }),
+        tried => tried,
+    }
+}
+
 fn public_half(
     session: &Session,
     name: KeyName,
     public: Object,
     form: PairForm,
 ) -> Result<PublicKey, KeyError> {
-    session.public_half(public, form).map_err(|error| KeyError::WrongHalf(Half::Public, name, error))
+    session.public_half(public, form).map_err(|error| wrong_half(Half::Public, name, error))
 }

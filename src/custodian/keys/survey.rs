@@ -97,7 +97,8 @@ impl KeyName {
 
 const MARK: &str = "hsm-authd/unfinished/";
 
-/// Why the system keys cannot be used. Its text follows the token's name.
+/// Why the system keys cannot be used. Its text follows the token's name, and is followed by an advice
+/// ([`KeyError::advice`]).
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The HSM failed.
@@ -119,10 +120,7 @@ pub enum KeyError {
     #[error("several {0}s are labelled {1}: remove all but that of the pair that was used")]
     HalfTwice(Half, KeyName),
     /// A half alone: what is missing, and what is there. Nothing in the token says whether the pair was ever used.
-    #[error(
-        "the {0} of {1} is missing: put it back, or remove the {2} of that label and run `hsm-authd init`, \
-         which makes a new pair; what the old one signed then verifies no more, and what was wrapped for it opens no more"
-    )]
+    #[error("the {0} of {1} is missing")]
     HalfMissing(Half, KeyName, Half),
     /// A half that is not what it must be.
     #[error(
@@ -133,17 +131,86 @@ pub enum KeyError {
     #[error("key {0} is not finished: run `hsm-authd init`")]
     Unfinished(KeyName),
     /// Halves of two pairs.
-    #[error("the public key of {0} does not fit its private key: put the right one back")]
+    #[error(
+        "the public key of {0} does not fit its private key, tried twice: the HSM computes wrongly, or somebody has \
+         replaced one of them and is to put the right one back"
+    )]
     OtherPair(KeyName),
     /// A private half that does not unwrap what the public one wrapped.
-    #[error("the private key of {0} does not unwrap what its public key wraps ({1}): put the right one back")]
+    #[error(
+        "the private key of {0} does not unwrap what its public key wraps, tried twice ({1}): the HSM computes wrongly, or \
+         somebody has replaced one of them and is to put the right one back"
+    )]
     Unwraps(KeyName, Pkcs11Error),
     /// The token's first anchor.
     #[error("the anchor of the log cannot be made: {0}")]
     Anchor(Fault),
     /// A kind of which there is no version.
-    #[error("there is no key hsm-authd/{}/v1: run `hsm-authd init`", .0.name())]
+    #[error("there is no key hsm-authd/{}/v1", .0.name())]
     Missing(Kind),
+    /// A version that something is stored under.
+    #[error("there is no key {0}")]
+    Lost(KeyName),
+}
+
+impl KeyError {
+    /// What is to be done about what is missing: another thing if there is a database that needs it.
+    pub fn advice(&self, in_use: bool) -> String {
+        match (self, in_use) {
+            (Self::Missing(Kind::Kek | Kind::Row | Kind::Data), true) | (Self::Lost(_), _) => {
+                ", and there is a database that needs it: this is another token, or the HSM does not show what it has, or \
+                 the key is lost and comes back from the HSM's own backup (docs/hsm-faults.md)"
+                    .to_owned()
+            }
+            (Self::Missing(_), true) => {
+                ", and there is a database: the key comes back from the HSM's own backup, unless the database is of a \
+                 release that had no such key yet (docs/hsm-faults.md)"
+                    .to_owned()
+            }
+            (Self::Missing(_), false) => {
+                ": run `hsm-authd init`, if this is the right token and it shows what it has".to_owned()
+            }
+            (Self::HalfMissing(..), true) => {
+                ": put it back from the HSM's own backup, and remove nothing (docs/hsm-faults.md)".to_owned()
+            }
+            (Self::HalfMissing(_, _, there), false) => format!(
+                ": put it back, or remove the {there} of that label and run `hsm-authd init`, which makes a new pair; what \
+                 the old one signed then verifies no more, and what was wrapped for it opens no more"
+            ),
+            _ => String::new(),
+        }
+    }
+
+    /// Of a key that was read: it is wrong only if it was read, and is not what it must be.
+    pub(super) fn of_object(error: Pkcs11Error, wrong: impl FnOnce(Pkcs11Error) -> Self) -> Self {
+        match error.is_of_object() {
+            true => wrong(error),
+            false => Self::Hsm(error),
+        }
+    }
+
+    /// Itself, if it is known to be so: of a session that nobody is logged in to the half of all objects is not there.
+    pub fn established(self, session: &Session) -> Self {
+        if let Self::Hsm(_) = self {
+            return self;
+        }
+        // By another search than the first: what that one passes over is shown by this one, or neither is to be believed.
+        if let Self::HalfMissing(missing, name, there) = self {
+            let count = |half| session.labelled_half(&name.to_string(), half).map(|found| found.len());
+            match [there, missing].map(count).into_iter().collect::<Result<Vec<_>, _>>() {
+                Ok(counts) if counts == [1, 0] => {}
+                Ok(_) => {
+                    return Pkcs11Error::lie(format!("C_FindObjects: {name} is there, and is not")).into();
+                }
+                Err(error) => return error.into(),
+            }
+        }
+        match session.is_logged_in() {
+            Ok(true) => self,
+            Ok(false) => Self::Hsm(Pkcs11Error::lie("C_GetSessionInfo: nobody is logged in any more")),
+            Err(error) => Self::Hsm(error),
+        }
+    }
 }
 
 /// A system key in the token.
@@ -205,27 +272,83 @@ impl Survey {
     }
 }
 
+/// What the labels in the token say.
+#[derive(Default)]
+struct Labels {
+    objects: BTreeMap<KeyName, Vec<Object>>,
+    unfinished: BTreeSet<KeyName>,
+    retired: BTreeMap<KeyName, Vec<Object>>,
+}
+
+/// How often the labels are read at most until it was the same twice.
+const READINGS_MAX: usize = 3;
+
+impl Labels {
+    fn read(session: &Session) -> Result<Self, KeyError> {
+        let mut labels = Self::default();
+        for (object, label) in session.labelled_objects()? {
+            if let Some(name) = marked(session, object, &label)? {
+                labels.unfinished.insert(name);
+            } else if let Some(name) = KeyName::of_retired(&label) {
+                // One that is not private needs no PIN, and would say what our signatures are.
+                if session.is_private(object)? {
+                    labels.retired.entry(name).or_default().push(object);
+                }
+            } else if let Some(name) = KeyName::parse(&label) {
+                match name {
+                    // Who is told to remove it must find it.
+                    Err(KeyError::Version(label)) if session.labelled(&label)?.is_empty() => {
+                        let lie =
+                            format!("C_GetAttributeValue: an object labelled {label}, which no search finds");
+                        return Err(Pkcs11Error::lie(lie).into());
+                    }
+                    name => labels.objects.entry(name?).or_default().push(object),
+                }
+            }
+        }
+        Ok(labels)
+    }
+
+    /// As two readings in a row have it: one may have passed something over.
+    fn agreed(session: &Session) -> Result<Self, KeyError> {
+        let mut before = Self::read(session)?;
+        for _ in 1..READINGS_MAX {
+            let labels = Self::read(session)?;
+            if labels.counts().eq(before.counts()) && labels.unfinished == before.unfinished {
+                return Ok(labels);
+            }
+            before = labels;
+        }
+        Err(Pkcs11Error::lie("C_FindObjects: other keys each time").into())
+    }
+
+    fn counts(&self) -> impl Iterator<Item = (KeyName, usize)> {
+        self.objects.iter().chain(&self.retired).map(|(name, objects)| (*name, objects.len()))
+    }
+}
+
 /// All system keys in the token. What is being made, or was begun and interrupted, is passed over where there is
 /// another version of its kind.
 ///
 /// # Errors
 /// The first key that is not what it must be.
 pub fn survey(session: &Session) -> Result<Survey, KeyError> {
-    let mut objects: BTreeMap<KeyName, Vec<Object>> = BTreeMap::new();
-    let mut unfinished = BTreeSet::new();
-    let mut retired: BTreeMap<KeyName, Vec<Object>> = BTreeMap::new();
-    for (object, label) in session.labelled_objects()? {
-        if let Some(name) = marked(session, object, &label)? {
-            unfinished.insert(name);
-        } else if let Some(name) = KeyName::of_retired(&label) {
-            // One that is not private needs no PIN, and would say what our signatures are.
-            if session.is_private(object)? {
-                retired.entry(name).or_default().push(object);
+    match surveyed(session) {
+        Ok(survey) => Ok(survey),
+        Err(error @ KeyError::Hsm(_)) => Err(error),
+        // It has an operator remove something, perhaps: it is said of what was read twice.
+        Err(_) => match surveyed(session) {
+            Ok(_) => {
+                Err(Pkcs11Error::lie("C_GetAttributeValue: a key that was wrong a moment ago is right")
+                    .into())
             }
-        } else if let Some(name) = KeyName::parse(&label) {
-            objects.entry(name?).or_default().push(object);
-        }
+            Err(error) => Err(error.established(session)),
+        },
     }
+}
+
+fn surveyed(session: &Session) -> Result<Survey, KeyError> {
+    let Labels { mut objects, unfinished, retired } = Labels::agreed(session)?;
     objects.retain(|name, _| !unfinished.contains(name));
     let halves = objects.extract_if(.., |name, _| retired.contains_key(name)).collect();
     if let Some(name) = unfinished.iter().find(|name| !objects.keys().any(|key| key.kind == name.kind)) {
@@ -241,7 +364,7 @@ pub fn survey(session: &Session) -> Result<Survey, KeyError> {
     let kept = |(name, objects): (KeyName, Vec<Object>)| {
         let [object] = *objects else { return Err(KeyError::HalfTwice(Half::Public, name)) };
         let checked = session.check_retired(object);
-        checked.map(|()| (name, object)).map_err(|error| KeyError::WrongHalf(Half::Public, name, error))
+        checked.map(|()| (name, object)).map_err(|error| wrong_half(Half::Public, name, error))
     };
     Ok(Survey {
         keys: objects.into_iter().map(found).collect::<Result<_, _>>()?,
@@ -262,7 +385,12 @@ fn secret(
         .check(object, shape)
         .and_then(|()| session.check_purpose(object, purpose))
         .and_then(|()| session.check_made_inside(object));
-    checked.map(|()| Found::Secret(object)).map_err(|error| KeyError::Wrong(name, error))
+    let wrong = |error| KeyError::of_object(error, |error| KeyError::Wrong(name, error));
+    checked.map(|()| Found::Secret(object)).map_err(wrong)
+}
+
+pub(super) fn wrong_half(half: Half, name: KeyName, error: Pkcs11Error) -> KeyError {
+    KeyError::of_object(error, |error| KeyError::WrongHalf(half, name, error))
 }
 
 fn pair(session: &Session, name: KeyName, form: PairForm, objects: &[Object]) -> Result<Found, KeyError> {
@@ -276,7 +404,7 @@ fn pair(session: &Session, name: KeyName, form: PairForm, objects: &[Object]) ->
         if place.replace(*object).is_some() {
             return Err(KeyError::HalfTwice(half, name));
         }
-        session.check_half(*object, half, form).map_err(|error| KeyError::WrongHalf(half, name, error))?;
+        session.check_half(*object, half, form).map_err(|error| wrong_half(half, name, error))?;
     }
     match (private, public) {
         (Some(private), Some(public)) => Ok(Found::Pair { private, public }),

@@ -1,12 +1,12 @@
-//! Hashing, and encryption of small secrets (AES-256-GCM, NIST SP 800-38D), inside the module.
+//! Encryption of small secrets (AES-256-GCM, NIST SP 800-38D), inside the module.
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::aead::GcmParams;
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::session::{Object, Session};
 use super::{Cause, Pkcs11Error};
-use crate::domain::otp::Algorithm;
 
 /// Length of a GCM nonce, in bytes: the one that every module takes.
 pub const GCM_NONCE_BYTES: usize = 12;
@@ -14,28 +14,11 @@ pub const GCM_NONCE_BYTES: usize = 12;
 const GCM_TAG_BYTES: usize = 16;
 
 impl Session {
-    /// The hash of `message`, zeroized on drop.
+    /// Ciphertext and tag of `plaintext`, bound to `associated_data`; they were decrypted again. A nonce must never come
+    /// twice under one key.
     ///
     /// # Errors
-    /// `C_Digest` failed, or the result has another length.
-    pub fn digest(&self, algorithm: Algorithm, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, Pkcs11Error> {
-        let mechanism = match algorithm {
-            Algorithm::Sha1 => Mechanism::Sha1,
-            Algorithm::Sha256 => Mechanism::Sha256,
-            Algorithm::Sha512 => Mechanism::Sha512,
-        };
-        let hash = Zeroizing::new(self.0.digest(&mechanism, message)?);
-        match hash.len() == algorithm.output_bytes() {
-            true => Ok(hash),
-            false => Err(Pkcs11Error(Cause::Length("C_Digest"))),
-        }
-    }
-
-    /// Ciphertext and tag of `plaintext`, bound to `associated_data`. A nonce must never come twice under
-    /// one key.
-    ///
-    /// # Errors
-    /// `C_Encrypt` failed, or the result has another length.
+    /// `C_Encrypt` failed, or the result is not what decrypts to the same.
     pub fn encrypt(
         &self,
         key: Object,
@@ -43,12 +26,17 @@ impl Session {
         associated_data: &[u8],
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Pkcs11Error> {
-        let mut nonce = nonce;
-        let mechanism = gcm(&mut nonce, associated_data)?;
-        let sealed = self.0.encrypt(&mechanism, key.0, plaintext)?;
-        match sealed.len() == plaintext.len() + GCM_TAG_BYTES {
-            true => Ok(sealed),
-            false => Err(Pkcs11Error(Cause::Length("C_Encrypt"))),
+        let mut parameter = nonce;
+        let mechanism = gcm(&mut parameter, associated_data)?;
+        let sealed = self.raw.encrypt(&mechanism, self.handle(key)?, plaintext)?;
+        if sealed.len() != plaintext.len() + GCM_TAG_BYTES {
+            return Err(Pkcs11Error(Cause::Length("C_Encrypt")));
+        }
+        match self.decrypt(key, nonce, associated_data, &sealed) {
+            Ok(decrypted) if decrypted.ct_eq(plaintext).into() => Ok(sealed),
+            Ok(_) => Err(Pkcs11Error::lie("C_Encrypt: what does not decrypt to the same")),
+            // Of what was encrypted just now no code says that it is somebody else's fault.
+            Err(error) => Err(Pkcs11Error::lie(format!("C_Encrypt: what does not decrypt ({error})"))),
         }
     }
 
@@ -66,7 +54,7 @@ impl Session {
     ) -> Result<Zeroizing<Vec<u8>>, Pkcs11Error> {
         let mut nonce = nonce;
         let mechanism = gcm(&mut nonce, associated_data)?;
-        Ok(Zeroizing::new(self.0.decrypt(&mechanism, key.0, sealed)?))
+        Ok(Zeroizing::new(self.raw.decrypt(&mechanism, self.handle(key)?, sealed)?))
     }
 }
 

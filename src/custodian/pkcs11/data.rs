@@ -3,6 +3,7 @@
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 
 use super::Pkcs11Error;
+use super::handles::Search;
 use super::session::{Object, Session};
 
 fn private_data(label: &str) -> Vec<Attribute> {
@@ -21,7 +22,7 @@ impl Session {
     /// # Errors
     /// The search failed.
     pub fn data_objects(&self, label: &str) -> Result<Vec<Object>, Pkcs11Error> {
-        Ok(self.0.find_objects(&private_data(label))?.into_iter().map(Object).collect())
+        Ok(self.found(Search::Data, self.search(&private_data(label))?))
     }
 
     /// An object's value; one that was left half made has none.
@@ -29,7 +30,11 @@ impl Session {
     /// # Errors
     /// It cannot be read: somebody may have destroyed it meanwhile.
     pub fn data_value(&self, object: Object) -> Result<Vec<u8>, Pkcs11Error> {
-        match self.0.get_attributes(object.0, &[AttributeType::Value])?.pop() {
+        let found = self.attributes(object, &[AttributeType::Value]);
+        if found.as_ref().is_err_and(Pkcs11Error::is_gone) {
+            self.gone(object);
+        }
+        match found?.pop() {
             Some(Attribute::Value(value)) => Ok(value),
             _ => Ok(Vec::new()),
         }
@@ -44,7 +49,7 @@ impl Session {
         wanted.push(Attribute::Value(value.to_vec()));
         let mut template = wanted.clone();
         template.push(Attribute::Modifiable(false));
-        let object = Object(self.0.create_object(&template)?);
+        let object = self.made("C_CreateObject", self.raw.create_object(&template)?)?;
         self.check_attributes(object, &wanted).inspect_err(|_| drop(self.destroy(object)))?;
         Ok(object)
     }

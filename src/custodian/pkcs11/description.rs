@@ -38,17 +38,17 @@ impl Session {
         let mut found = Vec::new();
         // One by one: a module may refuse a whole list for one that the object has not.
         for attribute in READ {
-            for attribute in self.0.get_attributes(object.0, &[attribute]).unwrap_or_default() {
+            for attribute in self.attributes(object, &[attribute]).unwrap_or_default() {
                 let name = constant("CKA", &format!("{:?}", attribute.attribute_type()));
                 found.extend(value(&attribute).map(|value| (name, value)));
             }
         }
         match found.is_empty() {
             // Nothing at all is an object that is gone.
-            true => Err(self.0.get_attributes(object.0, &[AttributeType::Class]).err().map_or_else(
-                || Pkcs11Error(super::Cause::Attribute("CKA_CLASS".to_owned())),
-                Pkcs11Error::from,
-            )),
+            true => Err(self
+                .attributes(object, &[AttributeType::Class])
+                .err()
+                .unwrap_or_else(|| Pkcs11Error(super::Cause::Attribute("CKA_CLASS".to_owned())))),
             false => Ok(found),
         }
     }

@@ -10,6 +10,8 @@ use super::mechanisms::Purpose;
 use super::public_key::{P256_PARAMETERS, POINT_HEADER};
 use super::session::{Object, Session};
 use super::{Cause, Pkcs11Error};
+use crate::custodian::verifier::Verifier;
+use crate::domain::signer::signature::Signature;
 use crate::domain::signer::{P256Key, PublicKey};
 
 /// 65537, as every module takes it.
@@ -136,9 +138,10 @@ impl Session {
         };
         let (public, private) = self.made_for(form.purpose(), |allowed| {
             let (public, private) = ([&of_public[..], allowed].concat(), [&of_private[..], allowed].concat());
-            Ok(self.0.generate_key_pair(&mechanism, &public, &private)?)
+            Ok(self.raw.generate_key_pair(&mechanism, &public, &private)?)
         })?;
-        Ok([(Half::Private, Object(private)), (Half::Public, Object(public))])
+        let made = |handle| self.made("C_GenerateKeyPair", handle);
+        Ok([(Half::Private, made(private)?), (Half::Public, made(public)?)])
     }
 
     /// Which half an object is by its class; `None`: it is neither.
@@ -146,7 +149,7 @@ impl Session {
     /// # Errors
     /// The class cannot be read.
     pub fn half(&self, object: Object) -> Result<Option<Half>, Pkcs11Error> {
-        Ok(match self.0.get_attributes(object.0, &[AttributeType::Class])?.as_slice() {
+        Ok(match self.attributes(object, &[AttributeType::Class])?.as_slice() {
             [Attribute::Class(ObjectClass::PRIVATE_KEY)] => Some(Half::Private),
             [Attribute::Class(ObjectClass::PUBLIC_KEY)] => Some(Half::Public),
             _ => None,
@@ -176,7 +179,7 @@ impl Session {
             Attribute::Label(label.as_bytes().to_vec()),
             Attribute::Modifiable(false),
         ]);
-        Ok(Object(self.0.create_object(&template)?))
+        self.made("C_CreateObject", self.raw.create_object(&template)?)
     }
 
     /// Reads the attributes of what [`Session::keep_public_half`] made.
@@ -196,7 +199,7 @@ impl Session {
             PairForm::P256 => (&[AttributeType::EcPoint][..], "CKA_EC_POINT"),
             PairForm::Rsa3072 => (&[AttributeType::Modulus][..], "CKA_MODULUS"),
         };
-        let key = match self.0.get_attributes(object.0, types)?.as_slice() {
+        let key = match self.attributes(object, types)?.as_slice() {
             [Attribute::EcPoint(der)] => {
                 der.strip_prefix(&POINT_HEADER).and_then(|point| PublicKey::from_p256_point(point).ok())
             }
@@ -211,12 +214,30 @@ impl Session {
         key.ok_or_else(|| Pkcs11Error(Cause::Attribute(name.to_owned())))
     }
 
-    /// ECDSA of a SHA-256 digest: r and s, 32 bytes each.
+    /// ECDSA of a SHA-256 digest: r and s, 32 bytes each, as `public` verifies them.
+    ///
+    /// # Errors
+    /// `C_SignInit` or `C_Sign` failed, or what came out is no such signature.
+    pub fn sign_digest(
+        &self,
+        private: Object,
+        public: &PublicKey,
+        digest: &[u8; 32],
+    ) -> Result<[u8; 64], Pkcs11Error> {
+        let signature = self.sign_unverified(private, digest)?;
+        let is_right = Verifier::new(public).zip(Signature::es256(&signature));
+        match is_right.is_some_and(|(verifier, signature)| verifier.verify(digest, &signature)) {
+            true => Ok(signature),
+            false => Err(Pkcs11Error::lie("C_Sign: a signature that its public key does not verify")),
+        }
+    }
+
+    /// The same, whatever comes out: for halves of which nobody knows whether they are of one pair.
     ///
     /// # Errors
     /// `C_SignInit` or `C_Sign` failed, or the result has another length.
-    pub fn sign_digest(&self, private: Object, digest: &[u8; 32]) -> Result<[u8; 64], Pkcs11Error> {
-        let signature = self.0.sign(&Mechanism::Ecdsa, private.0, digest)?;
+    pub fn sign_unverified(&self, private: Object, digest: &[u8; 32]) -> Result<[u8; 64], Pkcs11Error> {
+        let signature = self.raw.sign(&Mechanism::Ecdsa, self.handle(private)?, digest)?;
         signature.try_into().map_err(|_| Pkcs11Error(Cause::Length("C_Sign")))
     }
 }

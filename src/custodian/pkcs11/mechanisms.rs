@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use cryptoki::error::Error;
 use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType};
 
@@ -41,10 +40,7 @@ impl Purpose {
 }
 
 /// All that is asked of a module, by the names of the standard.
-const NEEDED: [(&str, MechanismType); 15] = [
-    ("CKM_SHA_1", MechanismType::SHA1),
-    ("CKM_SHA256", MechanismType::SHA256),
-    ("CKM_SHA512", MechanismType::SHA512),
+const NEEDED: [(&str, MechanismType); 12] = [
     ("CKM_SHA_1_HMAC", MechanismType::SHA1_HMAC),
     ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC),
     ("CKM_SHA512_HMAC", MechanismType::SHA512_HMAC),
@@ -82,11 +78,10 @@ impl Session {
     /// # Errors
     /// It may.
     pub fn check_purpose(&self, object: Object, purpose: Purpose) -> Result<(), Pkcs11Error> {
-        let found = match self.0.get_attributes(object.0, &[AttributeType::AllowedMechanisms]) {
-            Ok(found) => found,
-            // Of an unknown attribute a module may make an error.
-            Err(Error::Pkcs11(..)) => return Ok(()),
-            Err(error) => return Err(error.into()),
+        let found = match self.attributes(object, &[AttributeType::AllowedMechanisms]) {
+            // What the module does not know at all.
+            Err(error) if error.is_unknown_attribute() => return Ok(()),
+            found => found?,
         };
         let Some(Attribute::AllowedMechanisms(allowed)) = found.first() else { return Ok(()) };
         let allowed: BTreeSet<_> = allowed.iter().map(|mechanism| mechanism.to_string()).collect();

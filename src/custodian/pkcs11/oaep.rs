@@ -21,7 +21,7 @@ impl Session {
     /// # Errors
     /// `C_WrapKey` failed, or returned another length.
     pub fn wrap_oaep(&self, public: Object, key: Object) -> Result<Vec<u8>, Pkcs11Error> {
-        let blob = self.0.wrap_key(&oaep(), public.0, key.0)?;
+        let blob = self.raw.wrap_key(&oaep(), self.handle(public)?, self.handle(key)?)?;
         match blob.len() == RSA_BYTES {
             true => Ok(blob),
             false => Err(Pkcs11Error(Cause::Length("C_WrapKey"))),
@@ -33,7 +33,7 @@ impl Session {
     /// # Errors
     /// Names the first attribute that is not as `shape` says.
     pub fn check_unwrapped(&self, object: Object, shape: &Shape) -> Result<(), Pkcs11Error> {
-        match self.0.get_attributes(object.0, &[AttributeType::ValueLen])?.as_slice() {
+        match self.attributes(object, &[AttributeType::ValueLen])?.as_slice() {
             [Attribute::ValueLen(length)] if **length != 0 => self.check(object, shape),
             // SoftHSM says 0 of whatever was unwrapped.
             _ => self.check(object, &Shape { length_bytes: None, ..*shape }),
@@ -45,6 +45,7 @@ impl Session {
     /// # Errors
     /// `C_UnwrapKey` failed: also if nobody wrapped this for the pair.
     pub fn unwrap_oaep(&self, private: Object, blob: &[u8], shape: &Shape) -> Result<Object, Pkcs11Error> {
-        Ok(Object(self.0.unwrap_key(&oaep(), private.0, blob, &shape.attributes())?))
+        let handle = self.raw.unwrap_key(&oaep(), self.handle(private)?, blob, &shape.attributes())?;
+        self.made("C_UnwrapKey", handle)
     }
 }

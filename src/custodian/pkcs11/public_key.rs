@@ -1,13 +1,16 @@
-//! Keys from outside that signatures are verified with.
+//! Keys from outside that signatures are verified with: by the HSM, and in this process.
+
+use std::rc::Rc;
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 
-use super::Pkcs11Error;
 use super::session::{Object, Session};
+use super::{Cause, Pkcs11Error};
+use crate::custodian::verifier::{SHA256_DIGEST_INFO, Verifier};
+use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
-use crate::domain::signer::{PublicKey, SignatureAlgorithm};
 
 /// `prime256v1` (RFC 5480, section 2.1.1.1), in DER.
 pub(super) const P256_PARAMETERS: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
@@ -15,12 +18,6 @@ pub(super) const P256_PARAMETERS: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce
 /// Tag and length of a DER OCTET STRING of 65 bytes: PKCS#11 has the point wrapped in one, and a module may take
 /// a bare one without a word and call every signature wrong.
 pub(super) const POINT_HEADER: [u8; 2] = [0x04, 65];
-
-/// What stands before a SHA-256 digest in a DigestInfo (RFC 8017, section 9.2, note 1).
-const SHA256_DIGEST_INFO: [u8; 19] = [
-    0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00,
-    0x04, 0x20,
-];
 
 /// All that is asked of a public key, and read back.
 fn attributes(key: &PublicKey) -> Vec<Attribute> {
@@ -49,17 +46,17 @@ fn attributes(key: &PublicKey) -> Vec<Attribute> {
     attributes
 }
 
-/// A public key in the HSM, with the one algorithm that it is for: SoftHSM does not compare the mechanism with
-/// the type of the key, and takes the one for the other.
-#[derive(Clone, Copy, Debug)]
+/// A public key in the HSM, with the same here, which says what algorithm it is for: SoftHSM does not compare the
+/// mechanism with the type of the key, and takes the one for the other.
+#[derive(Clone)]
 pub struct VerifyingKey {
     object: Object,
-    algorithm: SignatureAlgorithm,
+    verifier: Rc<Verifier>,
 }
 
 impl VerifyingKey {
     /// The object, to be destroyed.
-    pub fn object(self) -> Object {
+    pub fn object(&self) -> Object {
         self.object
     }
 }
@@ -69,46 +66,52 @@ impl Session {
     /// as asked for is destroyed.
     ///
     /// # Errors
-    /// `C_CreateObject` or `C_DestroyObject` failed, or names the attribute that is not as asked for.
+    /// `C_CreateObject` failed, or names the attribute that is not as asked for.
     pub fn create_public_key(&self, key: &PublicKey) -> Result<VerifyingKey, Pkcs11Error> {
         let wanted = attributes(key);
-        let object = Object(self.0.create_object(&wanted)?);
-        self.checked(object, &wanted).map(|()| VerifyingKey { object, algorithm: key.algorithm() })
+        let verifier =
+            Verifier::new(key).ok_or_else(|| Pkcs11Error(Cause::Attribute("CKA_EC_POINT".into())))?;
+        let object = self.made("C_CreateObject", self.raw.create_object(&wanted)?)?;
+        self.checked(object, &wanted).map(|()| VerifyingKey { object, verifier: Rc::new(verifier) })
     }
 
     /// Destroys an object that is not as asked for.
     fn checked(&self, object: Object, wanted: &[Attribute]) -> Result<(), Pkcs11Error> {
-        let checked = self.check_attributes(object, wanted);
-        if checked.is_err() {
-            self.destroy(object)?;
-        }
-        checked
+        self.check_attributes(object, wanted).inspect_err(|_| {
+            // It is no secret, and what is wrong was said already.
+            let _ = self.destroy(object);
+        })
     }
 
-    /// Whether `signature` is one of the SHA-256 digest, by this key.
+    /// Whether `signature` is one of the SHA-256 digest, by this key, as the HSM and this process say.
     ///
     /// # Errors
-    /// `C_VerifyInit` failed, or `C_Verify` for another reason than the signature.
+    /// `C_VerifyInit` failed, or `C_Verify` for another reason than the signature; or the two do not agree.
     pub fn verify_digest(
         &self,
-        key: VerifyingKey,
+        key: &VerifyingKey,
         digest: &[u8; 32],
         signature: &Signature,
     ) -> Result<bool, Pkcs11Error> {
-        let VerifyingKey { object, algorithm } = key;
-        let verified = match algorithm {
-            SignatureAlgorithm::Es256 => {
-                self.0.verify(&Mechanism::Ecdsa, object.0, digest, signature.as_bytes())
-            }
-            SignatureAlgorithm::Rs256 => {
+        let object = self.handle(key.object)?;
+        let verified = match *key.verifier {
+            Verifier::P256(_) => self.raw.verify(&Mechanism::Ecdsa, object, digest, signature.as_bytes()),
+            Verifier::Rsa(_) => {
                 let digest_info = [&SHA256_DIGEST_INFO[..], digest].concat();
-                self.0.verify(&Mechanism::RsaPkcs, object.0, &digest_info, signature.as_bytes())
+                self.raw.verify(&Mechanism::RsaPkcs, object, &digest_info, signature.as_bytes())
             }
         };
-        match verified {
-            Ok(()) => Ok(true),
-            Err(Error::Pkcs11(RvError::SignatureInvalid | RvError::SignatureLenRange, _)) => Ok(false),
-            Err(error) => Err(error.into()),
+        let is_right = match verified {
+            Ok(()) => true,
+            Err(Error::Pkcs11(RvError::SignatureInvalid | RvError::SignatureLenRange, _)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        match is_right == key.verifier.verify(digest, signature) {
+            true => Ok(is_right),
+            false => Err(Pkcs11Error::lie(format!(
+                "C_Verify: a signature is said to be {}, and is not",
+                if is_right { "right" } else { "wrong" }
+            ))),
         }
     }
 }
@@ -161,21 +164,21 @@ mod tests {
         let bytes = right.as_bytes();
 
         for (why, expected, by, of, signature) in [
-            ("right", true, this, &digest, right.clone()),
-            ("the other s", true, this, &digest, mirrored),
-            ("another digest", false, this, &other_digest, right.clone()),
-            ("another key", false, other, &digest, right.clone()),
-            ("r and s swapped", false, this, &digest, unparsed(&swapped.to_bytes())),
-            ("in DER", false, this, &digest, unparsed(made.to_der().as_bytes())),
-            ("63 bytes", false, this, &digest, unparsed(&bytes[..63])),
-            ("65 bytes", false, this, &digest, unparsed(&[bytes, &[0]].concat())),
-            ("62 bytes", false, this, &digest, unparsed(&bytes[..62])),
-            ("no bytes", false, this, &digest, unparsed(&[])),
-            ("r = s = 0", false, this, &digest, unparsed(&[0; 64])),
-            ("r and s above the order", false, this, &digest, unparsed(&[0xff; 64])),
+            ("right", true, &this, &digest, right.clone()),
+            ("the other s", true, &this, &digest, mirrored),
+            ("another digest", false, &this, &other_digest, right.clone()),
+            ("another key", false, &other, &digest, right.clone()),
+            ("r and s swapped", false, &this, &digest, unparsed(&swapped.to_bytes())),
+            ("in DER", false, &this, &digest, unparsed(made.to_der().as_bytes())),
+            ("63 bytes", false, &this, &digest, unparsed(&bytes[..63])),
+            ("65 bytes", false, &this, &digest, unparsed(&[bytes, &[0]].concat())),
+            ("62 bytes", false, &this, &digest, unparsed(&bytes[..62])),
+            ("no bytes", false, &this, &digest, unparsed(&[])),
+            ("r = s = 0", false, &this, &digest, unparsed(&[0; 64])),
+            ("r and s above the order", false, &this, &digest, unparsed(&[0xff; 64])),
         ] {
             assert_eq!(session.verify_digest(by, of, &signature).unwrap(), expected, "{why}");
-            assert!(session.verify_digest(this, &digest, &right).unwrap(), "after {why}");
+            assert!(session.verify_digest(&this, &digest, &right).unwrap(), "after {why}");
         }
 
         // A key is what it was made of; one that is not does not stay.
@@ -187,7 +190,7 @@ mod tests {
 
         session.destroy(this.object()).unwrap();
         assert_eq!(session.session_objects(), resting);
-        assert!(session.verify_digest(this, &digest, &right).is_err());
+        assert!(session.verify_digest(&this, &digest, &right).is_err());
     }
 
     #[test]
@@ -209,7 +212,7 @@ mod tests {
             let this = session.create_public_key(&key).unwrap();
             let other_name = if name == "rsa2048" { "rsa4096" } else { "rsa2048" };
             let other = session.create_public_key(&key_named(other_name)).unwrap();
-            let verify = |by, digest: &[u8; 32], signature: &Signature| {
+            let verify = |by: &VerifyingKey, digest: &[u8; 32], signature: &Signature| {
                 session.verify_digest(by, digest, signature).unwrap()
             };
 
@@ -218,7 +221,7 @@ mod tests {
                 let bytes = hex(vector["hex"].as_str().unwrap());
                 let signature = Signature::parse(Raw, &bytes, &key).unwrap();
                 let expected = vector["right"].as_bool().unwrap();
-                assert_eq!(verify(this, &digest, &signature), expected, "{name}: {}", vector["made_by"]);
+                assert_eq!(verify(&this, &digest, &signature), expected, "{name}: {}", vector["made_by"]);
                 right = right.or(expected.then_some(signature));
             }
             let right = right.unwrap();
@@ -227,19 +230,19 @@ mod tests {
             *below.last_mut().unwrap() -= 1;
 
             for (why, by, of, signature) in [
-                ("another digest", this, &other_digest, bytes.to_vec()),
-                ("another key", other, &digest, bytes.to_vec()),
-                ("an octet less", this, &digest, bytes[1..].to_vec()),
-                ("an octet more", this, &digest, [&[0], bytes].concat()),
-                ("no octets", this, &digest, vec![]),
-                ("zero", this, &digest, vec![0; modulus.len()]),
-                ("one", this, &digest, [vec![0; modulus.len() - 1], vec![1]].concat()),
-                ("the modulus less one", this, &digest, below),
-                ("the modulus", this, &digest, modulus.to_vec()),
-                ("above the modulus", this, &digest, vec![0xff; modulus.len()]),
+                ("another digest", &this, &other_digest, bytes.to_vec()),
+                ("another key", &other, &digest, bytes.to_vec()),
+                ("an octet less", &this, &digest, bytes[1..].to_vec()),
+                ("an octet more", &this, &digest, [&[0], bytes].concat()),
+                ("no octets", &this, &digest, vec![]),
+                ("zero", &this, &digest, vec![0; modulus.len()]),
+                ("one", &this, &digest, [vec![0; modulus.len() - 1], vec![1]].concat()),
+                ("the modulus less one", &this, &digest, below),
+                ("the modulus", &this, &digest, modulus.to_vec()),
+                ("above the modulus", &this, &digest, vec![0xff; modulus.len()]),
             ] {
                 assert!(!verify(by, of, &unparsed(&signature)), "{name}: {why}");
-                assert!(verify(this, &digest, &right), "{name}: after {why}");
+                assert!(verify(&this, &digest, &right), "{name}: after {why}");
             }
             session.check_attributes(this.object(), &attributes(&key)).unwrap();
             let error =

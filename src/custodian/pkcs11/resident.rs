@@ -5,6 +5,7 @@ use cryptoki::object::{Attribute, AttributeType};
 use zeroize::Zeroize;
 
 use super::Pkcs11Error;
+use super::handles::Search;
 use super::session::{Object, Session};
 use super::shape::{Material, Shape, Use};
 use crate::domain::otp::Algorithm;
@@ -27,7 +28,7 @@ impl Session {
     /// # Errors
     /// The search failed.
     pub fn residents(&self) -> Result<Vec<Object>, Pkcs11Error> {
-        self.found(&[Attribute::Token(true), label()])
+        Ok(self.found(Search::Residents, self.list(&[Attribute::Token(true), label()])?))
     }
 
     /// Those of this id: one, if it is there and nobody tampered with the token.
@@ -35,11 +36,8 @@ impl Session {
     /// # Errors
     /// The search failed.
     pub fn residents_of(&self, id: &[u8]) -> Result<Vec<Object>, Pkcs11Error> {
-        self.found(&[Attribute::Token(true), label(), Attribute::Id(id.to_vec())])
-    }
-
-    fn found(&self, template: &[Attribute]) -> Result<Vec<Object>, Pkcs11Error> {
-        Ok(self.0.find_objects(template)?.into_iter().map(Object).collect())
+        let template = [Attribute::Token(true), label(), Attribute::Id(id.to_vec())];
+        Ok(self.found_more(Search::Residents, self.search(&template)?))
     }
 
     /// The object's id, empty if it has none.
@@ -47,10 +45,21 @@ impl Session {
     /// # Errors
     /// The attribute cannot be read: also if the object is gone.
     pub fn id(&self, object: Object) -> Result<Vec<u8>, Pkcs11Error> {
-        match self.0.get_attributes(object.0, &[AttributeType::Id])?.pop() {
+        match self.attributes(object, &[AttributeType::Id])?.pop() {
             Some(Attribute::Id(id)) => Ok(id),
             _ => Ok(Vec::new()),
         }
+    }
+
+    /// Destroys one, and nothing else that its handle may be of: it has the label, and this id.
+    ///
+    /// # Errors
+    /// It is another object; or `C_DestroyObject` failed, and it may still be there.
+    pub fn destroy_resident(&self, object: Object, id: Option<&[u8]>) -> Result<(), Pkcs11Error> {
+        let mut wanted = vec![Attribute::Token(true), label()];
+        wanted.extend(id.map(|id| Attribute::Id(id.to_vec())));
+        self.check_attributes(object, &wanted)?;
+        self.destroy(object)
     }
 
     /// Has the HSM make one of so many bytes: nobody ever sees it.
@@ -65,7 +74,7 @@ impl Session {
     ) -> Result<Object, Pkcs11Error> {
         let mut template = template(id, algorithm);
         template.push(Attribute::ValueLen(length_bytes.try_into()?));
-        Ok(Object(self.0.generate_key(&Mechanism::GenericSecretKeyGen, &template)?))
+        self.made("C_GenerateKey", self.raw.generate_key(&Mechanism::GenericSecretKeyGen, &template)?)
     }
 
     /// Makes one of `value`.
@@ -80,13 +89,13 @@ impl Session {
     ) -> Result<Object, Pkcs11Error> {
         let mut template = template(id, algorithm);
         template.push(Attribute::Value(value.to_vec()));
-        let created = self.0.create_object(&template);
+        let created = self.raw.create_object(&template);
         for attribute in &mut template {
             if let Attribute::Value(copy) = attribute {
                 copy.zeroize();
             }
         }
-        Ok(Object(created?))
+        self.made("C_CreateObject", created?)
     }
 
     /// Makes one of a blob that this `kek` wrapped. Of a session object it comes by this way, not by `C_CopyObject`: that
@@ -101,7 +110,7 @@ impl Session {
         id: &[u8],
         algorithm: Algorithm,
     ) -> Result<Object, Pkcs11Error> {
-        Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &template(id, algorithm))?))
+        self.unwrap_with(kek, blob, &template(id, algorithm))
     }
 
     /// Reads the attributes of one back, and has the HSM use it: one that a crash left half made may lack nothing but
@@ -150,7 +159,7 @@ impl Session {
         if !id.is_empty() {
             template.push(Attribute::Id(id.to_vec()));
         }
-        Object(self.0.create_object(&template).unwrap())
+        self.made("C_CreateObject", self.raw.create_object(&template).unwrap()).unwrap()
     }
 
     /// Which attempts to weaken it succeed.
@@ -161,6 +170,6 @@ impl Session {
             Attribute::Sign(false),
             Attribute::AllowedMechanisms(vec![MechanismType::SHA256_HMAC]),
         ]
-        .map(|attribute| self.0.update_attributes(object.0, &[attribute]).is_ok())
+        .map(|attribute| self.raw.update_attributes(self.handle(object).unwrap(), &[attribute]).is_ok())
     }
 }

@@ -1,30 +1,89 @@
 //! A session: keys and what is done with them.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 
+use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::{SessionState, UserType};
+use cryptoki::types::AuthPin;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::handles::{Handles, Search};
 use super::mechanisms::Purpose;
+use super::random::LastDrawn;
 use super::shape::{Material, Shape, Use};
+use super::trials::KnownKey;
 use super::{Cause, Pkcs11Error, constant};
+use crate::custodian::pin::Pin;
 use crate::domain::otp::Algorithm;
 
 /// RFC 3394 adds one block of 8 bytes to what it wraps.
 pub const WRAP_OVERHEAD_BYTES: usize = 8;
 
-/// An object's handle; it means something to the session that found or made it.
+/// An object's handle; it means something to the session that found or made it, and is refused by any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Object(pub(super) ObjectHandle);
+pub struct Object {
+    handle: ObjectHandle,
+    generation: u64,
+}
 
-/// A read-write session of the logged-in user. Its session objects end with it.
-pub struct Session(pub(super) cryptoki::session::Session);
+impl Object {
+    pub(super) fn new(handle: ObjectHandle, generation: u64) -> Self {
+        Self { handle, generation }
+    }
+
+    /// Whose it is: the number of its session.
+    pub(super) fn generation(self) -> u64 {
+        self.generation
+    }
+
+    /// [`Session::handle`] is what a call takes.
+    pub(super) fn handle_in_its_session(self) -> ObjectHandle {
+        self.handle
+    }
+}
+
+/// A read-write session. Its session objects end with it.
+pub struct Session {
+    pub(super) raw: cryptoki::session::Session,
+    pub(super) handles: Handles,
+    pub(super) known_key: KnownKey,
+    pub(super) last_drawn: LastDrawn,
+    /// The label of an object that is known to be there ([`Session::set_witness`]).
+    pub(super) witness: RefCell<Option<String>>,
+}
 
 impl Session {
-    /// The user has been logged in.
-    pub(super) fn of_user(session: cryptoki::session::Session) -> Self {
-        Self(session)
+    pub(super) fn new(raw: cryptoki::session::Session) -> Self {
+        Self {
+            raw,
+            handles: Handles::new(),
+            known_key: KnownKey::default(),
+            last_drawn: LastDrawn::default(),
+            witness: RefCell::default(),
+        }
+    }
+
+    /// Whether the user is logged in, in this process.
+    ///
+    /// # Errors
+    /// `C_GetSessionInfo` failed: the session is gone.
+    pub fn is_logged_in(&self) -> Result<bool, Pkcs11Error> {
+        Ok(self.raw.get_session_info()?.session_state() == SessionState::RwUser)
+    }
+
+    /// Logs the user in: exactly one attempt.
+    ///
+    /// # Errors
+    /// The PIN is refused ([`Pkcs11Error::is_pin_refusal`]), or anything else.
+    pub fn login(&self, pin: &Pin) -> Result<(), Pkcs11Error> {
+        match self.raw.login(UserType::User, Some(&AuthPin::from(pin.as_str()))) {
+            // By another session of this process.
+            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// Every token object that has a label, with it, but for secrets of credentials, of which there may be thousands.
@@ -33,14 +92,16 @@ impl Session {
     /// # Errors
     /// The search failed.
     pub fn labelled_objects(&self) -> Result<Vec<(Object, String)>, Pkcs11Error> {
-        let secrets: HashSet<_> = self.residents()?.into_iter().map(|object| object.0.handle()).collect();
+        let secrets: HashSet<_> =
+            self.residents()?.into_iter().map(|object| object.handle.handle()).collect();
         let mut found = Vec::new();
         // Not by class: an object that a crash left half made may have a label and nothing else.
-        for handle in self.0.find_objects(&[Attribute::Token(true)])? {
-            if secrets.contains(&handle.handle()) {
+        let all = self.search(&[Attribute::Token(true)])?;
+        for object in self.found(Search::Token, all) {
+            if secrets.contains(&object.handle.handle()) {
                 continue;
             }
-            let attributes = match self.attributes(Object(handle), &[AttributeType::Label]) {
+            let attributes = match self.attributes(object, &[AttributeType::Label]) {
                 // A credential's secret, deleted meanwhile by another custodian.
                 Err(error) if error.is_gone() => continue,
                 other => other?,
@@ -48,14 +109,19 @@ impl Session {
             if let [Attribute::Label(label)] = attributes.as_slice()
                 && let Ok(label) = std::str::from_utf8(label)
             {
-                found.push((Object(handle), label.to_owned()));
+                found.push((object, label.to_owned()));
             }
         }
         Ok(found)
     }
 
-    fn attributes(&self, object: Object, types: &[AttributeType]) -> Result<Vec<Attribute>, Pkcs11Error> {
-        Ok(self.0.get_attributes(object.0, types)?)
+    /// Those of them that the object has, and gives out.
+    pub(super) fn attributes(
+        &self,
+        object: Object,
+        types: &[AttributeType],
+    ) -> Result<Vec<Attribute>, Pkcs11Error> {
+        Ok(self.raw.get_attributes(self.handle(object)?, types)?)
     }
 
     /// Whether only who is logged in can have made this object (PKCS #11 3.1, C_CreateObject).
@@ -63,7 +129,7 @@ impl Session {
     /// # Errors
     /// The attribute cannot be read.
     pub fn is_private(&self, object: Object) -> Result<bool, Pkcs11Error> {
-        Ok(self.0.get_attributes(object.0, &[AttributeType::Private])? == [Attribute::Private(true)])
+        Ok(self.attributes(object, &[AttributeType::Private])? == [Attribute::Private(true)])
     }
 
     /// Reads the key's attributes back.
@@ -86,7 +152,7 @@ impl Session {
     /// The same for attributes of any object.
     pub(super) fn check_attributes(&self, object: Object, wanted: &[Attribute]) -> Result<(), Pkcs11Error> {
         let types: Vec<_> = wanted.iter().map(Attribute::attribute_type).collect();
-        let found = self.0.get_attributes(object.0, &types)?;
+        let found = self.attributes(object, &types)?;
         match wanted.iter().find(|attribute| !found.contains(attribute)) {
             None => Ok(()),
             Some(wrong) => {
@@ -129,7 +195,7 @@ impl Session {
         };
         let mut template = shape.all_attributes()?;
         template.extend_from_slice(besides);
-        Ok(Object(self.0.generate_key(&mechanism, &template)?))
+        self.made("C_GenerateKey", self.raw.generate_key(&mechanism, &template)?)
     }
 
     /// Makes a token object that is nothing but its label.
@@ -139,7 +205,8 @@ impl Session {
     pub fn mark(&self, label: &str) -> Result<Object, Pkcs11Error> {
         let class = Attribute::Class(ObjectClass::DATA);
         let label = Attribute::Label(label.as_bytes().to_vec());
-        Ok(Object(self.0.create_object(&[class, Attribute::Token(true), Attribute::Private(true), label])?))
+        let template = [class, Attribute::Token(true), Attribute::Private(true), label];
+        self.made("C_CreateObject", self.raw.create_object(&template)?)
     }
 
     /// Makes a key of `value`.
@@ -149,13 +216,13 @@ impl Session {
     pub fn create(&self, shape: &Shape, value: &[u8]) -> Result<Object, Pkcs11Error> {
         let mut template = shape.attributes();
         template.push(Attribute::Value(value.to_vec()));
-        let created = self.0.create_object(&template);
+        let created = self.raw.create_object(&template);
         for attribute in &mut template {
             if let Attribute::Value(copy) = attribute {
                 copy.zeroize();
             }
         }
-        Ok(Object(created?))
+        self.made("C_CreateObject", created?)
     }
 
     /// A session object that is otherwise the same key.
@@ -163,7 +230,8 @@ impl Session {
     /// # Errors
     /// `C_CopyObject` failed.
     pub fn copy_to_session(&self, object: Object) -> Result<Object, Pkcs11Error> {
-        Ok(Object(self.0.copy_object(object.0, &[Attribute::Token(false)])?))
+        let copy = self.raw.copy_object(self.handle(object)?, &[Attribute::Token(false)])?;
+        self.made("C_CopyObject", copy)
     }
 
     /// The key of `length_bytes` under `kek` (AES key wrap, RFC 3394): `length_bytes` + 8 bytes.
@@ -171,7 +239,8 @@ impl Session {
     /// # Errors
     /// `C_WrapKey` failed, or returned fewer bytes.
     pub fn wrap(&self, kek: Object, key: Object, length_bytes: usize) -> Result<Vec<u8>, Pkcs11Error> {
-        let buffer = self.0.wrap_key(&Mechanism::AesKeyWrap, kek.0, key.0)?;
+        let (kek, key) = (self.handle(kek)?, self.handle(key)?);
+        let buffer = self.raw.wrap_key(&Mechanism::AesKeyWrap, kek, key)?;
         cut(buffer, length_bytes).ok_or(Pkcs11Error(Cause::Length("C_WrapKey")))
     }
 
@@ -192,7 +261,7 @@ impl Session {
             Algorithm::Sha256 => MechanismType::SHA256_HMAC,
             Algorithm::Sha512 => MechanismType::SHA512_HMAC,
         }]));
-        Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &template)?))
+        self.unwrap_with(kek, blob, &template)
     }
 
     /// The key in `blob` as an object of this shape, whose length the module takes from the blob.
@@ -200,14 +269,21 @@ impl Session {
     /// # Errors
     /// `C_UnwrapKey` failed: also if the blob is not what this `kek` wrapped.
     pub fn unwrap(&self, kek: Object, blob: &[u8], shape: &Shape) -> Result<Object, Pkcs11Error> {
-        Ok(Object(self.0.unwrap_key(&Mechanism::AesKeyWrap, kek.0, blob, &shape.attributes())?))
+        self.unwrap_with(kek, blob, &shape.attributes())
     }
 
-    /// The HMAC of `message`: [`Algorithm::output_bytes`] of it, zeroized on drop.
-    ///
-    /// # Errors
-    /// `C_SignInit` or `C_Sign` failed, or the result has another length.
-    pub fn hmac(
+    pub(super) fn unwrap_with(
+        &self,
+        kek: Object,
+        blob: &[u8],
+        template: &[Attribute],
+    ) -> Result<Object, Pkcs11Error> {
+        let handle = self.raw.unwrap_key(&Mechanism::AesKeyWrap, self.handle(kek)?, blob, template)?;
+        self.made("C_UnwrapKey", handle)
+    }
+
+    /// The HMAC of `message`, as the module says it is.
+    pub(super) fn hmac_once(
         &self,
         algorithm: Algorithm,
         key: Object,
@@ -218,7 +294,7 @@ impl Session {
             Algorithm::Sha256 => Mechanism::Sha256Hmac,
             Algorithm::Sha512 => Mechanism::Sha512Hmac,
         };
-        let mac = Zeroizing::new(self.0.sign(&mechanism, key.0, message)?);
+        let mac = Zeroizing::new(self.raw.sign(&mechanism, self.handle(key)?, message)?);
         if mac.len() == algorithm.output_bytes() {
             Ok(mac)
         } else {
@@ -231,21 +307,41 @@ impl Session {
     /// # Errors
     /// `C_DestroyObject` failed: the object may still be there.
     pub fn destroy(&self, object: Object) -> Result<(), Pkcs11Error> {
-        Ok(self.0.destroy_object(object.0)?)
+        let destroyed = self.raw.destroy_object(self.handle(object)?).map_err(Pkcs11Error::from);
+        if destroyed.as_ref().err().is_none_or(Pkcs11Error::is_gone) {
+            self.gone(object);
+        }
+        destroyed
     }
 
-    /// Fills `bytes` from the HSM's random generator.
+    /// Destroys what something was done with. If that failed, its failure is told, and none that came of it.
     ///
     /// # Errors
-    /// `C_GenerateRandom` failed.
-    pub fn random(&self, bytes: &mut [u8]) -> Result<(), Pkcs11Error> {
-        Ok(self.0.generate_random_slice(bytes)?)
+    /// The first of both.
+    pub fn destroy_after<T, E: From<Pkcs11Error>>(&self, object: Object, done: Result<T, E>) -> Result<T, E> {
+        let destroyed = self.destroy(object);
+        let done = done?;
+        destroyed?;
+        Ok(done)
+    }
+
+    /// Destroys the object, and looks whether it is there no more: for one that may leave the HSM.
+    ///
+    /// # Errors
+    /// `C_DestroyObject` or the look failed, or it is there still.
+    pub fn destroy_surely(&self, object: Object) -> Result<(), Pkcs11Error> {
+        self.destroy(object)?;
+        match self.attributes(object, &[AttributeType::Class]) {
+            Err(error) if error.is_gone() => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Err(Pkcs11Error::lie("C_DestroyObject: the object is still there")),
+        }
     }
 
     /// The bytes of a key, if the module gives them out.
     #[cfg(test)]
     pub fn value(&self, object: Object) -> Option<Vec<u8>> {
-        match self.0.get_attributes(object.0, &[AttributeType::Value]).unwrap().pop() {
+        match self.attributes(object, &[AttributeType::Value]).unwrap().pop() {
             Some(Attribute::Value(value)) => Some(value),
             _ => None,
         }
@@ -254,7 +350,7 @@ impl Session {
     /// How many session objects there are.
     #[cfg(test)]
     pub fn session_objects(&self) -> usize {
-        self.0.find_objects(&[Attribute::Token(false)]).unwrap().len()
+        self.raw.find_objects(&[Attribute::Token(false)]).unwrap().len()
     }
 }
 

@@ -30,7 +30,7 @@ async fn a_custodian_that_announces_more_than_a_frame_is_given_up_at_once() {
             token: "a test's".to_owned(),
             newest: NewestKeys::default(),
         };
-        theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
+        theirs.write_all(&encode(&Greeting::Up(hello)).unwrap()).await.unwrap();
         theirs.read_u8().await.unwrap();
         theirs.write_all(&(FRAME_BYTES_MAX as u32 + 1).to_be_bytes()).await.unwrap();
         // It keeps the socket: whoever believes it waits for the rest.

@@ -110,7 +110,7 @@ async fn sum(hsm: &Hsm, rows: &[Sealed<Row>], bytes: Vec<SealedBytes>) -> Result
 
 /// The inner error: the place of the first row whose seal is wrong.
 async fn ask(hsm: &Hsm, rows: Vec<SealedBytes>) -> Result<Result<TableSums, usize>, String> {
-    match persist(|| hsm.sum(rows.clone())).await {
+    match persist(hsm, || hsm.sum(rows.clone())).await {
         Ok(sums) => Ok(Ok(sums)),
         Err(HsmError::Tampered(place)) => Ok(Err(place.into())),
         Err(error) => Err(error.to_string()),

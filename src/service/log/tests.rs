@@ -15,14 +15,17 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::domain::certificate::Trust;
 use crate::hsm::messages::{
-    BUILD_ID, Call, Fault, Hello, Reply, Request, Response, decode, encode, frame_length,
+    BUILD_ID, Call, Fault, Greeting, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
 use crate::service::Policies;
 
 /// A custodian whose token takes anchors as long as it is told so.
 async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>) {
-    let hello =
-        Hello { build_id: BUILD_ID.to_owned(), token: "a test's".to_owned(), newest: Default::default() };
+    let hello = Greeting::Up(Hello {
+        build_id: BUILD_ID.to_owned(),
+        token: "a test's".to_owned(),
+        newest: Default::default(),
+    });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut header = [0; 4];
     while stream.read_exact(&mut header).await.is_ok() {
@@ -37,7 +40,10 @@ async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>) {
             Request::WriteAnchor { .. } => Err(Fault::Request("the token is full".to_owned())),
             _ => Ok(Response::Healthy),
         };
-        stream.write_all(&encode(&Reply { id, busy_ns: 0, newest: None, result }).unwrap()).await.unwrap();
+        stream
+            .write_all(&encode(&Reply { id, busy_ns: 0, newest: None, tired: None, result }).unwrap())
+            .await
+            .unwrap();
     }
 }
 

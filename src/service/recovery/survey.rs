@@ -51,7 +51,7 @@ impl Recovery {
     /// # Errors
     /// The database or the HSM cannot be asked, the HSM has not the keys of the rows, or the clock is behind what is known.
     pub async fn survey(&self) -> Result<Survey, RecoveryError> {
-        let note = persist(|| self.hsm.read_anchor()).await?;
+        let note = persist(&self.hsm, || self.hsm.read_anchor()).await?;
         let anchor = note.as_deref().and_then(Note::parse).map(|note| note.unverified().clone());
         let size = anchor.as_ref().map_or(0, |anchor| anchor.head.size);
         let JudgedLog { head, roots, last_unix_ms, clock_stepped, damage: log } =
@@ -151,7 +151,8 @@ impl Recovery {
                 Found::Unreadable(_) => None,
             })
             .collect();
-        let tampered = persist(|| self.hsm.tampered(rows.iter().map(Sealed::to_bytes).collect())).await?;
+        let tampered =
+            persist(&self.hsm, || self.hsm.tampered(rows.iter().map(Sealed::to_bytes).collect())).await?;
         let mut right = Vec::with_capacity(rows.len());
         for (place, row) in rows.into_iter().enumerate() {
             match tampered.contains(&place) {

@@ -61,7 +61,8 @@ impl Fault {
 /// What goes wrong in a call.
 ///
 /// Which calls count: all of the function; for [`Kind::FailDone`] those that do more than ask for the length of what they
-/// would put out; for [`Kind::Corrupt`] and [`Kind::Short`] those that have put something out.
+/// would put out; for [`Kind::Corrupt`] and [`Kind::Short`] those that have put something out; for [`Kind::Long`] those
+/// that have put out anything, be it a length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// Returns this, and does nothing. With `CKR_OK` it is a lie.
@@ -79,6 +80,9 @@ pub enum Kind {
     },
     /// Puts out less, and says that all is well. Where no length is told, the rest is zero.
     Short(Length),
+    /// Says that what is there is this long, and puts out what it is: in bytes, or things in a list. It is said of lengths
+    /// that are asked for, too.
+    Long(u64),
     /// Ends the process by SIGSEGV.
     Segfault,
     /// Ends the process by `exit`.
@@ -127,13 +131,14 @@ impl Kind {
         match self {
             Self::Corrupt { .. } => function.output() != Output::none,
             Self::Short(_) => !matches!(function.output(), Output::none | Output::fixed | Output::pair),
+            Self::Long(_) => matches!(function.output(), Output::bytes | Output::list | Output::attributes),
             _ => true,
         }
     }
 
     /// Whether it changes what was put out, rather than whether and how.
     pub(crate) fn is_of_output(&self) -> bool {
-        matches!(self, Self::Corrupt { .. } | Self::Short(_))
+        matches!(self, Self::Corrupt { .. } | Self::Short(_) | Self::Long(_))
     }
 
     /// As it is written down.
@@ -154,6 +159,7 @@ impl Kind {
             Self::Vanish(Vanishing::NotPresent) => [13, 0, 0],
             Self::Vanish(Vanishing::Removed) => [14, 0, 0],
             Self::Vanish(Vanishing::Quietly) => [15, 0, 0],
+            Self::Long(length) => [16, length, 0],
         }
     }
 
@@ -176,6 +182,7 @@ impl Kind {
             13 => Self::Vanish(Vanishing::NotPresent),
             14 => Self::Vanish(Vanishing::Removed),
             15 => Self::Vanish(Vanishing::Quietly),
+            16 => Self::Long(a),
             _ => return None,
         })
     }

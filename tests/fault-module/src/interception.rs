@@ -68,7 +68,7 @@ impl Interception {
         self.board.ring();
         let fault = self.fault_before(process, pid, &mut call);
         let code = self.answer(token, process, &mut call, fault);
-        if code == CKR_OK && call.written.is_something() {
+        if code == CKR_OK {
             self.spoil(process, pid, &mut call);
         }
         self.board.ring();
@@ -129,7 +129,7 @@ impl Interception {
             Some((Kind::CloseSessions, _)) => self.close_all(token, process),
             Some((Kind::Vanish(how), _)) => return self.vanished(token, process, call, how),
             // Handled elsewhere.
-            Some((Kind::Latency(_) | Kind::Corrupt { .. } | Kind::Short(_), _)) | None => {}
+            Some((Kind::Latency(_) | Kind::Corrupt { .. } | Kind::Short(_) | Kind::Long(_), _)) | None => {}
         }
         match self.lost.load(Ordering::Relaxed) {
             true => self.vanished(token, process, call, Vanishing::Quietly),
@@ -164,6 +164,9 @@ impl Interception {
         for (_, slot) in self.board.slots() {
             let kind = slot.kind_in(call.function, pid).filter(Kind::is_of_output);
             let Some(kind) = kind.filter(|kind| kind.is_possible_in(call.function)) else { continue };
+            if !matches!(kind, Kind::Long(_)) && !call.written.is_something() {
+                continue;
+            }
             if slot.count().is_none() {
                 continue;
             }
@@ -171,6 +174,7 @@ impl Interception {
             match kind {
                 Kind::Corrupt { bit } => call.written.corrupt(bit),
                 Kind::Short(length) => call.written.shorten(length),
+                Kind::Long(length) => call.written.claim(length),
                 _ => {}
             }
         }

@@ -99,6 +99,23 @@ impl Written {
         }
     }
 
+    /// Says another length than that of what is there, of each thing that was put out.
+    pub(crate) fn claim(&mut self, length: u64) {
+        match self.0 {
+            Outputs::Counted(_, _, count) => {
+                if let Some(mut count) = NonNull::new(count) {
+                    // SAFETY: points to a number of the caller's (see `Written`).
+                    unsafe { *count.as_mut() = length };
+                }
+            }
+            Outputs::Attributes(..) => {
+                let known = |one: &&mut CK_ATTRIBUTE| one.ulValueLen != CK_UNAVAILABLE_INFORMATION;
+                self.attributes().iter_mut().filter(known).for_each(|one| one.ulValueLen = length);
+            }
+            Outputs::None | Outputs::Fixed(..) | Outputs::Pair(..) | Outputs::Filled(..) => {}
+        }
+    }
+
     fn attributes(&mut self) -> &mut [CK_ATTRIBUTE] {
         match self.0 {
             Outputs::Attributes(template, count) if !template.is_null() => {

@@ -1,0 +1,205 @@
+//! The custodian's hold on its token: opened at the start, and opened again when it is lost, without a new process where
+//! that helps (`docs/hsm-faults.md`).
+
+use std::os::unix::fs::MetadataExt;
+
+use super::keys::Keys;
+use super::operations::Operations;
+use super::pkcs11::{Module, Session, Token};
+use super::residents::Residents;
+use super::{EXIT_PIN_REFUSED, StartFailure, check_mechanisms, find_token, load_module, login, read_pin};
+use crate::domain::system_key::NewestKeys;
+use crate::hsm::messages::{Boot, DownCause, Fault, PinFile, Remedy, Request, Response, Step};
+
+/// A module, a token in it, and what is done with its keys.
+pub struct Connection {
+    boot: Boot,
+    module: Module,
+    token: Token,
+    operations: Operations,
+    /// How much was unwrapped in sessions that ended.
+    unwraps_before: u64,
+    /// The token has refused the PIN since: no process may try it again.
+    pub refused_pin: bool,
+}
+
+/// What it takes to go on after a failure.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// The same in the session that there is.
+    Repeat,
+    /// The same in another one.
+    Renew,
+}
+
+/// How far the remedies for one request have come.
+#[derive(Default)]
+struct Tried {
+    repeated: bool,
+    renewed: bool,
+}
+
+impl Tried {
+    /// What is to be tried next; `None`: only another process can help, or nobody.
+    fn next(&mut self, remedy: Remedy) -> Option<Next> {
+        match remedy {
+            Remedy::Repeat if !self.repeated && !self.renewed => {
+                self.repeated = true;
+                Some(Next::Repeat)
+            }
+            // The same did not do: the state of the session is not known.
+            Remedy::Repeat if !self.renewed => self.renew(),
+            Remedy::Rebuild | Remedy::LogIn | Remedy::NewSession if !self.renewed => self.renew(),
+            _ => None,
+        }
+    }
+
+    fn renew(&mut self) -> Option<Next> {
+        self.renewed = true;
+        Some(Next::Renew)
+    }
+}
+
+impl Connection {
+    /// Everything from the module to the keys; `told` learns of each step before it is taken.
+    ///
+    /// # Errors
+    /// One line for the operator. A PIN that is refused is never tried again.
+    pub fn open(boot: &Boot, told: &dyn Fn(Step)) -> Result<Self, StartFailure> {
+        // Looked at before it is read: if it is written in between, it counts as another one.
+        let pin_file = pin_file(boot);
+        let pin = read_pin(&boot.pin_file)?;
+        told(Step::Module);
+        let module = load_module(&boot.module)?;
+        told(Step::Token);
+        let label = &boot.token_label;
+        let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(boot))?;
+        check_mechanisms(&module, &token, label)?;
+        told(Step::Login(pin_file));
+        let session = login(&module, &token, &pin, boot)?;
+        let operations = operations(boot, session, told)?;
+        Ok(Self { boot: boot.clone(), module, token, operations, unwraps_before: 0, refused_pin: false })
+    }
+
+    /// For the log: the token's label, manufacturer and model.
+    pub fn description(&self) -> &str {
+        &self.token.description
+    }
+
+    /// The newest version of each key.
+    pub fn newest_keys(&self) -> NewestKeys {
+        self.operations.newest_keys()
+    }
+
+    /// How many secrets were unwrapped and public keys made in this process.
+    pub fn unwraps(&self) -> u64 {
+        self.unwraps_before.saturating_add(self.operations.unwraps())
+    }
+
+    /// Looks for keys that others know of and that are not known here.
+    pub fn keep_up(&mut self, newest: &NewestKeys) {
+        self.operations.keep_up(newest);
+    }
+
+    /// Answers one request; `repeated`: a custodian may have worked on it before. What the HSM fails in is tried again as
+    /// far as this process can.
+    ///
+    /// # Errors
+    /// After [`Fault::Hsm`] this connection is of no use any more.
+    pub fn answer(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
+        let (mut repeated, mut tried) = (repeated, Tried::default());
+        loop {
+            let failure = match self.operations.answer(request, repeated) {
+                Err(Fault::Hsm(failure)) => failure,
+                other => return other,
+            };
+            // What failed may have been done.
+            repeated = true;
+            match tried.next(failure.remedy) {
+                None => return Err(Fault::Hsm(failure)),
+                Some(Next::Repeat) => tracing::warn!(%failure, "custodian: tried once more"),
+                Some(Next::Renew) => {
+                    tracing::warn!(%failure, "custodian: opens another session");
+                    if let Err(second) = self.renew() {
+                        tracing::error!(reason = second.line, "custodian: no other session");
+                        self.refused_pin = second.exit == EXIT_PIN_REFUSED;
+                        return Err(Fault::Hsm(failure));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Another session, in which somebody is logged in, and every handle found anew in it. All three, whichever of them
+    /// was named: what a module says does not tell which one is lost. What was unwrapped goes with the old session.
+    fn renew(&mut self) -> Result<(), StartFailure> {
+        let (boot, label) = (&self.boot, &self.boot.token_label);
+        let failed = |error| StartFailure::new(format!("token {label}: no session ({error})"));
+        // Before the old one ends: the login is the process's, and goes with its last session.
+        let session = self.module.session(&self.token).map_err(failed)?;
+        if !session.is_logged_in().map_err(failed)? {
+            let pin = read_pin(&boot.pin_file)?;
+            session
+                .login(&pin)
+                .map_err(|error| StartFailure::login(label, "user", &boot.pin_file, &error))?;
+        }
+        let operations = operations(boot, session, &|_| ())?;
+        // SoftHSM finds nothing where its token is gone, and says so as if it were the truth.
+        if !self.operations.newest_keys().beyond(&operations.newest_keys()).is_empty() {
+            return Err(StartFailure::new(format!("token {label} has fewer keys than before")));
+        }
+        self.unwraps_before = self.unwraps();
+        self.operations = operations;
+        Ok(())
+    }
+}
+
+/// Of a file that cannot be looked at: one that nobody has seen.
+fn pin_file(boot: &Boot) -> PinFile {
+    let metadata = std::fs::metadata(&boot.pin_file).ok();
+    PinFile {
+        inode: metadata.as_ref().map_or(0, MetadataExt::ino),
+        modified_unix_s: metadata.as_ref().map_or(0, MetadataExt::mtime),
+        modified_ns: metadata.as_ref().map_or(0, MetadataExt::mtime_nsec),
+    }
+}
+
+fn operations(boot: &Boot, session: Session, told: &dyn Fn(Step)) -> Result<Operations, StartFailure> {
+    let label = &boot.token_label;
+    told(Step::Keys);
+    let keys = Keys::load(&session).map_err(|error| StartFailure::keys(label, boot.in_use, &error))?;
+    told(Step::Secrets);
+    let residents = Residents::load_telling(&session, &|| told(Step::Secrets)).map_err(|error| {
+        StartFailure::new(format!("token {label}: its secrets cannot be listed ({error})"))
+            .of(DownCause::Keys)
+    })?;
+    told(Step::SelfTest);
+    let mut operations = Operations::new(session, keys, residents, boot.secrets_cached_max);
+    operations
+        .self_test()
+        .map_err(|fault| StartFailure::new(format!("token {label} fails the self-test: {fault}")))
+        .map_err(|failure| failure.of(DownCause::SelfTest))?;
+    Ok(operations)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mild_is_tried_first_and_each_remedy_once() {
+        let run = |remedies: &[Remedy]| {
+            let mut tried = Tried::default();
+            remedies.iter().map(|remedy| tried.next(*remedy)).collect::<Vec<_>>()
+        };
+        use Remedy::{GiveUp, LogIn, NewProcess, NewSession, Rebuild, Repeat};
+        assert_eq!(run(&[Repeat, Repeat, Repeat]), [Some(Next::Repeat), Some(Next::Renew), None]);
+        for remedy in [Rebuild, LogIn, NewSession] {
+            assert_eq!(run(&[remedy, remedy]), [Some(Next::Renew), None]);
+            assert_eq!(run(&[Repeat, remedy, Repeat]), [Some(Next::Repeat), Some(Next::Renew), None]);
+            assert_eq!(run(&[remedy, Repeat]), [Some(Next::Renew), None], "in a session that is new");
+        }
+        assert_eq!(run(&[NewProcess]), [None]);
+        assert_eq!(run(&[GiveUp]), [None]);
+    }
+}
