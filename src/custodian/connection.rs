@@ -101,20 +101,21 @@ impl Connection {
         self.operations.keep_up(newest);
     }
 
-    /// Answers one request; `repeated`: a custodian may have worked on it before. What the HSM fails in is tried again as
+    /// Answers one request; `repeated`: another custodian may have worked on it before. What the HSM fails in is tried again as
     /// far as this process can.
     ///
     /// # Errors
     /// After [`Fault::Hsm`] this connection is of no use any more.
     pub fn answer(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
-        let (mut repeated, mut tried) = (repeated, Tried::default());
+        let (mut begun, mut tried) = (false, Tried::default());
         loop {
+            self.operations.begun = begun;
             let failure = match self.operations.answer(request, repeated) {
                 Err(Fault::Hsm(failure)) => failure,
                 other => return other,
             };
             // What failed may have been done.
-            repeated = true;
+            begun = true;
             match tried.next(failure.remedy) {
                 None => return Err(Fault::Hsm(failure)),
                 Some(Next::Repeat) => tracing::warn!(%failure, "custodian: tried once more"),

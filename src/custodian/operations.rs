@@ -59,6 +59,8 @@ pub struct Operations {
     looks: Looks,
     /// Whether others have newer keys.
     is_behind: bool,
+    /// What is asked now was begun here before, and failed.
+    pub begun: bool,
 }
 
 impl Operations {
@@ -74,6 +76,7 @@ impl Operations {
             last_generated: LastGenerated::default(),
             looks: Looks::default(),
             is_behind: false,
+            begun: false,
         }
     }
 
@@ -131,7 +134,7 @@ impl Operations {
         self.is_behind = is_behind(&self.keys);
     }
 
-    /// Answers one request; `repeated`: a custodian may have worked on it before. One that needs a key which is not known
+    /// Answers one request; `repeated`: another custodian may have worked on it before. One that needs a key which is not known
     /// here may be of a key that is new: the token is looked through for it, and the request tried once more.
     ///
     /// # Errors
@@ -196,7 +199,7 @@ impl Operations {
     }
 
     fn answer_with_known_keys(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
-        self.residents.begin(repeated);
+        self.residents.begin(repeated, self.begun);
         let result = self.obey(request);
         match result {
             // An object that somebody destroyed since it was found is not the HSM's failure.

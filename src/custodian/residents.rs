@@ -48,6 +48,8 @@ pub struct Residents {
     used: Vec<ObjectId>,
     /// Whether the request at hand may have been worked on before.
     repeated: bool,
+    /// The same of this custodian.
+    begun: bool,
 }
 
 impl Residents {
@@ -71,6 +73,7 @@ impl Residents {
             missed: HashMap::new(),
             used: Vec::new(),
             repeated: false,
+            begun: false,
         };
         for (count, object) in session.residents()?.into_iter().enumerate() {
             if count % TOLD_EVERY == TOLD_EVERY - 1 {
@@ -98,8 +101,8 @@ impl Residents {
     }
 
     /// Begins a request.
-    pub fn begin(&mut self, repeated: bool) {
-        self.repeated = repeated;
+    pub fn begin(&mut self, repeated: bool, begun: bool) {
+        (self.repeated, self.begun) = (repeated, begun);
         self.used.clear();
     }
 
@@ -192,10 +195,14 @@ impl Residents {
         let id = match self.repeated {
             false => id,
             true => {
-                self.destroy_one(session, id)?;
+                self.destroy_all(session, id)?;
                 id.second()
             }
         };
+        // It was made, and then failed: of two objects of one id none would ever be used.
+        if self.begun {
+            self.destroy_all(session, id)?;
+        }
         let object = make(id.as_bytes()).map_err(|error| match error.is_full() {
             true => Fault::Request(format!("the HSM has no room for one more secret ({error})")),
             false => of_key(error),
@@ -246,12 +253,20 @@ impl Residents {
 
     /// All of this id, however many they are; how many there were.
     fn destroy_one(&mut self, session: &Session, id: ObjectId) -> Result<u32, Fault> {
+        // Gone on purpose: nobody has to look for it.
+        self.used.retain(|used| *used != id);
         // One that is known needs no search, unless it is gone or was made anew.
         if let Some(Found { object, seen: Seen::Named | Seen::Whole(_) }) = self.found.remove(&id)
             && session.destroy_resident(object, Some(id.as_bytes())).is_ok()
         {
             return Ok(1);
         }
+        self.destroy_all(session, id)
+    }
+
+    /// Whatever has the id, whether it is known or not.
+    fn destroy_all(&mut self, session: &Session, id: ObjectId) -> Result<u32, Fault> {
+        self.found.remove(&id);
         let mut objects = 0;
         for object in session.residents_of(id.as_bytes())? {
             session.destroy_resident(object, Some(id.as_bytes()))?;
@@ -455,7 +470,7 @@ mod tests {
             let first = make(&operations, 2);
             mark(&mut operations, id(2));
             operations.session.destroy(first).unwrap();
-            operations.residents.begin(false);
+            operations.residents.begin(false, false);
             let stale = operations.open(StoredSecret::Resident(id(2)), Algorithm::Sha1).unwrap();
             assert!(operations.session.hmac(Algorithm::Sha1, stale, b"").is_err());
             let Operations { session, keys, residents, .. } = &mut operations;
@@ -469,7 +484,7 @@ mod tests {
 
             // A token that answers otherwise has failed: its objects are not what is wrong.
             operations.keys.expect_another_pulse();
-            operations.residents.begin(false);
+            operations.residents.begin(false, false);
             assert!(matches!(
                 operations.open(StoredSecret::Resident(id(4)), Algorithm::Sha1),
                 Err(Fault::Hsm(_))
