@@ -1,14 +1,33 @@
 # All need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test test-resident test-faults soak demo bench bench-custody fuzz prerequisites
+.PHONY: test test-modules test-resident test-faults soak demo bench bench-custody fuzz prerequisites
 
 test: prerequisites
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo test --locked
+	@./tests/modules/install-packages nss
+	HSM_AUTHD_TEST_MODULE=nss cargo test --locked --test suite -- $(ON_NSS)
+
+# What `make test` does on NSS as well: the custodian, its setup and what a module lacks. The rest is make test-modules.
+ON_NSS = custodian:: setup:: module_lacks::
 
 # The integration tests with secrets that are objects in the HSM, where a test does not say otherwise.
 test-resident: prerequisites
 	HSM_AUTHD_TEST_CUSTODY=resident cargo test --locked --test suite
+
+# The integration tests on other PKCS#11 modules, and that modules which cannot serve are refused (docs/hsm-modules.md).
+# What a module cannot do for a test is told ("passed over on ..."); whatever fails, all of it is run.
+MODULES = kryoptic nss
+
+test-modules: prerequisites
+	@./tests/modules/install-packages
+	cd tests/modules/kryoptic && cargo build --release --locked -p kryoptic --target-dir $(CURDIR)/target/kryoptic
+	failed=; for module in $(MODULES); do \
+		HSM_AUTHD_TEST_MODULE=$$module cargo test --locked --test suite || failed="$$failed $$module"; \
+	done; \
+	cargo test --locked --test suite -- --ignored --test-threads 1 --nocapture refused_because \
+		|| failed="$$failed refused"; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 # Every function of the HSM failing in every way in every step of every story, and an HSM that flaps for a minute: about an
 # hour. FAULT_MINUTES bounds it, FAULT_CELL=C_Sign/bit has only those cells done.

@@ -22,7 +22,8 @@ use hsm_authd::domain::log::TreeHash;
 use hsm_authd::domain::otp::{Algorithm, Digits, MovingFactor};
 use hsm_authd::domain::row::{Row, Sealed, SumDigest};
 use hsm_authd::hsm::messages::{
-    Boot, Call, Hello, Outcome, Reply, Request, Response, SealRows, SealedRows, decode, encode, frame_length,
+    Boot, Call, Greeting, Outcome, Reply, Request, Response, SealRows, SealedRows, decode, encode,
+    frame_length,
 };
 use hsm_authd::store::{Commit, Store};
 use nix::sys::signal::{Signal, kill};
@@ -232,14 +233,23 @@ impl Custodian {
         let mut custodian = Self { child, stream: ours };
         custodian.stream.write_all(&encode(&Boot {
             module: text("module")?.into(),
+            module_arguments: None,
             token_label: text("token_label")?.to_owned(),
             pin_file: dev.join(text("pin_file")?),
+            pin_cut_off: None,
             secrets_cached_max: 100,
             in_use: true,
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
+            shared_keys: false,
         })?)?;
-        custodian.receive::<Hello>()?;
+        loop {
+            match custodian.receive::<Greeting>()? {
+                Greeting::Starting(_) => {}
+                Greeting::Up(_) => break,
+                Greeting::Down(down) => return Err(down.line.into()),
+            }
+        }
         Ok(custodian)
     }
 

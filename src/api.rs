@@ -14,10 +14,9 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use data_encoding::BASE32HEX_NOPAD;
 
 use crate::config::Limits;
-use crate::metrics::{Exchange, RequestMetrics, Verdict};
+use crate::metrics::RequestMetrics;
 use crate::service::Service;
 use crate::service::computing::Computing;
 use crate::service::enrolment::Enrolment;
@@ -38,11 +37,13 @@ mod problem;
 mod proof;
 mod qr;
 mod schema;
+mod told;
 mod transactions;
 mod turns;
 
 use admission::{Admission, admitted};
 use problem::Problem;
+use told::{Told, Waits, new_request_id};
 
 /// How many requests are worked on at once for each custodian: as many as one is handed ahead of their turn, enough that custodians always have one that
 /// waits while others are being committed or read, and that commits share their fsync; no more, since who is let through
@@ -165,42 +166,24 @@ fn to_mend(problem: Problem) -> (u16, Option<&'static str>, &'static str) {
 
 /// What every request passes through, whichever route it takes.
 async fn admit(State(api): State<Arc<Api>>, Peer(peer): Peer, mut request: Request, next: Next) -> Response {
-    let begun = Instant::now();
     let request_id = new_request_id();
-    let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-
+    let told = Arc::new(Told {
+        api: api.clone(),
+        begun: Instant::now(),
+        request_id: request_id.clone(),
+        client: peer.clone(),
+        method: request.method().clone(),
+        route: request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()),
+    });
     let mut response = match &peer {
         None => Problem::Unauthenticated.into_response(),
         Some(client) => {
             request.extensions_mut().insert(RequestId(request_id.clone()));
             request.extensions_mut().insert(client.clone());
-            admitted(&api, client, request, next).await
+            admitted(&api, client, &told, request, next).await
         }
     };
-
-    let problem = response.extensions_mut().remove::<Problem>();
-    let verdict = match &problem {
-        Some(problem) => problem.verdict(),
-        None => response.extensions().get().copied().unwrap_or(Verdict::Ok),
-    };
-    let status = problem.as_ref().map_or(response.status(), |problem| problem.status()).as_u16();
-    let latency = begun.elapsed();
-    api.metrics.count(route.as_deref(), Exchange::of(method.as_str(), status), verdict, latency);
-    let cause = problem.as_ref().and_then(Problem::cause);
-    tracing::info!(
-        request_id,
-        client = peer.as_ref().map(|client| client.name.as_str()),
-        tenant = peer.as_ref().map(|client| client.tenant_name()),
-        %method,
-        route = route.as_deref().unwrap_or("none"),
-        status,
-        verdict = verdict.name(),
-        cause,
-        latency_us = latency.as_micros() as u64,
-        "request"
-    );
-    if let Some(problem) = problem {
+    if let Some(problem) = told.answered(&mut response, Waits::Still) {
         response = problem.render(&request_id);
     }
     let headers = response.headers_mut();
@@ -209,11 +192,4 @@ async fn admit(State(api): State<Arc<Api>>, Peer(peer): Peer, mut request: Reque
         headers.insert(HeaderName::from_static("x-request-id"), value);
     }
     response
-}
-
-fn new_request_id() -> String {
-    let mut random = [0; 10];
-    // Without random bytes it is not unique; it identifies nothing but a log line.
-    let _ = getrandom::fill(&mut random);
-    format!("req_{}", BASE32HEX_NOPAD.encode(&random).to_ascii_lowercase())
 }

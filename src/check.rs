@@ -1,6 +1,7 @@
 //! `hsm-authd check`: tries the files, certificates and HSM that `serve` will need, and says what to mend. It
 //! opens no database and listens nowhere: a service that runs is not disturbed.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
-use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello};
+use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
 use crate::{init, server, supervisor, trust};
 
 /// How long the HSM may take to answer.
@@ -41,8 +42,18 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: the store's folder does not exist", folder.display())));
     }
     say(format_args!("store: its folder is there"));
-    let token = hello(&config.hsm)?;
-    say(format_args!("HSM: {token}: logged in, keys as they must be"));
+    let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
+    for token in config.hsm.tokens() {
+        let Hello { token, shared, .. } = hello(&token)?;
+        say(format_args!("HSM: {token}: logged in, keys as they must be"));
+        for (kind, version, check) in shared {
+            let (first, of) = known.entry((kind, version)).or_insert_with(|| (check, token.clone()));
+            if *first != check {
+                let name = format!("hsm-authd/{kind}/v{version}");
+                return Err(Some(format!("token {token} has another key {name} than token {of}")));
+            }
+        }
+    }
     Ok(())
 }
 
@@ -51,7 +62,7 @@ fn say(line: std::fmt::Arguments<'_>) {
 }
 
 /// Starts one custodian and lets it go again.
-fn hello(hsm: &HsmConfig) -> Result<String, Option<String>> {
+fn hello(hsm: &HsmConfig) -> Result<Hello, Option<String>> {
     let (mut ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
     let mut child = supervisor::spawn("custodian", theirs.into(), |command| {
         command.envs(&hsm.environment);
@@ -64,7 +75,7 @@ fn hello(hsm: &HsmConfig) -> Result<String, Option<String>> {
     drop(ours);
     let status = child.wait().map_err(|e| e.to_string())?;
     match answer {
-        Ok(hello) if hello.build_id == BUILD_ID => Ok(hello.token),
+        Ok(hello) if hello.build_id == BUILD_ID => Ok(hello),
         Ok(_) => Err(Some("the custodian is of another build: install the binary anew".to_owned())),
         Err(_) if status.code().is_some_and(|code| code != 0) => Err(None),
         Err(error) if error.kind() != ErrorKind::WouldBlock && !status.success() => {

@@ -3,8 +3,10 @@
 mod policies;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::{CStr, CString};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use crate::domain::credential::Keeping;
 pub use policies::{
     AnchorMode, AttestationPolicy, AuditPolicy, CredentialPolicy, SignerPolicy, TransactionPolicy,
 };
+pub use tokens::ReplicaConfig;
 
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, Deserialize)]
@@ -73,6 +76,9 @@ pub struct Server {
 pub struct Limits {
     /// Open connections; further ones wait in the kernel's backlog.
     pub connections_max: usize,
+    /// Those of one tenant's clients; a further one is closed after its handshake. Without it half of `connections_max`;
+    /// [`Config::parse`] puts that there.
+    pub connections_per_tenant_max: Option<usize>,
     /// Requests at once, those that wait for their turn included; further ones are 503. A tenant may have as many as are
     /// still free: alone it has half of them.
     pub requests_max: usize,
@@ -87,6 +93,8 @@ pub struct Limits {
     pub header_timeout_ms: u64,
     /// Time for a request's body.
     pub body_timeout_ms: u64,
+    /// How long a connection may be open without a request; HTTP/1.1 also has `header_timeout_ms`.
+    pub idle_timeout_ms: u64,
     /// How long a client may take none of what it is sent.
     pub write_timeout_ms: u64,
 }
@@ -95,12 +103,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 4_096,
+            connections_per_tenant_max: None,
             requests_max: 2_048,
             request_timeout_ms: 15_000,
             handshakes_max: 512,
             handshake_timeout_ms: 5_000,
             header_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
+            idle_timeout_ms: 120_000,
             write_timeout_ms: 30_000,
         }
     }
@@ -128,6 +138,9 @@ pub struct StoreConfig {
 pub struct HsmConfig {
     /// The PKCS#11 module, an absolute path.
     pub module: PathBuf,
+    /// What the module is told at `C_Initialize`, if its manual says that it takes a text.
+    #[serde(default)]
+    pub module_arguments: ModuleArguments,
     /// The token's label.
     pub token_label: String,
     /// The file with the user PIN.
@@ -156,6 +169,35 @@ pub struct HsmConfig {
     /// The database of what the token's keys sealed: `store.path`.
     #[serde(skip)]
     pub database: PathBuf,
+    /// Whether `kek`, `row` and `data` may have been born to be in several tokens (docs/threat-model.md).
+    #[serde(default)]
+    pub shared_keys: bool,
+    /// Other tokens with the same keys.
+    #[serde(default)]
+    pub replicas: Vec<ReplicaConfig>,
+}
+
+/// A text for a module, of at most 1024 bytes without control characters; empty: none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ModuleArguments(CString);
+
+impl ModuleArguments {
+    const BYTES_MAX: usize = 1_024;
+
+    /// As C has it; `None`: there is none.
+    pub fn text(&self) -> Option<&CStr> {
+        Some(self.0.as_c_str()).filter(|text| !text.is_empty())
+    }
+}
+
+impl TryFrom<String> for ModuleArguments {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let fits = text.len() <= Self::BYTES_MAX && !text.chars().any(char::is_control);
+        let text = CString::new(text).ok().filter(|_| fits);
+        text.map(Self).ok_or("hsm.module_arguments must have at most 1024 bytes, and no control character")
+    }
 }
 
 fn default_custodians() -> u16 {
@@ -256,10 +298,13 @@ impl Config {
         .into_iter()
         .chain(&mut config.signers.trust_anchors)
         .chain(&mut config.signers.crls)
+        .chain(config.hsm.replicas.iter_mut().map(|replica| &mut replica.pin_file))
         {
             *path = folder.join(&*path);
         }
         config.hsm.database.clone_from(&config.store.path);
+        let limits = &mut config.server.limits;
+        limits.connections_per_tenant_max.get_or_insert(limits.connections_max.div_ceil(2));
         config.validate()?;
         Ok(config)
     }
@@ -270,22 +315,14 @@ impl Config {
         let is_exposed = |path: &&Path| {
             std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
         };
-        [self.server.key.as_path(), self.hsm.pin_file.as_path()].into_iter().filter(is_exposed).collect()
+        std::iter::once(self.server.key.as_path()).chain(self.hsm.pin_files()).filter(is_exposed).collect()
     }
 
     fn validate(&self) -> Result<(), String> {
         if !self.ops.listen.ip().is_loopback() {
             return Err("ops.listen must be a loopback address: it is plain HTTP".into());
         }
-        if !self.hsm.module.is_absolute() {
-            return Err("hsm.module must be an absolute path: a module is code that is loaded".into());
-        }
-        if self.hsm.token_label.is_empty() || self.hsm.token_label.len() > 32 {
-            return Err("hsm.token_label must have 1 to 32 bytes".into());
-        }
-        if !(1..=64).contains(&self.hsm.custodians) {
-            return Err("hsm.custodians must be 1 to 64".into());
-        }
+        self.hsm.validate_tokens()?;
         if !(1..=1_000_000).contains(&self.hsm.secrets_cached_max) {
             return Err("hsm.secrets_cached_max must be 1 to 1000000".into());
         }
@@ -330,10 +367,14 @@ impl Config {
                 "server.limits: connections_max, requests_max and handshakes_max must be at least 1".into()
             );
         }
+        if limits.connections_per_tenant_max == Some(0) {
+            return Err("server.limits.connections_per_tenant_max must be at least 1".into());
+        }
         let timeouts = [
             limits.handshake_timeout_ms,
             limits.header_timeout_ms,
             limits.body_timeout_ms,
+            limits.idle_timeout_ms,
             limits.write_timeout_ms,
             limits.request_timeout_ms,
         ];

@@ -18,6 +18,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::hsm::messages::CustodianEvent;
+
 /// The longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// The most descriptors beside one message.
@@ -35,6 +37,15 @@ pub enum ToFront {
         slot: u16,
         /// Distinguishes it from those that had the slot before.
         generation: u64,
+    },
+    /// No process could be started for a custodian.
+    NotStarted {
+        /// Which of the custodians it would be.
+        slot: u16,
+        /// As for [`ToFront::Custodian`].
+        generation: u64,
+        /// One line.
+        reason: String,
     },
     /// Read certificates and clients again.
     Reload,
@@ -58,36 +69,8 @@ pub struct Start {
 pub enum ToSupervisor {
     /// It answers requests.
     Ready,
-    /// A custodian has said hello.
-    CustodianUp {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-    },
-    /// A custodian did not come up, and ends with this exit code.
-    CustodianDown {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-        /// The exit code that it said.
-        exit: u8,
-    },
-    /// A custodian ended, missed its deadline or talks nonsense: what is left of it is to be killed.
-    CustodianLost {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-    },
-    /// A custodian is to be replaced, and goes on until its successor is there.
-    CustodianTired {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-    },
+    /// What became of a custodian.
+    Custodian(CustodianEvent),
 }
 
 /// A new channel; both ends are closed on exec, unless made a child's standard input.

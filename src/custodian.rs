@@ -5,6 +5,7 @@
 //! that crashes, hangs or is replaced costs nobody anything.
 
 mod anchor;
+mod attempts;
 mod attest;
 mod check_values;
 mod checks;
@@ -21,10 +22,12 @@ mod pin;
 mod pin_hash;
 mod pkcs11;
 mod presented;
+mod probe;
 mod renewal;
 mod residents;
 mod rolling;
 mod secrets;
+pub mod shared_keys;
 mod terminals;
 #[cfg(test)]
 mod test_token;
@@ -204,9 +207,9 @@ fn read_pin(path: &Path) -> Result<Pin, StartFailure> {
         .map_err(|reason| StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display())))
 }
 
-fn load_module(path: &Path) -> Result<Module, StartFailure> {
-    Module::load(path).map_err(|error| {
-        let line = format!("the PKCS#11 module {} does not load ({error})", path.display());
+fn load_module(boot: &Boot) -> Result<Module, StartFailure> {
+    Module::load(&boot.module, boot.module_arguments.as_deref()).map_err(|error| {
+        let line = format!("the PKCS#11 module {} does not load ({error})", boot.module.display());
         if error.is_no_library() { StartFailure::misconfigured(line) } else { StartFailure::new(line) }
     })
 }
@@ -221,7 +224,8 @@ fn find_token(module: &Module, label: &str) -> Result<Option<Token>, StartFailur
         match (tokens.pop(), tokens.len()) {
             (_, 1..) => {
                 return Err(StartFailure::new(format!(
-                    "several tokens are labelled {label}: give another label to all but the one with the keys"
+                    "several tokens are labelled {label}: have the module show the one with the keys alone \
+                     (hsm.environment), and initialise none of them, which would destroy its keys"
                 ))
                 .of(DownCause::Configuration));
             }
@@ -237,20 +241,10 @@ fn find_token(module: &Module, label: &str) -> Result<Option<Token>, StartFailur
     Ok(None)
 }
 
-/// A module that lacks something would fail in the middle of somebody's request.
-fn check_mechanisms(module: &Module, token: &Token, label: &str) -> Result<(), StartFailure> {
-    let missing = module.missing_mechanisms(token).map_err(|error| {
-        StartFailure::new(format!("the mechanisms of token {label} cannot be listed ({error})"))
-    })?;
-    match missing.is_empty() {
-        true => Ok(()),
-        false => Err(StartFailure::new(format!("token {label} lacks mechanisms: {}", missing.join(", ")))),
-    }
-}
-
 fn login(module: &Module, token: &Token, pin: &Pin, boot: &Boot) -> Result<Session, StartFailure> {
     module
         .login(token, pin)
+        .map(|session| session.accepting_shared_keys(boot.shared_keys))
         .map_err(|error| StartFailure::login(&boot.token_label, "user", &boot.pin_file, &error))
 }
 
@@ -263,7 +257,10 @@ fn serve(
 ) -> io::Result<ExitCode> {
     let mut told = connection.newest_keys();
     let (build_id, token) = (BUILD_ID.to_owned(), connection.description().to_owned());
-    if !write_frame(&mut peer, &Greeting::Up(Hello { build_id, token, newest: told.clone() }))? {
+    if !write_frame(
+        &mut peer,
+        &Greeting::Up(Hello { build_id, token, newest: told.clone(), shared: connection.key_checks() }),
+    )? {
         return Ok(ExitCode::SUCCESS);
     }
     while let Some(Call { repeated, id, newest, request }) = frames.next()? {
@@ -291,8 +288,7 @@ fn serve(
         let tired = wear.tired(connection.unwraps());
         let heard = write_frame(&mut peer, &Reply { id, busy_ns, newest, tired, result })?;
         if hsm_failed {
-            let exit = if connection.refused_pin { EXIT_PIN_REFUSED } else { EXIT_HSM_FAILED };
-            return Ok(ExitCode::from(exit));
+            return Ok(ExitCode::from(EXIT_HSM_FAILED));
         }
         if !heard {
             break;

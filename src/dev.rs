@@ -1,7 +1,7 @@
 //! The whole appliance with nothing set up, for development and demonstration.
 //!
-//! `DIR/` holds a SoftHSM token with its PINs, a PKI, a configuration and the database; `dev.json`
-//! says how to reach what runs. What is there is kept.
+//! `DIR/` holds a SoftHSM token with its PINs (unless `--hsm` names another HSM), a PKI, a configuration and the database;
+//! `dev.json` says how to reach what runs. What is there is kept.
 
 use std::fs::{self, DirBuilder};
 use std::io::Write;
@@ -51,6 +51,10 @@ pub struct Options {
     /// SoftHSM's module, where it is not in a usual place.
     #[arg(long)]
     module: Option<PathBuf>,
+    /// Another HSM than a SoftHSM token of its own: a file with the keys of the configuration's [hsm]. The token has to be
+    /// there; its system keys are made if they are not.
+    #[arg(long, conflicts_with = "module")]
+    hsm: Option<PathBuf>,
     /// How many custodian processes; by default one a core, at most 4.
     #[arg(long)]
     custodians: Option<u16>,
@@ -122,19 +126,14 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
         },
         "ops": { "listen": ops_address.to_string() },
         "store": { "path": store },
-        "hsm": {
-            "module": module(options)?,
-            "token_label": TOKEN_LABEL,
-            "pin_file": dir.join("pin"),
-            "custody": options.custody,
-            "environment": { "SOFTHSM2_CONF": dir.join("softhsm2.conf") },
-        },
+        "hsm": hsm(options, &dir)?,
         "credentials": { "allow_export": true, "terminal_cooling_seconds": 0 },
         // For tests that send nothing else.
         "transactions": { "unknown_passwords_per_minute": 0 },
         "client": clients,
     });
     if let Some(hsm) = config.get_mut("hsm").and_then(Value::as_object_mut) {
+        hsm.insert("custody".into(), options.custody.clone().into());
         hsm.extend(options.custodians.map(|count| ("custodians".into(), count.into())));
         hsm.extend(options.resident_capacity.map(|count| ("resident_capacity".into(), count.into())));
     }
@@ -145,7 +144,10 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
     let text = format!("# Written by `hsm-authd dev` at each start.\n{toml}");
     write_whole(&config_path, text.as_bytes(), 0o600)?;
     let config = Config::load(&config_path).map_err(|e| Some(e.to_string()))?;
-    make_token(&dir, &config)?;
+    match options.hsm {
+        Some(_) => init::set_up_token(&config.hsm, None, Stdio::null())?,
+        None => make_token(&dir, &config)?,
+    }
 
     let client_files: serde_json::Map<String, Value> = pki
         .clients
@@ -172,6 +174,22 @@ fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
     Ok((Plan { config, start, api, ops, lock }, dev_json))
 }
 
+fn hsm(options: &Options, dir: &Path) -> Result<Value, Option<String>> {
+    match &options.hsm {
+        Some(path) => {
+            let text = fs::read_to_string(path).map_err(|e| at(path, &e))?;
+            let hsm = toml::from_str(&text).map(Value::Object);
+            hsm.map_err(|error| Some(format!("{}: {}", path.display(), error.message().replace('\n', " "))))
+        }
+        None => Ok(json!({
+            "module": module(options)?,
+            "token_label": TOKEN_LABEL,
+            "pin_file": dir.join("pin"),
+            "environment": { "SOFTHSM2_CONF": dir.join("softhsm2.conf") },
+        })),
+    }
+}
+
 fn module(options: &Options) -> Result<PathBuf, Option<String>> {
     if let Some(module) = &options.module {
         return std::path::absolute(module).map_err(|e| at(module, &e));
@@ -181,9 +199,14 @@ fn module(options: &Options) -> Result<PathBuf, Option<String>> {
     })
 }
 
+/// What the folder of a token that is being made is called, before the number of the process.
+const UNFINISHED: &str = "token.unfinished";
+
 /// Makes the token beside its place and moves it there whole: a crash leaves no half-made one.
 fn make_token(dir: &Path, config: &Config) -> Ending {
-    let (token, unfinished) = (dir.join("token"), dir.join("token.unfinished"));
+    let token = dir.join("token");
+    // Nobody else's: the setup of a start that was killed a moment ago may still be writing into its own.
+    let unfinished = dir.join(format!("{UNFINISHED}-{}", std::process::id()));
     let conf = |folder: &Path, name: &str| {
         let text = format!(
             "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
@@ -200,8 +223,11 @@ fn make_token(dir: &Path, config: &Config) -> Ending {
     let (pin, so_pin) = (dir.join("pin"), dir.join("so-pin"));
     write_whole(&pin, random_pin()?.as_bytes(), 0o600)?;
     write_whole(&so_pin, random_pin()?.as_bytes(), 0o600)?;
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).map_err(|e| at(&unfinished, &e))?;
+    for entry in fs::read_dir(dir).map_err(|e| at(dir, &e))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            // What cannot be removed now is in nobody's way, and the next such start tries again.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
     DirBuilder::new().mode(0o700).create(&unfinished).map_err(|e| at(&unfinished, &e))?;
     let mut hsm = config.hsm.clone();

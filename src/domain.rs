@@ -4,6 +4,7 @@
 //! HSM. What a verdict means for the stored rows is decided here and nowhere else.
 
 pub mod account;
+pub mod anchors;
 pub mod attestation;
 pub mod audit;
 pub mod authorization;

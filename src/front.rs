@@ -118,7 +118,9 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let clock = Arc::new(clock);
     let (events, custodian_events) = mpsc::unbounded_channel();
     let keeping = (config.hsm.custody, config.hsm.resident_capacity);
-    let hsm = Hsm::new(config.hsm.custodians, keeping, events);
+    let custodians: Vec<_> = config.hsm.tokens().iter().map(|token| token.custodians).collect();
+    let hsm = Hsm::new(&custodians, keeping, events);
+    hsm.name_tokens(config.hsm.token_names());
     // What has entries has a token, with keys.
     hsm.is_served(store.left().0.size > 0);
     let policies = Policies {
@@ -128,7 +130,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         audit: config.audit,
     };
     let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), policies, trust));
-    let api = Api::new(service.clone(), &config.server.limits, config.hsm.custodians);
+    let api = Api::new(service.clone(), &config.server.limits, custodians.iter().sum());
     let server = Arc::new(Server {
         identities: ArcSwap::from_pointee(identities),
         router: api::router(&api),
@@ -154,7 +156,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         api.clone(),
         server.clone(),
         service.clone(),
-        is_checked,
+        (is_checked, draining.clone()),
     );
     tokio::spawn(async move {
         if let Err(error) = ops.serve(TcpListener::from(ops_socket)).await {
@@ -217,6 +219,8 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
             let _ = tokio::time::timeout(LAST_ANSWERS_MAX, serving).await;
             Err(STORE_FAILED.to_owned())
         }
+        // As a start would have ended that had seen this token. Nobody is answered from another history.
+        reason = service.doubted() => Err(reason),
         ended = &mut control => Err(control_ended(ended)),
     }
 }
@@ -283,13 +287,16 @@ async fn listen(
                     let Some(socket) = descriptors.into_iter().next() else {
                         // This process had no room for one more descriptor.
                         tracing::warn!(slot, generation, "a custodian's socket did not arrive");
-                        channel.send(&ToSupervisor::CustodianLost { slot, generation });
+                        hsm.not_started(slot, generation, "its socket did not arrive: this process has too few descriptors");
                         continue;
                     };
                     let socket = StdUnixStream::from(socket);
                     socket.set_nonblocking(true).map_err(|e| e.to_string())?;
                     let socket = UnixStream::from_std(socket).map_err(|e| e.to_string())?;
                     tokio::spawn(hsm.clone().adopt(slot, generation, socket));
+                }
+                Some((ToFront::NotStarted { slot, generation, reason }, _)) => {
+                    hsm.not_started(slot, generation, &reason);
                 }
                 Some((ToFront::Reload, _)) => reload(&server, &service, &config),
                 Some((ToFront::Drain, _)) => {
@@ -303,20 +310,7 @@ async fn listen(
                 ready = true;
                 channel.send(&ToSupervisor::Ready);
             }
-            Some(event) = events.recv() => match event {
-                CustodianEvent::Up { slot, generation } => {
-                    channel.send(&ToSupervisor::CustodianUp { slot, generation });
-                }
-                CustodianEvent::Down { slot, generation, exit } => {
-                    channel.send(&ToSupervisor::CustodianDown { slot, generation, exit });
-                }
-                CustodianEvent::Lost { slot, generation } => {
-                    channel.send(&ToSupervisor::CustodianLost { slot, generation });
-                }
-                CustodianEvent::Tired { slot, generation } => {
-                    channel.send(&ToSupervisor::CustodianTired { slot, generation });
-                }
-            },
+            Some(event) = events.recv() => channel.send(&ToSupervisor::Custodian(event)),
         }
     }
 }

@@ -4,18 +4,18 @@
 //! unwrapped secrets do not overlap; to any other while that one is away. A custodian works on one
 //! request at a time, in order: when it is lost, only the request at its head may be the cause. That
 //! one is repeated once, alone; those behind it, and one that no custodian ever read, are innocent and
-//! go to another custodian freely.
+//! go to another custodian freely. So is one that met a lost login: all custodians may have lost theirs at once.
 //!
 //! One that is to be replaced goes on until its successor has said hello. From then on the successor is asked, and the old one
 //! answers what it was asked before.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -24,23 +24,28 @@ use crate::domain::id::CredentialId;
 use crate::domain::row::RowKey;
 use crate::domain::system_key::NewestKeys;
 use crate::lifeline::Lifeline;
-use crate::metrics::{self, HsmMetrics, Loss, Operation, OperationEnd, Replacement};
+use crate::metrics::{HsmMetrics, Operation, OperationEnd};
 use changes::Changes;
 use connection::{Job, Lost};
-use messages::{Call, Fault, Request, Response, Tired};
+use messages::{Call, Fault, Hello, Remedy, Request, Response, StartFailed, Tired};
 use residents::Room;
+use shared::SharedKeys;
 use start::Starts;
 use state::State;
 
+mod adoption;
 mod calls;
 mod changes;
 mod connection;
+mod imports;
 pub mod messages;
 mod residents;
+mod shared;
 mod start;
 mod state;
 
 pub use calls::{NewSecret, RollingChecked};
+pub use messages::CustodianEvent;
 pub use residents::{Claim, Swept};
 
 /// How long a caller waits for an answer, a custodian's replacement included; within its request's time.
@@ -50,49 +55,14 @@ pub const QUEUE_MAX: usize = 256;
 /// How often each custodian is asked whether it can still use the HSM.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long one that said that the HSM failed may take to end.
-const END_MAX: Duration = Duration::from_secs(1);
-
 /// How long after a custodian said that it is to be asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
+/// The token that has the secrets that are objects.
+pub const FIRST: usize = 0;
+
 /// How many rows that were found changed wait to be written down.
 const REPORTS_MAX: usize = 64;
-
-/// What the front tells the supervisor of its custodians.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CustodianEvent {
-    /// It said hello.
-    Up {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-    },
-    /// It did not come up, and ends with this exit code; [`CustodianEvent::Lost`] follows.
-    Down {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-        /// The exit code that it said.
-        exit: u8,
-    },
-    /// It is no use any more: what is left of it is to be killed.
-    Lost {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-    },
-    /// It is to be replaced, and goes on until then.
-    Tired {
-        /// Its slot.
-        slot: u16,
-        /// Its generation.
-        generation: u64,
-    },
-}
 
 /// Why the HSM gave no answer. Nobody is let in by any of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -142,10 +112,14 @@ enum Route {
     Credential(CredentialId),
     /// Any of them.
     Any,
-    /// The one that makes and destroys objects: always the same, as long as it lives. A process in which SoftHSM changes
-    /// the token misses what another one changes at that moment, and may not see it until somebody changes it again. So its
-    /// successor changes nothing before it has answered every change ([`Changes`]).
+    /// The first token's [`Route::WriterOf`]: secrets that are objects are in that token alone.
     Writer,
+    /// The one that makes and destroys objects in this token: always the same, as long as it lives. A process in which
+    /// SoftHSM changes the token misses what another one changes at that moment, and may not see it until somebody changes
+    /// it again. So its successor changes nothing before it has answered every change ([`Changes`]).
+    WriterOf(usize),
+    /// Any of this token's.
+    Token(usize),
     /// That of a slot; any other while it is away.
     Slot(u16),
 }
@@ -170,22 +144,28 @@ struct Inner {
     /// Woken when a custodian comes up, and when those who wait for one wait in vain.
     came_up: Notify,
     state: State,
-    starts: Starts,
     /// Somebody replaces custodians that are lost.
     is_served: AtomicBool,
     next_call: AtomicU64,
     next_slot: AtomicU64,
-    writer: AtomicU64,
-    changes: Arc<Changes>,
+    tokens: Vec<Token>,
     events: mpsc::UnboundedSender<CustodianEvent>,
     tampered: (mpsc::Sender<RowKey>, Mutex<Option<mpsc::Receiver<RowKey>>>),
     metrics: HsmMetrics,
     room: Room,
     /// The newest keys that a custodian told of.
     newest: Mutex<NewestKeys>,
+    /// What tokens that are in use have told of the keys that they share.
+    shared: Mutex<SharedKeys>,
+    /// What an operator calls the tokens.
+    names: OnceLock<Vec<String>>,
 }
 
 impl Inner {
+    fn shared(&self) -> MutexGuard<'_, SharedKeys> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn learn(&self, newest: &NewestKeys) {
         let mut known = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         *known = std::mem::take(&mut *known).or_newer(newest);
@@ -196,10 +176,22 @@ impl Inner {
     }
 }
 
+/// One of several with the same keys; the first one has the secrets that are objects, too.
+struct Token {
+    /// Its custodians' slots. They are numbered through: the first token's come first.
+    slots: Range<usize>,
+    /// The slot of the one that changes it, counted from its first.
+    writer: AtomicU64,
+    changes: Arc<Changes>,
+    starts: Starts,
+}
+
 /// One that is up.
 struct Custodian {
     /// No other one's.
     number: u64,
+    /// Whose keys it has.
+    token: usize,
     jobs: mpsc::Sender<Job>,
     /// How many wait for it or are being worked on.
     queue_depth: Gauge,
@@ -216,155 +208,44 @@ impl Custodian {
 }
 
 impl Hsm {
-    /// A handle to as many custodians, none of them there yet; what happens to them goes to `events`. New secrets are
-    /// kept as `keeping` says, at most `objects_max` of all in the HSM.
+    /// A handle to as many custodians of each token, none of them there yet; what happens to them goes to `events`. Their
+    /// slots are numbered through. New secrets are kept as `keeping` says, at most `objects_max` of all in the HSM.
     pub fn new(
-        custodians: u16,
+        counts: &[u16],
         (keeping, objects_max): (Keeping, u32),
         events: mpsc::UnboundedSender<CustodianEvent>,
     ) -> Self {
-        let metrics = HsmMetrics::new(custodians);
+        let mut end = 0_usize;
+        let tokens: Vec<_> = counts
+            .iter()
+            .map(|count| {
+                let slots = end..end.saturating_add(usize::from(*count));
+                end = slots.end;
+                let (writer, changes, starts) = (AtomicU64::new(0), Arc::default(), Starts::default());
+                Token { slots, writer, changes, starts }
+            })
+            .collect();
+        let custodians = u16::try_from(end).unwrap_or(u16::MAX);
+        let metrics = HsmMetrics::new(counts);
         let slots = (0..custodians).map(|_| ArcSwapOption::empty()).collect();
         let (report, reported) = mpsc::channel(REPORTS_MAX);
         Self {
             inner: Arc::new(Inner {
                 slots,
                 came_up: Notify::new(),
-                state: State::new(custodians, metrics.clone()),
-                starts: Starts::default(),
+                state: State::new(counts, metrics.clone()),
                 is_served: AtomicBool::new(false),
                 next_call: AtomicU64::new(0),
                 next_slot: AtomicU64::new(0),
-                writer: AtomicU64::new(0),
-                changes: Arc::default(),
+                tokens,
                 events,
                 tampered: (report, Mutex::new(Some(reported))),
                 room: Room::new(keeping, objects_max, metrics.residents.clone()),
                 metrics,
                 newest: Mutex::default(),
+                shared: Mutex::default(),
+                names: OnceLock::new(),
             }),
-        }
-    }
-
-    /// Takes a new custodian's socket over and serves it until it is lost.
-    pub async fn adopt(self, slot: u16, generation: u64, stream: UnixStream) {
-        let Some(place) = self.inner.slots.get(usize::from(slot)) else { return };
-        let mut stream = stream;
-        let (token, newest) = match self.inner.starts.greet(&mut stream).await {
-            Ok(hello) => (hello.token, hello.newest),
-            Err(refusal) => {
-                if let Some(exit) = refusal.exit {
-                    let _ = self.inner.events.send(CustodianEvent::Down { slot, generation, exit });
-                }
-                self.inner.state.start_failed(slot, generation, refusal);
-                // They wait in vain, if no other is up.
-                self.inner.came_up.notify_waiters();
-                self.inner.metrics.losses.get_or_create(&Loss::NoHello).inc();
-                let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
-                return;
-            }
-        };
-        self.inner.state.up(slot, generation, &token);
-        let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let (metrics, label) = (&self.inner.metrics, metrics::Custodian { custodian: slot });
-        let queue_depth = metrics.queue_depth.get_or_create_owned(&label);
-        let custodian = Arc::new(Custodian {
-            number: self.next_id(),
-            jobs: sender,
-            queue_depth,
-            tired: OnceLock::new(),
-            replaced: Notify::new(),
-        });
-        metrics.starts.get_or_create(&label).inc();
-        self.inner.learn(&newest);
-        // A key may have been made since it looked. Told before anybody can ask it; or after, if it becomes known just now.
-        let mut told = self.catch_up(&custodian, &newest);
-        let before = place.swap(Some(custodian.clone()));
-        told = told || self.catch_up(&custodian, &newest);
-        if told {
-            tracing::info!(slot, generation, "custodian looks for keys that are new");
-        }
-        self.inner.came_up.notify_waiters();
-        let _ = self.inner.events.send(CustodianEvent::Up { slot, generation });
-        // Told first, so that the other one's end is expected.
-        if let Some(before) = before {
-            self.replaced(&before, (slot, generation));
-        }
-        let probe = tokio::spawn(self.clone().probe(custodian.clone()));
-
-        // A successor may have taken the place already.
-        let withdraw = || drop(place.compare_and_swap(&Some(custodian.clone()), None));
-        let learn = |newest: &NewestKeys| self.inner.learn(newest);
-        let tire = |tired| {
-            if custodian.tired.set(tired).is_ok() {
-                tracing::info!(slot, generation, ?tired, "custodian is to be replaced");
-                let _ = self.inner.events.send(CustodianEvent::Tired { slot, generation });
-            }
-        };
-        let told = (learn, tire, withdraw);
-        let end = connection::serve(stream, receiver, &custodian.replaced, (metrics, label), told).await;
-        probe.abort();
-        let Some(loss) = end.loss else {
-            tracing::info!(slot, generation, "custodian has answered everything, and is let go");
-            return;
-        };
-        self.inner.state.lost(slot, generation, &end.reason);
-        metrics.losses.get_or_create(&loss).inc();
-        tracing::warn!(slot, generation, reason = end.reason, "custodian is lost");
-        if loss == Loss::HsmFailed {
-            // It ends by itself, with a code that may say that the PIN is not to be tried again. But a module may hang in
-            // the process's last steps.
-            sleep(END_MAX).await;
-        }
-        let _ = self.inner.events.send(CustodianEvent::Lost { slot, generation });
-    }
-
-    /// Lets one go whose place another one has taken.
-    fn replaced(&self, before: &Custodian, (slot, generation): (u16, u64)) {
-        let reason = match before.tired.get() {
-            Some(Tired::Unwraps) => Replacement::Unwraps,
-            Some(Tired::Memory) => Replacement::Memory,
-            None => Replacement::Reload,
-        };
-        self.inner.metrics.replacements.get_or_create(&reason).inc();
-        tracing::info!(slot, generation, reason = reason.name(), "custodian takes over");
-        before.replaced.notify_one();
-    }
-
-    /// Has a custodian look for keys before what it is asked from here on, if there are newer ones than it has.
-    fn catch_up(&self, custodian: &Arc<Custodian>, newest: &NewestKeys) -> bool {
-        if !self.inner.has_newer(newest) {
-            return false;
-        }
-        let call = self.calling(Request::LoadKeys);
-        let Ok((job, answer)) = Job::new(&call) else { return false };
-        let told = custodian.try_send(job).is_ok();
-        // What nobody waits for is not asked.
-        tokio::spawn(async move {
-            if let Ok(Ok(Err(fault))) = answer.await {
-                tracing::warn!(%fault, "a custodian does not use the newest keys");
-            }
-        });
-        told
-    }
-
-    /// Asks one custodian from time to time, so that a loss is noticed before a caller does.
-    async fn probe(self, custodian: Arc<Custodian>) {
-        let mut pause = tokio::time::interval(PROBE_EVERY);
-        pause.tick().await;
-        loop {
-            pause.tick().await;
-            let call = self.calling(Request::Health);
-            let Ok((job, answer)) = Job::new(&call) else { return };
-            let begun = Instant::now();
-            // A full queue is proof enough that somebody else is asking.
-            if custodian.try_send(job).is_ok() {
-                let end = match answer.await {
-                    Ok(Ok(Ok(_))) => OperationEnd::Answered,
-                    _ => OperationEnd::Unavailable,
-                };
-                self.count(Operation::Health, end, Some(begun));
-            }
         }
     }
 
@@ -381,6 +262,67 @@ impl Hsm {
     /// How many custodians are there.
     pub fn up(&self) -> usize {
         self.inner.slots.iter().filter(|slot| slot.load().is_some()).count()
+    }
+
+    /// How many tokens there are. The first one has the secrets that are objects.
+    pub fn tokens(&self) -> usize {
+        self.inner.tokens.len()
+    }
+
+    /// What an operator calls a token.
+    pub fn token_name(&self, token: usize) -> String {
+        let named = self.inner.names.get().and_then(|names| names.get(token)).cloned();
+        named.unwrap_or_else(|| format!("token {}", token.saturating_add(1)))
+    }
+
+    /// What an operator calls each token, from here on.
+    pub fn name_tokens(&self, names: Vec<String>) {
+        self.inner.state.name_tokens(&names);
+        let _ = self.inner.names.set(names);
+    }
+
+    /// Whether no custodian of this token is there, and a start has failed since the last one was: nobody knows when it
+    /// comes back.
+    pub fn has_token_failed(&self, token: usize) -> bool {
+        self.inner.state.objection(Some(token)).is_some()
+    }
+
+    /// Whether somebody replaces custodians that are lost, so that a token that is away may come back.
+    pub fn waits_for_tokens(&self) -> bool {
+        self.inner.is_served.load(Ordering::Relaxed)
+    }
+
+    /// Whether any custodian of this token is there; the first token is 0.
+    pub fn is_token_up(&self, token: usize) -> bool {
+        self.of(Some(token)).iter().any(|place| place.load().is_some())
+    }
+
+    /// A token that is up besides this one.
+    fn another_than(&self, token: usize) -> Option<usize> {
+        (0..self.tokens()).find(|other| *other != token && self.is_token_up(*other))
+    }
+
+    /// The places of this token's custodians; of all of them.
+    fn of(&self, token: Option<usize>) -> &[ArcSwapOption<Custodian>] {
+        let Some(token) = token else { return &self.inner.slots };
+        let slots = self.inner.tokens.get(token).map(|token| token.slots.clone()).unwrap_or_default();
+        self.inner.slots.get(slots).unwrap_or_default()
+    }
+
+    /// Which token a slot is of.
+    fn token_of(&self, slot: u16) -> usize {
+        let is_it = |token: &Token| token.slots.contains(&usize::from(slot));
+        self.inner.tokens.iter().position(is_it).unwrap_or_default()
+    }
+
+    /// Who has to answer: custodians of this token alone; `None`: any.
+    fn bound_to(&self, route: Route, request: &Request) -> Option<usize> {
+        match route {
+            Route::Writer => Some(FIRST),
+            Route::WriterOf(token) | Route::Token(token) => Some(token),
+            Route::Credential(_) | Route::Any if self.tokens() > 1 && request.names_objects() => Some(FIRST),
+            Route::Credential(_) | Route::Any | Route::Slot(_) => None,
+        }
     }
 
     /// Somebody replaces custodians that are lost, so that whoever can wait for one may do so without an end.
@@ -412,7 +354,12 @@ impl Hsm {
     /// Why none is there, since when, and what is to be done, in a line for the operator; `None`: one is there, or they
     /// are being started and nothing has gone wrong yet.
     pub fn trouble(&self) -> Option<String> {
-        self.inner.state.trouble()
+        self.inner.state.trouble(self.needs_first())
+    }
+
+    /// Whether secrets that are objects are to be used or made: the first token has them.
+    fn needs_first(&self) -> bool {
+        self.tokens() > 1 && self.inner.room.is_needed()
     }
 
     /// Those that are not there while others are, and why: a line each.
@@ -453,25 +400,35 @@ impl Hsm {
     }
 
     /// One that is up: where there is a choice, not `but`.
-    fn pick(&self, route: Route, but: Option<&Arc<Custodian>>) -> Option<Arc<Custodian>> {
-        let first = match route {
-            Route::Credential(id) => {
+    fn pick(
+        &self,
+        route: Route,
+        token: Option<usize>,
+        but: Option<&Arc<Custodian>>,
+    ) -> Option<Arc<Custodian>> {
+        let writer = match route {
+            Route::Writer | Route::WriterOf(_) => token.and_then(|token| self.inner.tokens.get(token)),
+            _ => None,
+        };
+        let first = match (route, writer) {
+            (_, Some(token)) => token.writer.load(Ordering::Relaxed),
+            (Route::Credential(id), _) => {
                 id.to_bytes().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte))
             }
-            Route::Any => self.inner.next_slot.fetch_add(1, Ordering::Relaxed),
-            Route::Writer => self.inner.writer.load(Ordering::Relaxed),
-            Route::Slot(slot) => u64::from(slot),
+            (Route::Slot(slot), _) => u64::from(slot),
+            _ => self.inner.next_slot.fetch_add(1, Ordering::Relaxed),
         };
-        let count = self.inner.slots.len();
+        let places = self.of(token);
+        let count = places.len();
         let start = (first % count.max(1) as u64) as usize;
         let up = || {
-            let turns = self.inner.slots.iter().enumerate().cycle().skip(start).take(count);
+            let turns = places.iter().enumerate().cycle().skip(start).take(count);
             turns.filter_map(|(slot, place)| place.load_full().map(|custodian| (slot, custodian)))
         };
         let is_other = |custodian: &Arc<Custodian>| but.is_none_or(|but| !Arc::ptr_eq(but, custodian));
         let (slot, custodian) = up().find(|(_, custodian)| is_other(custodian)).or_else(|| up().next())?;
-        if let Route::Writer = route {
-            self.inner.writer.store(slot as u64, Ordering::Relaxed);
+        if let Some(token) = writer {
+            token.writer.store(slot as u64, Ordering::Relaxed);
         }
         Some(custodian)
     }
@@ -519,14 +476,17 @@ impl Hsm {
     async fn ask(&self, route: Route, request: Request, way: &mut Way) -> Result<Response, HsmError> {
         let unavailable = |reason: &str| HsmError::Unavailable(reason.to_owned());
         let deadline = Lifeline::no_later_than(Instant::now() + CALL_MAX);
+        let mut token = self.bound_to(route, &request);
         let call = self.calling(request);
         let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
         drop(call);
         let mut missed_by: Option<Arc<Custodian>> = None;
+        // A connection to the HSM that broke logs all of them out: each may say so once, and it is not the request's doing.
+        let (mut logged_out, mut lost_over_it) = (0, false);
         loop {
             let came_up = self.inner.came_up.notified();
-            let Some(custodian) = self.pick(route, missed_by.as_ref()) else {
-                if let Some(reason) = self.inner.state.objection() {
+            let Some(custodian) = self.pick(route, token, missed_by.as_ref()) else {
+                if let Some(reason) = self.inner.state.objection(token) {
                     return Err(HsmError::Away(reason));
                 }
                 if timeout_at(deadline, came_up).await.is_err() {
@@ -535,9 +495,11 @@ impl Hsm {
                 continue;
             };
             let mut change = None;
-            if let Route::Writer = route {
-                let settled = self.inner.changes.settled();
-                change = self.inner.changes.begin(custodian.number);
+            if let (Route::Writer | Route::WriterOf(_), Some(of)) =
+                (route, self.inner.tokens.get(custodian.token))
+            {
+                let settled = of.changes.settled();
+                change = of.changes.begin(custodian.number);
                 if change.is_none() {
                     if timeout_at(deadline, settled).await.is_err() {
                         return Err(unavailable(CHANGING));
@@ -551,6 +513,9 @@ impl Hsm {
                 Err(mpsc::error::TrySendError::Full(_)) => return Err(HsmError::Busy),
                 Err(mpsc::error::TrySendError::Closed(_)) => {
                     // Lost between the two lines above; its place is being withdrawn.
+                    if Instant::now() >= deadline {
+                        return Err(unavailable(NO_CUSTODIAN));
+                    }
                     (job, answer) = again;
                     tokio::task::yield_now().await;
                     continue;
@@ -564,6 +529,12 @@ impl Hsm {
                     self.report(&again.0, row);
                     return Err(HsmError::Tampered(row));
                 }
+                // Another token has no such secrets.
+                Ok(Err(Fault::Missing(_))) if custodian.token != FIRST && token.is_none() => {
+                    token = Some(FIRST);
+                    (job, answer) = again;
+                    continue;
+                }
                 // Only if two say so, where there are two: one of them may not see what the other made.
                 Ok(Err(Fault::Missing(id))) => match &missed_by {
                     Some(_) => return Err(HsmError::Missing(id)),
@@ -573,6 +544,14 @@ impl Hsm {
                         continue;
                     }
                 },
+                // Another token may have the key that it lacks. Asked once: what that one says then is final.
+                Ok(Err(Fault::Later | Fault::Request(_)))
+                    if token.is_none() && self.another_than(custodian.token).is_some() =>
+                {
+                    token = self.another_than(custodian.token);
+                    (job, answer) = again;
+                    continue;
+                }
                 // It looks through its token at most once a second: what it says then is final.
                 Ok(Err(Fault::Later)) => {
                     if timeout_at(deadline, sleep(ASK_AGAIN_AFTER)).await.is_err() {
@@ -582,12 +561,21 @@ impl Hsm {
                     continue;
                 }
                 Ok(Err(fault @ Fault::Request(_))) => return Err(unavailable(&fault.to_string())),
+                Ok(Err(Fault::Hsm(failure)))
+                    if failure.remedy == Remedy::LogIn && logged_out < self.custodians() =>
+                {
+                    logged_out += 1;
+                    // It may have been worked on all the same.
+                    (*way, job, answer) = (Way { sent: true, repeated: true }, again.0.suspected(), again.1);
+                    continue;
+                }
                 Ok(Err(fault @ Fault::Hsm(_))) => Lost { suspect: true, reason: fault.to_string() },
                 Err(lost) => lost,
             };
-            if lost.suspect && std::mem::replace(&mut way.repeated, true) {
+            if lost.suspect && std::mem::replace(&mut lost_over_it, true) {
                 return Err(HsmError::Unavailable(lost.reason));
             }
+            way.repeated |= lost.suspect;
             way.sent = way.repeated;
             (job, answer) = again;
             if lost.suspect {

@@ -1,7 +1,8 @@
 //! `hsm-authd init`: makes what is missing of a token and its system keys.
 
+use std::ffi::CStr;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::Ending;
@@ -11,12 +12,11 @@ use crate::hsm::messages::{self, Boot};
 use crate::store::usage;
 use crate::supervisor;
 
-/// Runs `init` for a configuration file: says what it did, one line a step.
+/// Runs `init` for a configuration with one token: says what it did, one line a step.
 ///
 /// # Errors
 /// See [`Ending`].
-pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> Ending {
-    let config = Config::load(config).map_err(|error| error.to_string())?;
+pub fn run(config: &Config, so_pin_file: Option<PathBuf>) -> Ending {
     let _keys = supervisor::lock_keys(&config.store.path)?;
     set_up_token(&config.hsm, so_pin_file, Stdio::inherit())
 }
@@ -27,13 +27,34 @@ pub fn run(config: &Path, so_pin_file: Option<PathBuf>) -> Ending {
 /// # Errors
 /// See [`Ending`].
 pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio) -> Ending {
+    set_up(&setup(hsm, so_pin_file), hsm, output)
+}
+
+/// Makes one of several tokens where it is missing, and no key in it. A new replica beside a database is none that is
+/// missing: it has nothing of what is needed.
+///
+/// # Errors
+/// See [`Ending`].
+pub fn make_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, is_replica: bool) -> Ending {
+    let mut setup = Setup { token_only: true, ..setup(hsm, so_pin_file) };
+    if is_replica {
+        setup.boot.in_use = false;
+        setup.needed.clear();
+    }
+    set_up(&setup, hsm, Stdio::inherit())
+}
+
+fn setup(hsm: &HsmConfig, so_pin_file: Option<PathBuf>) -> Setup {
     let boot = boot(hsm);
     let needed = match boot.in_use {
         true => usage::needed(&hsm.database).all().map(|(kind, version, _)| (kind, version)).collect(),
         false => Vec::new(),
     };
-    let setup = Setup { boot, needed, so_pin_file };
-    let frame = messages::encode(&setup).map_err(|e| Some(e.to_string()))?;
+    Setup { boot, needed, so_pin_file, token_only: false }
+}
+
+fn set_up(setup: &Setup, hsm: &HsmConfig, output: Stdio) -> Ending {
+    let frame = messages::encode(setup).map_err(|e| Some(e.to_string()))?;
     let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));
     let mut child = Command::new("/proc/self/exe")
         .args(["token-setup", "--supervisor", &std::process::id().to_string()])
@@ -56,11 +77,14 @@ pub fn set_up_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, output: Stdio
 pub fn boot(hsm: &HsmConfig) -> Boot {
     Boot {
         module: hsm.module.clone(),
+        module_arguments: hsm.module_arguments.text().map(CStr::to_owned),
         token_label: hsm.token_label.clone(),
         pin_file: hsm.pin_file.clone(),
+        pin_cut_off: None,
         secrets_cached_max: hsm.secrets_cached_max,
         in_use: usage::is_in_use(&hsm.database),
         unwraps_max: hsm.recycle_after_unwraps,
         memory_bytes_max: hsm.recycle_above_mebibytes.saturating_mul(1024 * 1024),
+        shared_keys: hsm.shared_keys,
     }
 }

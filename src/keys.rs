@@ -1,6 +1,8 @@
 //! `hsm-authd keys`: what an operator sees of the system keys, and does with them.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
@@ -21,11 +23,15 @@ use crate::store::Store;
 use crate::store::usage::{key_usage, rotations};
 use crate::supervisor;
 
+mod births;
+mod plan;
 mod rewrapping;
 mod socket;
 mod table;
+mod tokens;
 
 use socket::Unreachable;
+use tokens::Tokens;
 
 /// `hsm-authd keys`
 #[derive(clap::Subcommand)]
@@ -91,8 +97,69 @@ fn load(path: &Path) -> Result<Config, String> {
     Config::load(path).map_err(|error| error.to_string())
 }
 
+/// Runs `hsm-authd init`: makes what is missing of the configured tokens and their keys, and says what it did.
+///
+/// # Errors
+/// See [`Ending`].
+pub fn init(config: &Path, so_pin_files: &[PathBuf]) -> Ending {
+    let config = load(config)?;
+    let tokens = Tokens::of(&config.hsm);
+    let so_pin_file = |place: usize| match so_pin_files {
+        [one] => Some(one.clone()),
+        all => all.get(place).cloned(),
+    };
+    if so_pin_files.len() > 1 && so_pin_files.len() != tokens.0.len() {
+        return Err(Some("--so-pin-file: give one for all tokens, or one for each".to_owned()));
+    }
+    if config.hsm.replicas.is_empty() {
+        return init::run(&config, so_pin_file(0));
+    }
+    let store = &config.store.path;
+    let _keys = supervisor::lock_keys(store)?;
+    for (place, token) in tokens.0.iter().enumerate() {
+        // Its process has said why.
+        let failed = |_| Some(format!("token {} cannot be set up: no key was made", token.name));
+        init::make_token(&token.hsm, so_pin_file(place), place > 0).map_err(failed)?;
+    }
+    // A service that was started without these tokens takes no keys that are in several.
+    let stopped = || supervisor::lock(store).map_err(|reason| Some(format!("{reason}: stop it first")));
+    if let Some((born, stopped)) = births::complete(&tokens, stopped)?
+        && store.exists()
+    {
+        announce(&config, &born, Some(stopped))?;
+    }
+    let finished: Vec<_> = tokens.look()?.iter().map(plan::finished).collect();
+    say_lacking(&tokens, &finished)
+}
+
+/// What keeps a token from being used, and what is to be done about it.
+fn say_lacking(tokens: &Tokens, finished: &[BTreeSet<(KeyKind, u16)>]) -> Ending {
+    for (place, lacking) in plan::lacking(finished).into_iter().enumerate() {
+        if lacking.is_empty() {
+            continue;
+        }
+        let names: Vec<_> = lacking.iter().map(|(kind, version)| format!("{kind} v{version}")).collect();
+        say(format!(
+            "token {} lacks {}, and is not used until nothing needs it: run `hsm-authd keys rewrap`, and then `hsm-authd \
+             keys retire` for each",
+            tokens.name(place),
+            names.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
 fn list(config: &Config, json: bool) -> Ending {
-    let keys = described(&config.hsm)?;
+    let tokens = Tokens::of(&config.hsm);
+    let (mut keys, mut away) = (Vec::new(), Vec::new());
+    for token in &tokens.0 {
+        match described(&token.hsm) {
+            Ok(described) => keys.push((token.name.clone(), described)),
+            Err(reason) if tokens.0.len() == 1 => return Err(reason),
+            // Its process has said why.
+            Err(_) => away.push(token.name.clone()),
+        }
+    }
     let store = &config.store.path;
     // Before the first start there is no database, and nothing that needs a key.
     let (usage, made) = match store.exists() {
@@ -100,34 +167,64 @@ fn list(config: &Config, json: bool) -> Ending {
         false => (Ok(Default::default()), Ok(Default::default())),
     };
     let (usage, made) = (usage.map_err(|e| e.to_string())?, made.map_err(|e| e.to_string())?);
+    let finished = |keys: &Vec<KeyDescription>| {
+        let finished = keys.iter().filter(|key| !key.retired && !key.unfinished);
+        finished.map(|key| (key.kind, key.version)).collect()
+    };
+    let finished: Vec<_> = keys.iter().map(|(_, keys)| finished(keys)).collect();
     let rows = table::rows(keys, &usage, &made);
     say(match json {
         true => serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?,
         false => table::text(&rows),
-    })
+    })?;
+    if !away.is_empty() {
+        return Err(Some(format!("not in the list, because it cannot be asked: token {}", away.join(", "))));
+    }
+    if json { Ok(()) } else { say_lacking(&tokens, &finished) }
+}
+
+/// A service that cannot be told would use a new key from some moment on that no log tells of: it is kept from starting.
+fn stopped_if_mute(store: &Path) -> Result<Option<OwnedFd>, Option<String>> {
+    match control_socket::is_possible(store) {
+        true => Ok(None),
+        false => Ok(Some(supervisor::lock(store).map_err(|reason| {
+            let path = control_socket::path(store);
+            format!("{reason}, and {}", socket::too_long(&path.display().to_string()))
+        })?)),
+    }
 }
 
 fn rotate(config: &Config, kind: KeyKind) -> Ending {
     let store = &config.store.path;
     let _keys = supervisor::lock_keys(store)?;
-    // A service that cannot be told would use the key from some moment on that no log tells of.
-    let stopped = match control_socket::is_possible(store) {
-        true => None,
-        false => Some(supervisor::lock(store).map_err(|reason| {
-            let path = control_socket::path(store);
-            format!("{reason}, and {}", socket::too_long(&path.display().to_string()))
-        })?),
+    let stopped = stopped_if_mute(store)?;
+    let version = match config.hsm.replicas.is_empty() {
+        true => {
+            let KeyTaskDone::Rotated(version) = in_child(&config.hsm, KeyTask::Rotate(kind))? else {
+                return Err(Some(WRONG_ANSWER.to_owned()));
+            };
+            say(format!("key hsm-authd/{kind}/v{version}: made"))?;
+            version
+        }
+        false => births::rotate(&Tokens::of(&config.hsm), kind)?,
     };
-    let KeyTaskDone::Rotated(version) = in_child(&config.hsm, KeyTask::Rotate(kind))? else {
-        return Err(Some(WRONG_ANSWER.to_owned()));
-    };
-    say(format!("key hsm-authd/{kind}/v{version}: made"))?;
+    announce(config, &[(kind, version)], stopped)
+}
+
+/// Has a running service use keys that were made, or writes to the log that the next start does.
+fn announce(config: &Config, made: &[(KeyKind, u16)], stopped: Option<OwnedFd>) -> Ending {
+    let store = &config.store.path;
     match socket::ask::<NewestKeys>(store, "POST", "/keys/reload") {
-        Ok(newest) if newest.of(kind) >= version => say("the service uses it".to_owned())?,
+        Ok(newest) if made.iter().all(|(kind, version)| newest.of(*kind) >= *version) => {
+            say("the service uses it".to_owned())?
+        }
         Ok(_) => return Err(Some("the service does not see it: is it configured for another token?".into())),
         Err(Unreachable::NotRunning(_) | Unreachable::TooLong(_)) => {
             let _lock = stopped.map_or_else(|| supervisor::lock(store), Ok)?;
-            Rest::of(config)?.record(Event::KeyRotated, format!("{kind} v{version}"))?;
+            let rest = Rest::of(config)?;
+            for (kind, version) in made {
+                rest.record(Event::KeyRotated, format!("{kind} v{version}"))?;
+            }
             say("no service is running; the next start uses it".to_owned())?;
         }
         Err(Unreachable::Failed(reason)) => {
@@ -136,7 +233,7 @@ fn rotate(config: &Config, kind: KeyKind) -> Ending {
             )));
         }
     }
-    if matches!(kind, KeyKind::Kek | KeyKind::Row | KeyKind::Data) {
+    if made.iter().any(|(kind, _)| plan::SHARED.contains(kind)) {
         say("what is stored stays under the older versions until `hsm-authd keys rewrap`".to_owned())?;
     }
     Ok(())
@@ -148,14 +245,24 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
     let _lock = supervisor::lock(store)?;
     let _keys = supervisor::lock_keys(store)?;
     let name = format!("hsm-authd/{kind}/v{version}");
-    let keys = described(&config.hsm)?;
-    let of_kind = || keys.iter().filter(|key| key.kind == kind && !key.retired && !key.unfinished);
-    if of_kind().map(|key| key.version).max() == Some(version) {
+    let tokens = Tokens::of(&config.hsm);
+    if tokens.0.len() > 1 {
+        births::settle(&tokens)?;
+    }
+    let there = tokens.described()?;
+    let is_newest = |keys: &Vec<KeyDescription>| {
+        let of_kind = keys.iter().filter(|key| key.kind == kind && !key.retired && !key.unfinished);
+        of_kind.map(|key| key.version).max() == Some(version)
+    };
+    if there.iter().any(is_newest) {
         return Err(Some(format!(
             "{name} is the newest of its kind: run `hsm-authd keys rotate {kind}` first"
         )));
     }
-    if !keys.iter().any(|key| (key.kind, key.version) == (kind, version)) {
+    let has = |keys: &Vec<KeyDescription>| {
+        keys.iter().any(|key| (key.kind, key.version) == (kind, version) && !key.retired)
+    };
+    if !there.iter().any(has) {
         return Err(Some(format!("there is no key {name}")));
     }
     let rest = Rest::of(config)?;
@@ -172,13 +279,18 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
         rest.record(Event::KeyRetired, format!("{kind} v{version}"))?;
     }
     drop(rest);
-    match in_child(&config.hsm, KeyTask::Retire(kind, version))? {
-        KeyTaskDone::Retired => say(format!("key {name}: retired")),
-        _ => Err(Some(WRONG_ANSWER.to_owned())),
+    // In the first token last: whatever interrupts this, it can read what is stored.
+    for (token, _) in tokens.0.iter().zip(&there).rev().filter(|(_, keys)| has(keys)) {
+        match in_child(&token.hsm, KeyTask::Retire(kind, version))? {
+            KeyTaskDone::Retired if tokens.0.len() == 1 => say(format!("key {name}: retired"))?,
+            KeyTaskDone::Retired => say(format!("token {}: key {name}: retired", token.name))?,
+            _ => return Err(Some(WRONG_ANSWER.to_owned())),
+        }
     }
+    Ok(())
 }
 
-/// Every system key in the token, as the HSM reports it.
+/// Every system key in the first token, as the HSM reports it.
 ///
 /// # Errors
 /// See [`Ending`].
@@ -226,6 +338,7 @@ struct Rest {
 impl Rest {
     fn of(config: &Config) -> Result<Self, Option<String>> {
         let (offline, path) = (Offline::start(&config.hsm)?, config.store.path.clone());
+        offline.has_all()?;
         let at_rest = match path.exists() {
             true => {
                 let store = Store::open(&path).map_err(|e| e.to_string())?;
@@ -240,15 +353,18 @@ impl Rest {
     /// Whether what the database says of its keys may be believed.
     fn is_known(&self) -> Ending {
         let Some(at_rest) = &self.at_rest else {
-            let anchor = self.offline.runtime.block_on(self.offline.hsm.read_anchor());
-            let anchor = anchor.map_err(|e| e.to_string())?.as_deref().and_then(Note::parse);
-            return match anchor.is_some_and(|note| note.unverified().head.origin.is_unclaimed()) {
-                true => Ok(()),
-                false => Err(Some(format!(
-                    "{}: there is no database, and the token knows of one: restore it, or correct store.path",
-                    self.path.display()
-                ))),
-            };
+            let hsm = &self.offline.hsm;
+            for token in (0..hsm.tokens()).filter(|token| hsm.is_token_up(*token)) {
+                let anchor = self.offline.runtime.block_on(hsm.read_anchor(token));
+                let anchor = anchor.map_err(|e| e.to_string())?.as_deref().and_then(Note::parse);
+                if !anchor.is_some_and(|note| note.unverified().head.origin.is_unclaimed()) {
+                    return Err(Some(format!(
+                        "{}: there is no database, and the token knows of one: restore it, or correct store.path",
+                        self.path.display()
+                    )));
+                }
+            }
+            return Ok(());
         };
         match self.offline.runtime.block_on(at_rest.doubt())? {
             None => Ok(()),

@@ -5,11 +5,14 @@
 //! that its answer is remembered and its account is not given to the next one before the verdict is there. Which of the two
 //! came first is decided by one atomic word.
 //!
+//! The request's place among those that are worked on hangs on it too: who waits for what needs neither a custodian nor the
+//! store gives it back meanwhile.
+//!
 //! It is found by the task that works on the request, not handed from function to function: nothing but the places that wait
 //! has to know of it. Work of the appliance's own hangs on nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
@@ -23,16 +26,17 @@ tokio::task_local! {
 }
 
 /// Of one request.
-#[derive(Debug)]
 pub struct Lifeline {
     deadline: Instant,
     state: AtomicU8,
+    /// Its place among those that are worked on, while it has one. Dropped, that is somebody else's.
+    turn: Mutex<Option<Box<dyn Send>>>,
 }
 
 impl Lifeline {
     /// Of a request that is to be answered by then.
     pub fn until(deadline: Instant) -> Arc<Self> {
-        Arc::new(Self { deadline, state: AtomicU8::new(0) })
+        Arc::new(Self { deadline, state: AtomicU8::new(0), turn: Mutex::default() })
     }
 
     /// Until when.
@@ -50,6 +54,22 @@ impl Lifeline {
         CURRENT.try_with(Arc::clone).ok()
     }
 
+    /// Its turn has come: `place` is kept until it ends.
+    pub fn begin_turn(&self, place: impl Send + 'static) {
+        self.put_turn(Some(Box::new(place)));
+    }
+
+    /// Its turn has ended, if it had not before: somebody else is worked on.
+    pub fn end_turn(&self) {
+        self.put_turn(None);
+    }
+
+    fn put_turn(&self, turn: Option<Box<dyn Send>>) {
+        let before = std::mem::replace(&mut *self.turn.lock().unwrap_or_else(PoisonError::into_inner), turn);
+        // Dropping it has somebody else called, which is nothing to be done under a lock.
+        drop(before);
+    }
+
     /// Nobody waits any more. Whether the work on it is to be dropped: not what the writer has.
     pub fn let_go(&self) -> bool {
         self.state.fetch_or(LET_GO, Ordering::AcqRel) & HANDED_OVER == 0
@@ -60,7 +80,9 @@ impl Lifeline {
         self.state.fetch_or(HANDED_OVER, Ordering::AcqRel) & LET_GO == 0
     }
 
-    /// The writer gives it back: nothing was written. Whether it is worth another attempt.
+    /// Nothing is written of it, or nothing that it has to be carried out for. Whether it is worth another attempt: if not,
+    /// whoever works on it has to end, for it is not dropped any more. Only for the task that works on it, which is not
+    /// dropped before.
     pub fn hand_back(&self) -> bool {
         self.state.fetch_and(!HANDED_OVER, Ordering::AcqRel) & LET_GO == 0
     }

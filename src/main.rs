@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hsm_authd::{
-    audit, backup, check, custodian, dev, front, init, keys, offline, recover, restore, supervisor,
-};
+use hsm_authd::{audit, backup, check, custodian, dev, front, keys, offline, recover, restore, supervisor};
 
 /// An HSM-backed authentication appliance: one-time passwords verified inside a PKCS#11 HSM.
 #[derive(Parser)]
@@ -42,9 +40,10 @@ enum Command {
         /// The configuration file.
         #[arg(long)]
         config: PathBuf,
-        /// The file with the security officer's PIN: initialise a token if there is none of that label.
+        /// The file with the security officer's PIN: initialise a token if there is none of that label. Of several tokens
+        /// with several PINs: one for each, in the order of the configuration.
         #[arg(long)]
-        so_pin_file: Option<PathBuf>,
+        so_pin_file: Vec<PathBuf>,
     },
     /// Check or write out the audit log of a database, without a service and without an HSM.
     Audit {
@@ -121,7 +120,8 @@ fn main() -> ExitCode {
     // An operator's command says in plain words what it does.
     let is_command = matches!(
         command,
-        Command::Keys { .. }
+        Command::Init { .. }
+            | Command::Keys { .. }
             | Command::Backup { .. }
             | Command::Restore { .. }
             | Command::Recover { .. }
@@ -141,7 +141,7 @@ fn main() -> ExitCode {
         Command::Dev(options) => dev::run(options),
         Command::Serve { config, accept_clock } => supervisor::serve(&config, accept_clock),
         Command::Check { config } => check::run(&config),
-        Command::Init { config, so_pin_file } => init::run(&config, so_pin_file),
+        Command::Init { config, so_pin_file } => keys::init(&config, &so_pin_file),
         Command::Audit { command } => audit::run(command),
         Command::Keys { command } => keys::run(command),
         Command::KeyTask { supervisor } => return custodian::key_task::run_key_task(supervisor),

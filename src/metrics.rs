@@ -21,7 +21,7 @@ mod labels;
 
 pub use labels::{
     Away, Certificate, Checkpointing, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd,
-    Replacement, Route, StoreError, TurnedAway, Verdict,
+    Replacement, Route, StoreError, Token, TurnedAway, Verdict, Whose,
 };
 
 /// Times by a label, in seconds.
@@ -62,7 +62,7 @@ pub struct RequestMetrics {
     pub seconds: Times<Route>,
     /// What the callers were told.
     pub verdicts: Family<Verdict, Counter>,
-    /// Requests that there was no room or no time for.
+    /// Requests that there was no room or no time for, or nobody any more.
     pub turned_away: Family<TurnedAway, Counter>,
 }
 
@@ -97,7 +97,7 @@ impl RequestMetrics {
         registry.register("hsm_authd_verdicts", "What callers were told", self.verdicts.clone());
         registry.register(
             "hsm_authd_requests_turned_away",
-            "Requests that there was no room or no time for",
+            "Requests that there was no room or no time for, or nobody any more",
             self.turned_away.clone(),
         );
     }
@@ -124,6 +124,10 @@ pub struct HsmMetrics {
     pub away: Family<Away, Gauge>,
     /// Starts that failed, by why.
     pub start_failures: Family<Away, Counter>,
+    /// How many are up of each token.
+    pub token_custodians_up: Family<Token, Gauge>,
+    /// 1 as long as a token refuses its PIN, and no custodian of it is started.
+    pub token_pin_refused: Family<Token, Gauge>,
     /// 1 as long as callers are told at once that no custodian is up.
     pub breaker_open: Gauge,
     /// Secrets that are objects in the HSM.
@@ -131,8 +135,10 @@ pub struct HsmMetrics {
 }
 
 impl HsmMetrics {
-    /// Of so many custodians.
-    pub fn new(custodians: u16) -> Self {
+    /// Of so many custodians of each token.
+    pub fn new(counts: &[u16]) -> Self {
+        let tokens = || (0..counts.len()).map(|token| Token { token });
+        let custodians = counts.iter().fold(0_u16, |sum, count| sum.saturating_add(*count));
         let custodians = || (0..custodians).map(|custodian| Custodian { custodian });
         let ends = |operation| OperationEnd::all().map(move |end| (operation, end));
         Self {
@@ -147,6 +153,8 @@ impl HsmMetrics {
             start_failures: counters(
                 Away::all().filter(|cause| !matches!(cause, Away::Starting | Away::Lost)),
             ),
+            token_custodians_up: from_the_start(Family::default(), tokens()),
+            token_pin_refused: from_the_start(Family::default(), tokens()),
             breaker_open: Gauge::default(),
             residents: Gauge::default(),
         }
@@ -186,6 +194,16 @@ impl HsmMetrics {
             "hsm_authd_custodian_start_failures",
             "Custodians that did not come up, by why",
             self.start_failures.clone(),
+        );
+        registry.register(
+            "hsm_authd_token_custodians_up",
+            "Custodians that are up, by token",
+            self.token_custodians_up.clone(),
+        );
+        registry.register(
+            "hsm_authd_token_pin_refused",
+            "Whether a token refuses its PIN, and no custodian of it is started",
+            self.token_pin_refused.clone(),
         );
         registry.register(
             "hsm_authd_hsm_breaker_open",
@@ -259,8 +277,10 @@ impl StoreMetrics {
 pub struct LogMetrics {
     /// What became of checkpoints.
     pub checkpoints: Family<Checkpointing, Counter>,
-    /// How many entries the anchor covers.
+    /// How many entries the anchor covers: in every token that is there.
     pub anchored: Gauge,
+    /// How many entries a token's anchor does not cover; looked at when it is asked for.
+    pub anchor_lag: Family<Token, Gauge>,
     /// 1 as long as nothing is committed because the anchor is too far behind the log.
     pub closed: Gauge,
     /// How many entries there are; looked at when it is asked for.
@@ -274,6 +294,7 @@ impl Default for LogMetrics {
         Self {
             checkpoints: counters(Checkpointing::all()),
             anchored: Gauge::default(),
+            anchor_lag: Family::default(),
             closed: Gauge::default(),
             entries: Gauge::default(),
             tampered_rows: Counter::default(),
@@ -286,6 +307,11 @@ impl LogMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("hsm_authd_checkpoints", "Checkpoints of the log", self.checkpoints.clone());
         registry.register("hsm_authd_log_anchored", "Entries that the anchor covers", self.anchored.clone());
+        registry.register(
+            "hsm_authd_log_anchor_lag",
+            "Entries that a token's anchor does not cover",
+            self.anchor_lag.clone(),
+        );
         registry.register(
             "hsm_authd_log_closed",
             "Whether nothing is committed because the anchor is too far behind the log",
@@ -305,6 +331,8 @@ impl LogMetrics {
 pub struct ConnectionMetrics {
     /// Connections that are open, handshakes included.
     pub open: Gauge,
+    /// Those that were closed after their handshake because there were as many of theirs as may be.
+    pub refused: Family<Whose, Counter>,
     /// How handshakes ended.
     pub handshakes: Family<Handshake, Counter>,
     /// Handshakes that have begun and not ended.
@@ -317,6 +345,7 @@ impl Default for ConnectionMetrics {
     fn default() -> Self {
         Self {
             open: Gauge::default(),
+            refused: counters(Whose::all()),
             handshakes: counters(Handshake::all()),
             handshaking: Gauge::default(),
             handshakes_full: Counter::default(),
@@ -328,6 +357,11 @@ impl ConnectionMetrics {
     /// Shows them.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("hsm_authd_connections_open", "Connections that are open", self.open.clone());
+        registry.register(
+            "hsm_authd_connections_refused",
+            "Connections closed because there were as many of theirs as may be",
+            self.refused.clone(),
+        );
         registry.register(
             "hsm_authd_handshakes",
             "TLS handshakes by how they ended",

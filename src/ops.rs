@@ -46,6 +46,8 @@ pub struct Ops {
     service: Arc<Service>,
     /// Whether the database was found to be what the service left.
     is_checked: watch::Receiver<bool>,
+    /// Whether the service ends.
+    draining: watch::Receiver<bool>,
     state: StateMetrics,
     registry: Registry,
 }
@@ -59,7 +61,7 @@ impl Ops {
         api: Arc<Api>,
         server: Arc<Server>,
         service: Arc<Service>,
-        is_checked: watch::Receiver<bool>,
+        (is_checked, draining): (watch::Receiver<bool>, watch::Receiver<bool>),
     ) -> Arc<Self> {
         let state = StateMetrics::default();
         state.started.set(clock.now().unix_ms as f64 / 1e3);
@@ -70,7 +72,7 @@ impl Ops {
         server.metrics.register(&mut registry);
         service.log_metrics().register(&mut registry);
         state.register(&mut registry);
-        Arc::new(Self { hsm, store, clock, api, server, service, is_checked, state, registry })
+        Arc::new(Self { hsm, store, clock, api, server, service, is_checked, draining, state, registry })
     }
 
     /// Serves `GET /livez`, `/readyz` and `/metrics`, for ever.
@@ -112,12 +114,15 @@ impl Ops {
 
     /// Whether requests can be decided, or why not.
     fn is_ready(&self) -> Result<(), Cow<'static, str>> {
-        // First: it is what a check waits for.
+        if *self.draining.borrow() {
+            return Err("the service ends: what is there is answered, and no more is taken".into());
+        }
+        // Then this: it is what a check waits for.
         if let Some(trouble) = self.hsm.trouble() {
             return Err(trouble.into());
         }
         if !*self.is_checked.borrow() {
-            return Err("checking the database".into());
+            return Err(self.service.waits_for().map_or("checking the database".into(), Cow::from));
         }
         if !self.hsm.is_up() {
             return Err("no custodian is up yet; they are being started".into());
@@ -149,10 +154,7 @@ impl Ops {
         self.state.clock_trusted.set(flag(now.trusted));
         self.state.custodians_up.set(count(self.hsm.up()));
         self.state.hsm_away_seconds.set(self.hsm.away_for().map_or(0.0, |time| time.as_secs_f64()));
-        self.service
-            .log_metrics()
-            .entries
-            .set(i64::try_from(self.store.head().borrow().size).unwrap_or(i64::MAX));
+        self.service.look_at_log();
         self.state.store_queue_depth.set(count(self.store.waiting()));
         let (in_flight, waiting) = self.api.in_flight();
         self.state.requests_in_flight.set(count(in_flight));

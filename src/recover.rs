@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::Ending;
 use crate::clock::{SystemClock, WatchedClock};
 use crate::config::Config;
+use crate::domain::anchors::Seen;
 use crate::domain::time::rfc3339;
 use crate::offline::Offline;
 use crate::service::recovery::{Done, Recovery, Survey};
@@ -44,6 +45,11 @@ pub fn run(path: &Path, accept: bool, clock_is_right: bool) -> Ending {
     let survey = offline.runtime.block_on(recovery.survey()).map_err(|e| e.to_string())?;
     tell(&survey);
     if survey.is_sound() {
+        for name in survey.away() {
+            say(format_args!(
+                "token {name} may know of more: ask again when it is back, if the service refuses to start"
+            ));
+        }
         say(format_args!("there is nothing to recover, and nothing was changed: start the service"));
         return Ok(());
     }
@@ -62,14 +68,18 @@ pub fn run(path: &Path, accept: bool, clock_is_right: bool) -> Ending {
 }
 
 fn tell(survey: &Survey) {
-    match &survey.anchor {
-        Some(anchor) => say(format_args!(
-            "token: knows of {} entries of {} since {}",
-            anchor.head.size,
-            anchor.head.origin,
-            rfc3339(anchor.unix_s.saturating_mul(1_000))
-        )),
-        None => say(format_args!("token: has no anchor of the log")),
+    for (name, seen) in &survey.tokens {
+        let name = if survey.tokens.len() == 1 { "token".to_owned() } else { format!("token {name}") };
+        match seen {
+            Seen::Anchor(anchor) => say(format_args!(
+                "{name}: knows of {} entries of {} since {}",
+                anchor.head.size,
+                anchor.head.origin,
+                rfc3339(anchor.unix_s.saturating_mul(1_000))
+            )),
+            Seen::Nothing => say(format_args!("{name}: has no anchor of the log")),
+            Seen::Away => say(format_args!("{name}: is away, and was not asked")),
+        }
     }
     let right = survey.rows;
     say(format_args!(

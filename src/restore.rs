@@ -53,6 +53,9 @@ pub fn run(path: &Path, from: &Path) -> Ending {
     // Its last connection empties the WAL.
     drop((recovery, store));
     say(format_args!("rows: {}, each as this token sealed it", survey.rows));
+    for name in survey.away() {
+        say(format_args!("token {name}: is away, and was not asked; it may know of a newer database"));
+    }
     if manifest.secrets.resident > 0 {
         let count = manifest.secrets.resident;
         say(format_args!("secrets: {count} are objects in the HSM, and in no copy"));

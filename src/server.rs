@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 use std::net::TcpListener as StdListener;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::io::AsyncReadExt;
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
@@ -24,10 +25,14 @@ use tower::ServiceExt;
 use crate::api::Peer;
 use crate::config::{Config, Limits};
 use crate::metrics::{ConnectionMetrics, Held};
-use crate::tls::{self, Clients, TlsError};
+use crate::tls::{self, Client, Clients, TlsError};
+use activity::Activity;
 use handshakes::Handshakes;
+use shares::Shares;
 
+mod activity;
 mod handshakes;
+mod shares;
 
 /// How long draining waits for connections to end; with what the front waits for after that, 10 s.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
@@ -36,6 +41,10 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_MAX: Duration = Duration::from_secs(10);
+/// How long a peer that was told that its connection ends may go on without a request.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// How long one that is refused is told so.
+const REFUSAL_MAX: Duration = Duration::from_secs(1);
 /// The client's preface, in bytes.
 const HTTP2_PREFACE_BYTES: usize = 24;
 /// The largest header, in bytes.
@@ -97,7 +106,10 @@ impl Server {
         let timeout_ms = self.limits.handshake_timeout_ms;
         let handshakes =
             Arc::new(Handshakes::new(self.limits.handshakes_max, Duration::from_millis(timeout_ms)));
-        let graceful = GracefulShutdown::new();
+        let connections_max = self.limits.connections_max;
+        let tenant_max = self.limits.connections_per_tenant_max.unwrap_or(connections_max);
+        let shares = Arc::new(Shares::new(tenant_max));
+        let (draining, drained) = watch::channel(false);
         tokio::pin!(drain);
         loop {
             // Room first: beyond it, connections wait in the kernel's backlog.
@@ -110,11 +122,12 @@ impl Server {
                 () = &mut drain => break,
                 accepted = accepted => match accepted {
                     Ok((stream, room, shaking)) => {
-                        let watcher = graceful.watcher();
                         let (server, handshakes) = (self.clone(), handshakes.clone());
+                        let (shares, drained) = (shares.clone(), drained.clone());
                         tokio::spawn(async move {
                             let _room = room;
-                            let ended = server.connection(stream, (&handshakes, shaking), watcher).await;
+                            let ended =
+                                server.connection(stream, (&handshakes, shaking), &shares, drained).await;
                             if let Err(reason) = ended {
                                 tracing::debug!(reason, "connection ended");
                             }
@@ -128,7 +141,10 @@ impl Server {
             }
         }
         drop(listener);
-        if timeout(DRAIN_MAX, graceful.shutdown()).await.is_err() {
+        draining.send_replace(true);
+        // All the room there is: then nobody is connected any more.
+        let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+        if timeout(DRAIN_MAX, room.acquire_many(all)).await.is_err() {
             tracing::warn!("connections were cut off");
         }
         Ok(())
@@ -138,12 +154,13 @@ impl Server {
         &self,
         stream: TcpStream,
         (handshakes, shaking): (&Handshakes, OwnedSemaphorePermit),
-        watcher: hyper_util::server::graceful::Watcher,
+        shares: &Shares,
+        drained: watch::Receiver<bool>,
     ) -> Result<(), String> {
         let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let identities = self.identities.load_full();
-        let stream = handshakes.shake(shaking, identities.acceptor.accept(stream), &self.metrics).await?;
+        let mut stream = handshakes.shake(shaking, identities.acceptor.accept(stream), &self.metrics).await?;
         let (_, session) = stream.get_ref();
         let peer = Peer(
             session
@@ -153,13 +170,34 @@ impl Server {
         );
         let http2 = session.alpn_protocol() == Some(b"h2");
         drop(identities);
+        let tenant = peer.0.as_deref().map(Client::tenant_name);
+        let _share = match shares.take(tenant) {
+            Ok(share) => share,
+            Err(whose) => {
+                self.metrics.refused.get_or_create(&whose).inc();
+                let client = peer.0.as_ref().map(|client| client.name.as_str());
+                tracing::warn!(
+                    client,
+                    tenant,
+                    "a connection is closed: there are as many of theirs as may be"
+                );
+                // TLS's own goodbye, if it is heard.
+                let _ = timeout(REFUSAL_MAX, stream.shutdown()).await;
+                return Ok(());
+            }
+        };
         let mut stream = Box::pin(TimeoutStream::new(stream));
         let write_timeout = Duration::from_millis(self.limits.write_timeout_ms);
         stream.as_mut().set_write_timeout_pinned(Some(write_timeout));
 
+        let activity = Arc::new(Activity::default());
         let service = service_fn(|mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
-            self.router.clone().oneshot(request.map(Body::new))
+            let (active, answer) = (activity.begin(), self.router.clone().oneshot(request.map(Body::new)));
+            async move {
+                let _active = active;
+                answer.await
+            }
         });
         let header_timeout = Duration::from_millis(self.limits.header_timeout_ms);
         let mut http = auto::Builder::new(TokioExecutor::new());
@@ -177,7 +215,7 @@ impl Server {
         if !http2 {
             let http = http.http1_only();
             let connection = http.serve_connection(TokioIo::new(stream), service);
-            return watcher.watch(connection).await.map_err(|e| e.to_string());
+            return self.converse(connection, &activity, drained).await;
         }
         // hyper waits for the preface (RFC 9113, section 3.4) without end, and pings only after it.
         let (mut reader, writer) = tokio::io::split(stream);
@@ -187,6 +225,31 @@ impl Server {
         let stream = tokio::io::join(Cursor::new(preface).chain(reader), writer);
         let http = http.http2_only();
         let connection = http.serve_connection(TokioIo::new(stream), service);
-        watcher.watch(connection).await.map_err(|e| e.to_string())
+        self.converse(connection, &activity, drained).await
+    }
+
+    /// Serves a connection to its end. It is ended in order when the appliance drains, and when it is not used.
+    async fn converse<C>(
+        &self,
+        connection: C,
+        activity: &Activity,
+        mut drained: watch::Receiver<bool>,
+    ) -> Result<(), String>
+    where
+        C: GracefulConnection,
+        C::Error: ToString,
+    {
+        let mut connection = pin!(connection);
+        let idle = activity.idle(Duration::from_millis(self.limits.idle_timeout_ms));
+        tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
+            _ = drained.wait_for(|drains| *drains) => {}
+            () = idle => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = connection => ended.map_err(|error| error.to_string()),
+            () = activity.idle(LEAVE_MAX) => Err("the peer does not leave".to_owned()),
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::config::{AttestationPolicy, AuditPolicy, CredentialPolicy, Transactio
 use crate::domain::audit::{Actor, AuditEntry, Event};
 use crate::domain::caller::Caller;
 use crate::domain::certificate::{CertificateChain, ChainFault, Trust};
+use crate::domain::credential::ObjectId;
 use crate::domain::id::CredentialId;
 use crate::domain::idempotency::IdempotencyKey;
 use crate::domain::lockout::Locked;
@@ -362,17 +363,19 @@ impl Service {
         }
     }
 
-    /// The same for rows that name new secrets: their objects are destroyed again only where none of these rows can be
-    /// there.
+    /// The same for rows that name new secrets, or name others no more. Objects of the new ones are destroyed again only
+    /// where none of these rows can be there; those that are not named any more, as soon as that is durable, whatever
+    /// becomes of the anchor.
     async fn commit_naming(
         &self,
         commit: Commit,
         claims: &mut [Claim],
+        unnamed: Vec<ObjectId>,
     ) -> Result<Option<Committed>, Refused> {
         self.may_commit()?;
         // From here on it is this request's to see what becomes of its objects, even if its caller goes before the writer
         // takes the commit.
-        if Lifeline::current().is_some_and(|line| !line.hand_over()) {
+        if !claims.is_empty() && Lifeline::current().is_some_and(|line| !line.hand_over()) {
             return Err(Refused::unavailable(CommitError::Abandoned));
         }
         claims.iter_mut().for_each(Claim::may_be_named);
@@ -380,14 +383,22 @@ impl Service {
         if result.as_ref().is_err_and(CommitError::is_unwritten) {
             claims.iter_mut().for_each(Claim::is_unnamed);
         }
-        self.outcome(result).await
+        match self.outcome(result)? {
+            None => Ok(None),
+            Some(durable) => {
+                self.hsm.destroy(unnamed).await;
+                self.covered(durable).await.map(Some)
+            }
+        }
     }
 
     /// `None`: lost a race, start over.
     async fn commit(&self, commit: Commit) -> Result<Option<Committed>, Refused> {
         self.may_commit()?;
-        let result = self.store.commit(commit).await;
-        self.outcome(result).await
+        match self.outcome(self.store.commit(commit).await)? {
+            None => Ok(None),
+            Some(durable) => self.covered(durable).await.map(Some),
+        }
     }
 
     /// Not while the anchor is too far behind the log.
@@ -404,17 +415,25 @@ impl Service {
         self.may_commit()?;
         match self.store.commit(commit).await {
             Err(CommitError::Altered(key)) => Ok(Err(key)),
-            result => self.outcome(result).await.map(Ok),
+            result => match self.outcome(result)? {
+                None => Ok(Ok(None)),
+                Some(durable) => self.covered(durable).await.map(|durable| Ok(Some(durable))),
+            },
         }
     }
 
+    /// What was committed, when an anchor covers it, if answers wait for that.
+    async fn covered(&self, durable: Committed) -> Result<Committed, Refused> {
+        self.log.covers(durable.log_size()).await?;
+        Ok(durable)
+    }
+
     /// `None`: lost a race, start over.
-    async fn outcome(&self, result: Result<Committed, CommitError>) -> Result<Option<Committed>, Refused> {
+    fn outcome(&self, result: Result<Committed, CommitError>) -> Result<Option<Committed>, Refused> {
         match result {
             Ok(committed) => {
                 // From now on there is an entry that waits for an anchor, if there was none.
                 let _ = self.log.objection();
-                self.log.covers(committed.log_size()).await?;
                 Ok(Some(committed))
             }
             Err(CommitError::Conflict) => Ok(None),

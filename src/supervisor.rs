@@ -3,9 +3,13 @@
 //! It reads no network, holds no secret and has one thread: `PR_SET_PDEATHSIG` follows the thread
 //! that spawned, so a second one would end the children with it. The front's death ends the
 //! service, for systemd to start anew; a custodian's death is repaired here, and one that is worn is replaced
-//! before it dies (`supervisor/recycling.rs`).
+//! before it dies (`supervisor/recycling.rs`). A token whose PIN is refused is given up alone (`supervisor/pin.rs`).
 
+mod custodians;
+mod pin;
 mod recycling;
+mod slot;
+mod token;
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -26,9 +30,9 @@ use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED, EXIT_START_FAILED};
-use crate::hsm::messages;
-use crate::init;
-use recycling::{Recycling, Spares};
+use crate::hsm::messages::{self, Boot};
+use slot::{Running, Slot};
+use token::Token;
 
 /// A start is given up by the front, which hears how far it comes, long before (`hsm/start.rs`). This is for one whose
 /// front does not listen; thousands of secrets in a slow HSM are read in less.
@@ -37,8 +41,8 @@ const CUSTODIAN_START_MAX: Duration = Duration::from_secs(300);
 /// within 5 s: those are the 2.5 s after which a start that hangs is given up, this pause, and a start.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A custodian that lived this long died of something new: its successor waits for the shortest pause.
-const SETTLED: Duration = Duration::from_secs(30);
+/// How long custodians that are killed at the end may take to be gone.
+const BURIAL_MAX: Duration = Duration::from_secs(2);
 /// Draining is over after this time (the front itself stops waiting after 10 s, writes its last entry, and closes).
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 
@@ -156,36 +160,17 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), String> {
 }
 
 struct Supervisor {
-    hsm: HsmConfig,
+    tokens: Vec<Token>,
     signals: SignalFd,
     front: Child,
     channel: OwnedFd,
+    /// The first token's, then the next one's.
     slots: Vec<Slot>,
-    /// Whether any custodian has ever come up: until then, one that cannot start with this configuration ends the service.
-    ever_up: bool,
-    spares: Spares,
+    /// Of which token they are, and processes that were killed and do not end.
+    undead: Vec<(usize, Running)>,
     draining_since: Option<Instant>,
     /// The front has closed its end of the channel: it is ending, or should be.
     unheard_since: Option<Instant>,
-}
-
-/// One custodian's place.
-struct Slot {
-    running: Option<Running>,
-    /// Of the one that was started last.
-    generation: u64,
-    pause: Duration,
-    not_before: Instant,
-    recycling: Recycling,
-}
-
-struct Running {
-    child: Child,
-    generation: u64,
-    since: Instant,
-    up: bool,
-    /// The exit code that it said it ends with: it may be killed before it does.
-    said: Option<u8>,
 }
 
 impl Supervisor {
@@ -197,23 +182,19 @@ impl Supervisor {
         control::send(&channel, &ToFront::Start(plan.start), &descriptors)
             .map_err(|e| Some(format!("the front does not listen: {e}")))?;
         let now = Instant::now();
-        let slots = (0..plan.config.hsm.custodians)
-            .map(|_| Slot {
-                running: None,
-                generation: 0,
-                pause: PAUSE_MIN,
-                not_before: now,
-                recycling: Recycling::new(now),
-            })
-            .collect();
+        let hsm = &plan.config.hsm;
+        let named = hsm.token_names().into_iter().zip(hsm.tokens());
+        let tokens: Vec<_> = named.map(|token| Token::new(token, now)).collect();
+        let places =
+            |(token, of): (usize, &Token)| (0..of.hsm.custodians).map(move |_| Slot::new(token, now));
+        let slots = tokens.iter().enumerate().flat_map(places).collect();
         Ok(Self {
-            hsm: plan.config.hsm,
+            tokens,
             signals,
             front,
             channel,
             slots,
-            ever_up: false,
-            spares: Spares::new(now),
+            undead: Vec::new(),
             draining_since: None,
             unheard_since: None,
         })
@@ -222,7 +203,7 @@ impl Supervisor {
     fn watch(&mut self, on_ready: impl FnOnce() -> Result<(), String>) -> Ending {
         let mut on_ready = Some(on_ready);
         loop {
-            self.start_next_custodian()?;
+            self.start_custodians()?;
             self.wait();
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo as i32) {
@@ -241,21 +222,13 @@ impl Supervisor {
                             on_ready().map_err(Some)?;
                         }
                     }
-                    ToSupervisor::CustodianUp { slot, generation } => self.custodian_up(slot, generation),
-                    ToSupervisor::CustodianDown { slot, generation, exit } => {
-                        if let Some(running) = self.running(slot, generation) {
-                            running.said = Some(exit);
-                        }
-                    }
-                    ToSupervisor::CustodianLost { slot, generation } => self.kill(slot, generation),
-                    ToSupervisor::CustodianTired { slot, generation } => self.recycle(slot, generation),
+                    ToSupervisor::Custodian(event) => self.told(event),
                 }
             }
             if let Ok(Some(status)) = self.front.try_wait() {
                 return self.front_ended(status);
             }
             self.look_at_custodians()?;
-            self.look_at_recycling();
             if self.draining_since.is_some_and(|since| since.elapsed() > DRAIN_MAX) {
                 return Err(Some("draining took too long; the rest was cut off".into()));
             }
@@ -268,13 +241,8 @@ impl Supervisor {
     /// Waits for a signal, a message, or the next thing that is due.
     fn wait(&self) {
         let now = Instant::now();
-        let starting = self.slots.iter().any(Slot::is_starting);
-        let due = self.slots.iter().filter_map(|slot| match &slot.running {
-            Some(running) if !running.up => Some(running.since + CUSTODIAN_START_MAX),
-            None if !starting && !self.spares.pin_refused => Some(slot.not_before),
-            _ => None,
-        });
-        let due = due.chain(self.recycling_due());
+        let starts = (0..self.tokens.len()).filter_map(|token| Some(self.next_start(token, now)?.0));
+        let due = starts.chain(self.slots.iter().flat_map(Slot::due));
         let endings = [self.draining_since, self.unheard_since].into_iter().flatten();
         let due = due.chain(endings.map(|since| since + DRAIN_MAX)).min();
         let timeout = due.map_or(PollTimeout::NONE, |due| {
@@ -336,121 +304,22 @@ impl Supervisor {
         }
     }
 
-    /// One at a time: should the PIN be wrong, it is tried once and not by all of them.
-    fn start_next_custodian(&mut self) -> Ending {
-        if self.draining_since.is_some()
-            || self.spares.pin_refused
-            || self.slots.iter().any(Slot::is_starting)
-        {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let due = |slot: &Slot| slot.running.is_none() && slot.not_before <= now;
-        // Those that are missing first.
-        let next = self.slots.iter().position(due).or_else(|| self.next_to_recycle(now));
-        let Some((index, slot)) = next.and_then(|index| Some((index, self.slots.get_mut(index)?))) else {
-            return Ok(());
-        };
-        slot.generation += 1;
-        let generation = slot.generation;
-        let finals = finals(self.ever_up);
-        let started = start_custodian(&self.hsm, finals).and_then(|(child, ours)| {
-            slot.begin(Running { child, generation, since: now, up: false, said: None });
-            let message = ToFront::Custodian { slot: index as u16, generation };
-            match control::send(&self.channel, &message, &[ours.as_fd()]) {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // the front is ending
-                sent => sent.map_err(|e| format!("the front does not take it: {e}")),
-            }
-        });
-        match started {
-            Ok(()) => Ok(()),
-            Err(reason) if !self.ever_up => Err(Some(reason)),
-            Err(reason) => {
-                // The others go on; this one is tried again.
-                tracing::error!(slot = index, generation, reason, "a custodian cannot be started");
-                let is_spare = slot.running.is_some();
-                match slot.of(generation) {
-                    Some(started) => drop(started.child.kill()),
-                    None if is_spare => self.spares.rest(now),
-                    None => slot.rest(now),
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn custodian_up(&mut self, slot: u16, generation: u64) {
-        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
-            slot.came_up(generation, Instant::now());
-            self.spares.went_well();
-            self.ever_up = true;
-        }
-    }
-
-    fn kill(&mut self, slot: u16, generation: u64) {
-        if let Some(running) = self.running(slot, generation) {
-            // Mostly it is dead already, and this does nothing.
-            let _ = running.child.kill();
-        }
-    }
-
-    fn running(&mut self, slot: u16, generation: u64) -> Option<&mut Running> {
-        self.slots.get_mut(usize::from(slot))?.of(generation)
-    }
-
-    fn look_at_custodians(&mut self) -> Ending {
-        let now = Instant::now();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            let Some(running) = &mut slot.running else { continue };
-            if !running.up && running.since + CUSTODIAN_START_MAX <= now {
-                tracing::warn!(slot = index, "custodian does not start; killing it");
-                let _ = running.child.kill();
-            }
-            let Ok(Some(status)) = running.child.try_wait() else { continue };
-            let code = running.said.map(i32::from).or(status.code());
-            if finals(self.ever_up).iter().any(|end| Some(i32::from(*end)) == code) {
-                return Err(None); // it has said why
-            }
-            let (generation, was_up) = (running.generation, running.up);
-            if running.up && running.since.elapsed() >= SETTLED {
-                slot.pause = PAUSE_MIN;
-            }
-            slot.running = slot.recycling.spare.take();
-            // Of one that did not come up the front tells, and not each second.
-            let is_expected = !was_up || status.success() && slot.running.is_some();
-            if self.draining_since.is_none() && !is_expected {
-                tracing::warn!(slot = index, generation, %status, "custodian ended; replacing it");
-            }
-            if slot.running.is_none() {
-                slot.rest(now);
-            }
-        }
-        let is_end = self.spares.pin_refused && self.draining_since.is_none();
-        match is_end && self.slots.iter().all(|slot| slot.running.is_none()) {
-            true => Err(Some("no custodian is left, and the token refuses the PIN".to_owned())),
-            false => Ok(()),
-        }
-    }
-
     fn end_children(&mut self) {
         let _ = self.front.kill();
         let _ = self.front.wait();
-        for running in self.slots.iter_mut().flat_map(Slot::processes) {
-            let _ = running.child.kill();
-            let _ = running.child.wait();
+        let now = Instant::now();
+        let mut left: Vec<_> = self.slots.iter_mut().flat_map(Slot::processes).collect();
+        for running in &mut left {
+            running.kill(now);
         }
-    }
-}
-
-impl Slot {
-    fn is_starting(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| !running.up) || self.recycling.spare.is_some()
-    }
-
-    /// Waits before the next start, and twice as long before the one after.
-    fn rest(&mut self, now: Instant) {
-        self.not_before = now + self.pause;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        while Instant::now() < now + BURIAL_MAX {
+            left.retain_mut(|running| running.has_ended().is_none());
+            if left.is_empty() {
+                return;
+            }
+            // There is nothing to wait for a process with for a while only.
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -467,24 +336,14 @@ pub fn killed(hsm: &HsmConfig, status: ExitStatus) -> Option<String> {
     })
 }
 
-/// A custodian that knows what it needs to know, and the front's end of its socket.
-/// The exit codes of a custodian that end the service. A refused PIN does always: a second attempt could block the token.
-/// An HSM that is away ends none: it may come back.
-fn finals(ever_up: bool) -> &'static [u8] {
-    match ever_up {
-        true => &[EXIT_PIN_REFUSED],
-        false => &[EXIT_PIN_REFUSED, EXIT_MISCONFIGURED],
-    }
-}
-
 /// A custodian that knows what it needs to know, and the front's end of its socket. It says on standard error why it does
 /// not start if it ends with one of `finals`; of none at all, always.
 ///
 /// # Errors
 /// One line for the operator.
-pub fn start_custodian(hsm: &HsmConfig, finals: &[u8]) -> Result<(Child, UnixStream), String> {
+pub fn start_custodian(hsm: &HsmConfig, boot: &Boot, finals: &[u8]) -> Result<(Child, UnixStream), String> {
     let (mut ours, theirs) = UnixStream::pair().map_err(|e| format!("no socketpair: {e}"))?;
-    let frame = messages::encode(&init::boot(hsm)).map_err(|e| e.to_string())?;
+    let frame = messages::encode(boot).map_err(|e| e.to_string())?;
     let child = spawn("custodian", theirs.into(), |command| {
         command.envs(&hsm.environment);
         for code in finals {

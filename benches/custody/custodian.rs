@@ -46,18 +46,22 @@ impl Folder {
         let module = SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists());
         let boot = Boot {
             module: module.ok_or("no SoftHSM")?,
+            module_arguments: None,
             token_label: "custody".to_owned(),
             pin_file: path.join("pin"),
+            pin_cut_off: None,
             secrets_cached_max: 10_000,
             in_use: false,
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
+            shared_keys: false,
         };
         let folder = Self { path, boot };
         let setup = Setup {
             boot: folder.boot.clone(),
             needed: Vec::new(),
             so_pin_file: Some(folder.path.join("so-pin")),
+            token_only: false,
         };
         let mut child = folder
             .command("token-setup")

@@ -9,12 +9,14 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use super::Api;
 use super::problem::Problem;
+use super::told::{Told, Waits};
 use super::turns::{Ticket, Turns};
 use crate::lifeline::Lifeline;
 use crate::metrics::TurnedAway;
@@ -57,9 +59,9 @@ impl Admission {
         }
     }
 
-    /// Passes the place of one that is worked on no more to whose turn it is.
-    fn pass_on(&self) {
-        let next = self.turns().end();
+    /// Passes the place of one of this tenant's that is worked on no more to whose turn it is.
+    fn pass_on(&self, tenant: &str) {
+        let next = self.turns().end(tenant);
         if let Some(next) = next {
             // If it waits no more, it passes the place on itself: it finds that its turn had come.
             let _ = next.send(());
@@ -92,20 +94,36 @@ impl Drop for Place {
     }
 }
 
-/// One that is worked on, until it is dropped: the use cases are reached through it alone.
-pub(super) struct Turn<'a>(&'a Api);
+/// A place among those that are worked on, until it is dropped.
+struct Working {
+    api: Arc<Api>,
+    client: Arc<Client>,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.api.admission.pass_on(self.client.tenant_name());
+    }
+}
+
+/// One whose turn has come: the use cases are reached through it alone. Dropped, it gives its place back, if it has not done
+/// so before.
+pub(super) struct Turn<'a> {
+    api: &'a Api,
+    line: Arc<Lifeline>,
+}
 
 impl Deref for Turn<'_> {
     type Target = Service;
 
     fn deref(&self) -> &Service {
-        &self.0.service
+        &self.api.service
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.admission.pass_on();
+        self.line.end_turn();
     }
 }
 
@@ -118,9 +136,10 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let admission = &self.entrance.api.admission;
-        let waited = admission.turns().give_up(self.entrance.client.tenant_name(), self.ticket);
+        let tenant = self.entrance.client.tenant_name();
+        let waited = admission.turns().give_up(tenant, self.ticket);
         if !waited {
-            admission.pass_on();
+            admission.pass_on(tenant);
         }
     }
 }
@@ -145,22 +164,30 @@ impl Entrance {
     /// # Errors
     /// [`Problem::Unavailable`] only for a request that was not let in: there is none.
     pub async fn turn(&self) -> Result<Turn<'_>, Problem> {
+        let not_let_in = || Problem::unavailable("it was not let in", 1);
+        let line = Lifeline::current().ok_or_else(not_let_in)?;
         let (called, ticket) = {
             let mut turns = self.api.admission.turns();
-            if turns.begin() {
-                return Ok(Turn(&self.api));
+            if turns.begin(self.client.tenant_name()) {
+                drop(turns);
+                return Ok(self.turn_of(line));
             }
             let (call, called) = oneshot::channel();
             (called, turns.wait(self.client.tenant_name(), call))
         };
-        let Some(ticket) = ticket else { return Err(Problem::unavailable("it was not let in", 1)) };
+        let ticket = ticket.ok_or_else(not_let_in)?;
         let waiting = Waiting { entrance: self, ticket };
         if called.await.is_err() {
             return Err(Problem::unavailable("nobody was called", 1));
         }
         // From here on it is the turn that passes the place on.
         std::mem::forget(waiting);
-        Ok(Turn(&self.api))
+        Ok(self.turn_of(line))
+    }
+
+    fn turn_of(&self, line: Arc<Lifeline>) -> Turn<'_> {
+        line.begin_turn(Working { api: self.api.clone(), client: self.client.clone() });
+        Turn { api: &self.api, line }
     }
 }
 
@@ -174,22 +201,64 @@ impl FromRequestParts<Arc<Api>> for Entrance {
 }
 
 /// What is done for a request, on a task of its own: a panic ends one request. Dropped, because its caller has gone, it
-/// takes the task with it, but for one whose commit the store has.
+/// takes the task with it, but for one whose commit the store has: of that it is told how it ends.
 struct Work {
-    task: JoinHandle<Response>,
+    /// `None`: it has ended.
+    task: Option<JoinHandle<Response>>,
     line: Arc<Lifeline>,
+    told: Arc<Told>,
+}
+
+impl Work {
+    /// Its answer, when there is one.
+    async fn answer(&mut self) -> Response {
+        let Some(task) = &mut self.task else {
+            return Problem::unavailable("it was answered", 1).into_response();
+        };
+        let ended = task.await;
+        self.task = None;
+        answer_of(ended)
+    }
+
+    /// Ends it, unless it has to be carried out. Whether it has ended.
+    fn end(&mut self) -> bool {
+        let ends = self.line.let_go();
+        if ends && let Some(task) = self.task.take() {
+            task.abort();
+        }
+        ends
+    }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        if self.line.let_go() {
-            self.task.abort();
+        if self.task.is_none() {
+            return;
+        }
+        if self.end() {
+            self.told.dropped();
+            return;
+        }
+        // The runtime may be ending, and the task with it.
+        if let (Some(task), Ok(runtime)) = (self.task.take(), Handle::try_current()) {
+            let told = self.told.clone();
+            runtime.spawn(async move { told.answered(&mut answer_of(task.await), Waits::NoMore) });
         }
     }
 }
 
+fn answer_of(ended: Result<Response, JoinError>) -> Response {
+    ended.unwrap_or_else(|panic| Problem::unavailable(panic, 1).into_response())
+}
+
 /// Lets a client's request in and has it answered, by its deadline.
-pub(super) async fn admitted(api: &Arc<Api>, client: &Arc<Client>, request: Request, next: Next) -> Response {
+pub(super) async fn admitted(
+    api: &Arc<Api>,
+    client: &Arc<Client>,
+    told: &Arc<Told>,
+    request: Request,
+    next: Next,
+) -> Response {
     let line = Lifeline::until(Instant::now() + api.admission.request_timeout);
     let Some(place) = Place::take(api, client) else {
         api.metrics.turned_away.get_or_create(&TurnedAway::NoRoom).inc();
@@ -200,15 +269,14 @@ pub(super) async fn admitted(api: &Arc<Api>, client: &Arc<Client>, request: Requ
         drop(place);
         response
     }));
-    let mut work = Work { task, line };
-    let ended = match timeout_at(work.line.deadline(), &mut work.task).await {
-        Ok(ended) => ended,
-        Err(_) if work.line.let_go() => {
+    let mut work = Work { task: Some(task), line, told: told.clone() };
+    match timeout_at(work.line.deadline(), work.answer()).await {
+        Ok(answer) => answer,
+        Err(_) if work.end() => {
             api.metrics.turned_away.get_or_create(&TurnedAway::TooLate).inc();
-            return Problem::unavailable("it took longer than a request may", 1).into_response();
+            Problem::unavailable("it took longer than a request may", 1).into_response()
         }
         // What the store is asked to write is waited for: only then is known what to say.
-        Err(_) => (&mut work.task).await,
-    };
-    ended.unwrap_or_else(|panic| Problem::unavailable(panic, 1).into_response())
+        Err(_) => work.answer().await,
+    }
 }

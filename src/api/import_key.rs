@@ -84,7 +84,8 @@ pub(super) fn operations() -> Vec<Operation> {
                 "The key of wrapped seeds",
                 "Whose private half is in the HSM, and does nothing but unwrap. Seeds that are encrypted to it \
                  (`seed_wrapped_base64`) pass the appliance closed. After a rotation it is another one; what was \
-                 encrypted to an older one is taken for as long as the HSM has that.",
+                 encrypted to an older one is taken for as long as the HSM has that. Of several tokens each has a key of its \
+                 own: this is that of the first which is up.",
             )
             .answers(
                 StatusCode::OK,

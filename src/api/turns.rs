@@ -3,7 +3,8 @@
 //! Two numbers. So many requests may be inside, whatever they do there: arrive, wait, be worked on. A tenant gets one more
 //! of these places as long as it has fewer than are still free: alone it has half of them, n of them that flood have each
 //! one part of n + 1, and as much is left for whoever comes next. And so many are worked on at once; the others wait, each
-//! in its tenant's line, and a place that becomes free goes to the lines in turn.
+//! in its tenant's line. A place that becomes free goes to the tenant that has the fewest of them: what is shared is the
+//! places that are held, not those that are given out, so that who holds one for long gets the next one late.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,7 +17,7 @@ pub(super) struct Turns<W> {
     waiting: usize,
     /// Of tenants that have something inside.
     lines: HashMap<Box<str>, Line<W>>,
-    /// The tenants that have somebody in line, in the order of their turns.
+    /// The tenants that have somebody in line, in the order of their turns among those that have as many places.
     order: VecDeque<Box<str>>,
     next_ticket: u64,
 }
@@ -24,7 +25,16 @@ pub(super) struct Turns<W> {
 struct Line<W> {
     /// How many are inside, in line or not.
     inside: usize,
+    /// How many of them are worked on.
+    working: usize,
     waiting: VecDeque<(Ticket, W)>,
+}
+
+impl<W> Line<W> {
+    /// Nothing of it is there any more.
+    fn is_over(&self) -> bool {
+        self.inside == 0 && self.working == 0
+    }
 }
 
 /// A place in a line.
@@ -62,7 +72,7 @@ impl<W> Turns<W> {
         match self.lines.get_mut(tenant) {
             Some(line) if line.inside < free => line.inside = line.inside.saturating_add(1),
             None if free > 0 => {
-                self.lines.insert(tenant.into(), Line { inside: 1, waiting: VecDeque::new() });
+                self.lines.insert(tenant.into(), Line { inside: 1, working: 0, waiting: VecDeque::new() });
             }
             _ => return false,
         }
@@ -75,17 +85,20 @@ impl<W> Turns<W> {
         self.inside = self.inside.saturating_sub(1);
         if let Some(line) = self.lines.get_mut(tenant) {
             line.inside = line.inside.saturating_sub(1);
-            if line.inside == 0 {
+            if line.is_over() {
                 self.lines.remove(tenant);
             }
         }
     }
 
-    /// Whether one is worked on at once. Only where nobody waits is a place free.
-    pub fn begin(&mut self) -> bool {
-        let is_free = self.working < self.at_once;
-        self.working = self.working.saturating_add(is_free.into());
-        is_free
+    /// Whether one that was let in is worked on at once. Only where nobody waits is a place free.
+    pub fn begin(&mut self, tenant: &str) -> bool {
+        let Some(line) = self.lines.get_mut(tenant).filter(|_| self.working < self.at_once) else {
+            return false;
+        };
+        line.working = line.working.saturating_add(1);
+        self.working = self.working.saturating_add(1);
+        true
     }
 
     /// Puts one that was let in at the end of its tenant's line. `None`: it was not.
@@ -116,21 +129,34 @@ impl<W> Turns<W> {
         true
     }
 
-    /// One is worked on no more: whose turn it is now, if anybody waits.
-    pub fn end(&mut self) -> Option<W> {
-        let Some((tenant, line)) = self.order.pop_front().and_then(|tenant| {
-            let line = self.lines.get_mut(&tenant)?;
-            Some((tenant, line))
-        }) else {
+    /// One of this tenant's is worked on no more: whose turn it is now, if anybody waits.
+    pub fn end(&mut self, tenant: &str) -> Option<W> {
+        if let Some(line) = self.lines.get_mut(tenant) {
+            line.working = line.working.saturating_sub(1);
+            if line.is_over() {
+                self.lines.remove(tenant);
+            }
+        }
+        let next = self.next();
+        if next.is_none() {
             self.working = self.working.saturating_sub(1);
-            return None;
-        };
-        let next = line.waiting.pop_front();
+        }
+        next
+    }
+
+    /// The first in the line of the tenant that has the fewest places; of several, of the one that waits longest for one.
+    fn next(&mut self) -> Option<W> {
+        let places = |tenant: &str| self.lines.get(tenant).map_or(0, |line| line.working);
+        let (turn, _) = self.order.iter().enumerate().min_by_key(|(_, tenant)| places(tenant))?;
+        let tenant = self.order.remove(turn)?;
+        let line = self.lines.get_mut(&tenant)?;
+        let (_, waiter) = line.waiting.pop_front()?;
+        line.working = line.working.saturating_add(1);
         if !line.waiting.is_empty() {
             self.order.push_back(tenant);
         }
         self.waiting = self.waiting.saturating_sub(1);
-        next.map(|(_, waiter)| waiter)
+        Some(waiter)
     }
 }
 
@@ -143,6 +169,17 @@ mod tests {
     fn queue(turns: &mut Turns<(char, usize)>, tenant: &str, number: usize) -> Ticket {
         assert!(turns.enter(tenant));
         turns.wait(tenant, (tenant.chars().next().unwrap(), number)).unwrap()
+    }
+
+    /// One after the other, each when the one before has ended, beginning with the end of that tenant's.
+    fn serve(turns: &mut Turns<(char, usize)>, first: char) -> Vec<(char, usize)> {
+        let mut ends = first;
+        let next = || {
+            let next = turns.end(ends.to_string().as_str())?;
+            ends = next.0;
+            Some(next)
+        };
+        std::iter::from_fn(next).collect()
     }
 
     #[test]
@@ -171,7 +208,7 @@ mod tests {
     #[test]
     fn lines_are_served_in_turn() {
         let mut turns = Turns::new(100, 1);
-        assert!(turns.begin() && !turns.begin());
+        assert!(turns.enter("d") && turns.begin("d") && !turns.begin("d"));
         for number in 0..3 {
             queue(&mut turns, "a", number);
         }
@@ -179,23 +216,57 @@ mod tests {
         queue(&mut turns, "c", 0);
         queue(&mut turns, "b", 1);
         assert_eq!(turns.waiting(), 6);
-        let served: Vec<_> = std::iter::from_fn(|| turns.end()).collect();
-        assert_eq!(served, [('a', 0), ('b', 0), ('c', 0), ('a', 1), ('b', 1), ('a', 2)]);
-        assert_eq!((turns.waiting(), turns.begin(), turns.begin()), (0, true, false));
+        assert_eq!(serve(&mut turns, 'd'), [('a', 0), ('b', 0), ('c', 0), ('a', 1), ('b', 1), ('a', 2)]);
+        assert_eq!((turns.waiting(), turns.begin("d"), turns.begin("d")), (0, true, false));
+    }
+
+    #[test]
+    fn who_holds_its_places_for_long_gets_the_next_one_late() {
+        let mut turns = Turns::new(1_000, 8);
+        // One tenant has them all, and more in line: they wait for each other, and end one by one.
+        for _ in 0..8 {
+            assert!(turns.enter("slow") && turns.begin("slow"));
+        }
+        for number in 0..20 {
+            queue(&mut turns, "slow", number);
+            queue(&mut turns, "quick", number);
+        }
+        // Each that ends makes room for the other tenant, until they have as many.
+        for number in 0..4 {
+            assert_eq!(turns.end("slow"), Some(('q', number)));
+        }
+        // And then each keeps its share, whichever of them is quicker.
+        for number in 4..12 {
+            assert_eq!(turns.end("quick"), Some(('q', number)));
+        }
+        assert_eq!(turns.end("slow"), Some(('s', 0)));
+        // Who comes now has the next place.
+        queue(&mut turns, "third", 0);
+        assert_eq!(turns.end("quick"), Some(('t', 0)));
+    }
+
+    #[test]
+    fn a_place_outlives_its_tenants_stay() {
+        let mut turns = Turns::<()>::new(10, 2);
+        assert!(turns.enter("a") && turns.begin("a"));
+        turns.leave("a");
+        assert!(turns.enter("b") && turns.begin("b") && !turns.begin("b"));
+        assert_eq!(turns.end("a"), None);
+        assert!(turns.begin("b") && turns.lines.len() == 1);
     }
 
     #[test]
     fn who_gives_up_is_not_called_and_who_was_called_knows() {
         let mut turns = Turns::new(100, 1);
-        assert!(turns.begin());
+        assert!(turns.enter("d") && turns.begin("d"));
         let first = queue(&mut turns, "a", 0);
         let second = queue(&mut turns, "a", 1);
         queue(&mut turns, "b", 0);
         assert!(turns.give_up("a", second) && !turns.give_up("a", second));
-        assert_eq!(turns.end(), Some(('a', 0)));
+        assert_eq!(turns.end("d"), Some(('a', 0)));
         assert!(!turns.give_up("a", first), "its turn had come");
-        assert_eq!(turns.end(), Some(('b', 0)));
-        assert_eq!((turns.end(), turns.waiting()), (None, 0));
+        assert_eq!(turns.end("a"), Some(('b', 0)));
+        assert_eq!((turns.end("b"), turns.waiting()), (None, 0));
     }
 
     #[test]
@@ -204,7 +275,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes: no more inside or worked on than may be, nobody forgotten, and no place free while one waits.
+        /// Whatever comes: no more inside or worked on than may be, nobody forgotten, no place free while one
+        /// waits, and none for who has more of them than another that waits.
         #[test]
         fn the_bounds_hold_and_nobody_is_forgotten(
             inside_max in 1usize..12,
@@ -218,7 +290,7 @@ mod tests {
             let mut working: Vec<usize> = Vec::new();
             for (number, (step, tenant, which)) in steps.into_iter().enumerate() {
                 match step {
-                    0 | 1 if turns.enter(tenants[tenant]) => match turns.begin() {
+                    0 | 1 if turns.enter(tenants[tenant]) => match turns.begin(tenants[tenant]) {
                         true => working.push(tenant),
                         false => {
                             in_line.push((tenant, turns.wait(tenants[tenant], number).unwrap(), number));
@@ -226,8 +298,11 @@ mod tests {
                     },
                     2 if !working.is_empty() => {
                         let tenant = working.remove(which.index(working.len()));
-                        if let Some(next) = turns.end() {
+                        if let Some(next) = turns.end(tenants[tenant]) {
                             let place = in_line.iter().position(|(_, _, number)| *number == next).unwrap();
+                            let places = |tenant| working.iter().filter(|other| **other == tenant).count();
+                            let fewest = in_line.iter().map(|(tenant, ..)| places(*tenant)).min();
+                            prop_assert_eq!(Some(places(in_line[place].0)), fewest);
                             working.push(in_line.remove(place).0);
                         }
                         turns.leave(tenants[tenant]);

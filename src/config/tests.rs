@@ -30,12 +30,15 @@ fn the_sample_is_accepted_and_shows_the_defaults() {
         &mut bare,
         "hsm",
         &[
+            "module_arguments",
             "custodians",
             "secrets_cached_max",
             "recycle_after_unwraps",
             "recycle_above_mebibytes",
             "custody",
             "resident_capacity",
+            "shared_keys",
+            "replicas",
             "environment",
         ],
     );
@@ -83,6 +86,83 @@ fn the_sample_has_every_key_there_is() {
     check(sample["server"]["limits"].as_table().unwrap(), limits);
     let client = known(|sample| add(sample["client"][0].as_table_mut().unwrap()));
     check(sample["client"][0].as_table().unwrap(), client);
+}
+
+/// The sample with its commented replica, and `besides` in the place of what it says of shared keys.
+fn with_replica(besides: &str) -> String {
+    let commented: Vec<_> = SAMPLE
+        .lines()
+        .skip_while(|line| *line != "# [[hsm.replicas]]")
+        .take_while(|line| !line.is_empty())
+        .map(|line| line.strip_prefix("# ").unwrap())
+        .collect();
+    assert_eq!(commented.len(), 6);
+    let bare = SAMPLE.replace("replicas = []\n", "").replace("shared_keys = false\n", besides);
+    let (head, tail) = bare.split_once("\n[hsm.environment]").unwrap();
+    let (environment, tail) = tail.split_once("\n\n").unwrap();
+    format!("{head}\n[hsm.environment]{environment}\n\n{}\n\n{tail}", commented.join("\n"))
+}
+
+#[test]
+fn each_token_is_a_configuration_of_its_own() {
+    let config = parse(&with_replica("shared_keys = true\n")).unwrap();
+    let tokens = config.hsm.tokens();
+    let [first, second] = &tokens[..] else { panic!("{tokens:?}") };
+    assert_eq!((first.token_label.as_str(), second.token_label.as_str()), ("hsm-authd", "hsm-authd-2"));
+    assert_eq!(first.environment["SOFTHSM2_CONF"], "/etc/hsm-authd/softhsm2.conf");
+    assert_eq!(second.environment["SOFTHSM2_CONF"], "/etc/hsm-authd/softhsm2-2.conf");
+    assert_eq!(
+        (&*first.pin_file, &*second.pin_file),
+        (Path::new("/etc/hsm-authd/pin"), Path::new("/etc/hsm-authd/pin-2"))
+    );
+    assert!(tokens.iter().all(|token| token.shared_keys && token.replicas.is_empty()));
+    // What they sealed is in one database.
+    assert!(!first.database.as_os_str().is_empty() && tokens.iter().all(|t| t.database == first.database));
+    assert_eq!(config.hsm.pin_files().count(), 2);
+    let told = with_replica("shared_keys = true\n").replacen(
+        "\ntoken_label",
+        "\nmodule_arguments = \"one\"\ntoken_label",
+        1,
+    );
+    let told = parse(&told.replace("module_arguments = \"\"\n", "")).unwrap().hsm.tokens();
+    let told: Vec<_> = told.iter().map(|token| token.module_arguments.text()).collect();
+    assert_eq!(told, [Some(c"one"), None], "a replica is told what it says itself");
+
+    // What a replica does not say: its custodians are as many, and nobody's environment is its own.
+    let bare = with_replica("shared_keys = true\n");
+    let start = bare.find("custodians = 4\nenvironment = {").unwrap();
+    let end = start + bare[start..].find('}').unwrap() + 1;
+    let config = parse(&format!("{}{}", &bare[..start], &bare[end..])).unwrap();
+    let second = &config.hsm.tokens()[1];
+    assert!(second.custodians == config.hsm.custodians && second.environment.is_empty());
+    assert_eq!(parse(SAMPLE).unwrap().hsm.tokens().len(), 1);
+}
+
+#[test]
+fn a_replica_is_held_to_what_the_first_token_is() {
+    let good = with_replica("shared_keys = true\n");
+    let replace = |from: &str, to: &str| {
+        let place = good.rfind("\n[[hsm.replicas]]").unwrap();
+        let (head, tail) = good.split_at(place);
+        assert!(tail.contains(from), "{from}");
+        parse(&format!("{head}{}", tail.replacen(from, to, 1))).unwrap_err()
+    };
+    for (from, to, words) in [
+        ("\"/usr/lib", "\"usr/lib", "hsm.replicas.module must be an absolute path"),
+        ("\"hsm-authd-2\"", "\"\"", "hsm.replicas.token_label must have 1 to 32 bytes"),
+        ("custodians = 4", "custodians = 0", "hsm.replicas.custodians must be 1 to 64"),
+        ("custodians = 4", "resident_capacity = 4", "unknown field"),
+    ] {
+        let refused = replace(from, to);
+        assert!(refused.contains(words), "{refused}");
+    }
+    let unsaid = parse(&with_replica("")).unwrap_err();
+    assert!(unsaid.contains("needs hsm.shared_keys = true"), "{unsaid}");
+    let twice = good.replace("hsm-authd-2\"", "hsm-authd\"").replace("softhsm2-2.conf", "softhsm2.conf");
+    let twice = parse(&twice).unwrap_err();
+    assert!(twice.contains("is named twice"), "{twice}");
+    // Another environment is another token.
+    parse(&good.replace("hsm-authd-2\"", "hsm-authd\"")).unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! a crash leaves, the one of most entries counts.
 
 use super::keys::{Keys, PublishedKey, SigningKey};
+use super::operations::of_request;
 use super::pkcs11::{Object, Pkcs11Error, Session};
 use crate::domain::checkpoint::{Checkpoint, Note};
 use crate::domain::signer::PublicKey;
@@ -99,10 +100,10 @@ impl Anchor {
         let mut same = same.into_iter();
         let object = match same.next() {
             Some(anchor) => anchor.object,
-            None => session.create_data(LABEL, note.as_bytes())?,
+            None => session.create_data(LABEL, note.as_bytes()).map_err(of_request)?,
         };
         old.extend(same);
-        old.into_iter().try_for_each(|anchor| session.destroy(anchor.object))?;
+        old.into_iter().try_for_each(|anchor| session.destroy_labelled(anchor.object, LABEL))?;
         self.written = Some((object, note));
         Ok(())
     }
@@ -132,7 +133,7 @@ pub fn make_first(session: &Session, private: Object, public: &PublicKey, unix_s
     let first = Checkpoint::unclaimed(unix_s);
     let note = note(public, &session.sign_digest(private, public, &first.digest())?, &first)?;
     session.create_data(LABEL, note.as_bytes())?;
-    Ok(old.into_iter().try_for_each(|anchor| session.destroy(anchor.object))?)
+    Ok(old.into_iter().try_for_each(|anchor| session.destroy_labelled(anchor.object, LABEL))?)
 }
 
 /// Of two, the one of more entries; of as many, the later one.

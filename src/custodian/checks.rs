@@ -5,7 +5,7 @@ use super::codes::Token;
 use super::operations::{Operations, replaced};
 use super::pin_hash;
 use super::pkcs11::Object;
-use super::secrets::of_key;
+use super::secrets::verified;
 use crate::domain::credential::{Credential, Kind, StoredSecret};
 use crate::domain::ocra::Challenge;
 use crate::domain::otp::{Digits, Otp};
@@ -114,8 +114,8 @@ impl Operations {
         let valid = match &check.signature {
             None => false,
             Some(signature) => {
-                let key = self.public_keys.open(&self.session, key)?;
-                self.session.verify_digest(&key, &check.digest, signature).map_err(of_key)?
+                let key = self.public_keys.open(&self.session, &self.keys, key)?;
+                verified((&self.session, &self.keys), &key, &check.digest, signature)?
             }
         };
         let (outcome, attest) = if valid { (&check.accepted, attest) } else { (&check.refused, None) };

@@ -1,15 +1,20 @@
 //! The custodian's hold on its token: opened at the start, and opened again when it is lost, without a new process where
 //! that helps (`docs/hsm-faults.md`).
 
-use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
+use super::attempts::{may_log_in, pin_file};
 use super::keys::Keys;
 use super::operations::Operations;
 use super::pkcs11::{Module, Session, Token};
 use super::residents::Residents;
-use super::{EXIT_PIN_REFUSED, StartFailure, check_mechanisms, find_token, load_module, login, read_pin};
-use crate::domain::system_key::NewestKeys;
-use crate::hsm::messages::{Boot, DownCause, Fault, PinFile, Remedy, Request, Response, Step};
+use super::{StartFailure, find_token, load_module, login, probe, read_pin};
+use crate::domain::system_key::{KeyKind, NewestKeys};
+use crate::hsm::messages::{Boot, DownCause, Failure, Fault, KeyCheck, Remedy, Request, Response, Step};
+
+/// How long the keys may have taken to read, at most, if they are to be read again while a request waits: the front gives a
+/// custodian 2 s for one.
+const RENEWED_WITHIN: Duration = Duration::from_millis(500);
 
 /// A module, a token in it, and what is done with its keys.
 pub struct Connection {
@@ -19,8 +24,8 @@ pub struct Connection {
     operations: Operations,
     /// How much was unwrapped in sessions that ended.
     unwraps_before: u64,
-    /// The token has refused the PIN since: no process may try it again.
-    pub refused_pin: bool,
+    /// How long it took to read its keys, the last time.
+    load_took: Duration,
 }
 
 /// What it takes to go on after a failure.
@@ -49,7 +54,7 @@ impl Tried {
             }
             // The same did not do: the state of the session is not known.
             Remedy::Repeat if !self.renewed => self.renew(),
-            Remedy::Rebuild | Remedy::LogIn | Remedy::NewSession if !self.renewed => self.renew(),
+            Remedy::Rebuild | Remedy::NewSession if !self.renewed => self.renew(),
             _ => None,
         }
     }
@@ -70,15 +75,20 @@ impl Connection {
         let pin_file = pin_file(boot);
         let pin = read_pin(&boot.pin_file)?;
         told(Step::Module);
-        let module = load_module(&boot.module)?;
+        let module = load_module(boot)?;
         told(Step::Token);
         let label = &boot.token_label;
         let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(boot))?;
-        check_mechanisms(&module, &token, label)?;
+        probe::mechanisms(&module, &token, label)?;
+        may_log_in(&module, &token, boot, pin_file)?;
         told(Step::Login(pin_file));
         let session = login(&module, &token, &pin, boot)?;
+        told(Step::Abilities);
+        probe::abilities(&session, label)?;
+        let begun = Instant::now();
         let operations = operations(boot, session, told)?;
-        Ok(Self { boot: boot.clone(), module, token, operations, unwraps_before: 0, refused_pin: false })
+        let load_took = begun.elapsed();
+        Ok(Self { boot: boot.clone(), module, token, operations, unwraps_before: 0, load_took })
     }
 
     /// For the log: the token's label, manufacturer and model.
@@ -94,6 +104,11 @@ impl Connection {
     /// How many secrets were unwrapped and public keys made in this process.
     pub fn unwraps(&self) -> u64 {
         self.unwraps_before.saturating_add(self.operations.unwraps())
+    }
+
+    /// A check value of each version of the keys that tokens share.
+    pub fn key_checks(&self) -> Vec<(KeyKind, u16, KeyCheck)> {
+        self.operations.keys.checks().to_vec()
     }
 
     /// Looks for keys that others know of and that are not known here.
@@ -122,46 +137,43 @@ impl Connection {
                 Some(Next::Renew) => {
                     tracing::warn!(%failure, "custodian: opens another session");
                     if let Err(second) = self.renew() {
-                        tracing::error!(reason = second.line, "custodian: no other session");
-                        self.refused_pin = second.exit == EXIT_PIN_REFUSED;
-                        return Err(Fault::Hsm(failure));
+                        tracing::error!(reason = %second, "custodian: no other session");
+                        return Err(Fault::Hsm(Failure::with(second.remedy, failure.to_string())));
                     }
                 }
             }
         }
     }
 
-    /// Another session, in which somebody is logged in, and every handle found anew in it. All three, whichever of them
-    /// was named: what a module says does not tell which one is lost. What was unwrapped goes with the old session.
-    fn renew(&mut self) -> Result<(), StartFailure> {
+    /// Another session, and every handle found anew in it. Both, whichever of them was named: what a module says does not
+    /// tell which one is lost. What was unwrapped goes with the old session, and so does what may leave and was left.
+    ///
+    /// Nobody is logged in here: others have lost their logins at the same moment, and a PIN that is refused would be
+    /// tried by all of them. Starts come one after the other.
+    fn renew(&mut self) -> Result<(), Failure> {
         let (boot, label) = (&self.boot, &self.boot.token_label);
-        let failed = |error| StartFailure::new(format!("token {label}: no session ({error})"));
+        let failed = |error| Failure::new(format!("token {label}: no session ({error})"));
         // Before the old one ends: the login is the process's, and goes with its last session.
         let session = self.module.session(&self.token).map_err(failed)?;
         if !session.is_logged_in().map_err(failed)? {
-            let pin = read_pin(&boot.pin_file)?;
-            session
-                .login(&pin)
-                .map_err(|error| StartFailure::login(label, "user", &boot.pin_file, &error))?;
+            return Err(Failure::with(Remedy::LogIn, format!("token {label}: nobody is logged in any more")));
         }
-        let operations = operations(boot, session, &|_| ())?;
+        if self.load_took > RENEWED_WITHIN {
+            let ms = self.load_took.as_millis();
+            return Err(Failure::new(format!("token {label}: reading its keys took {ms} ms")));
+        }
+        let begun = Instant::now();
+        let session = session.accepting_shared_keys(boot.shared_keys);
+        let operations =
+            operations(boot, session, &|_| ()).map_err(|failure| Failure::new(failure.to_string()))?;
         // SoftHSM finds nothing where its token is gone, and says so as if it were the truth.
-        if !self.operations.newest_keys().beyond(&operations.newest_keys()).is_empty() {
-            return Err(StartFailure::new(format!("token {label} has fewer keys than before")));
+        if let Some(missing) = operations.keys.lacks(&self.operations.keys) {
+            return Err(Failure::new(format!("token {label} had {missing} before, and has it no more")));
         }
         self.unwraps_before = self.unwraps();
         self.operations = operations;
+        self.load_took = begun.elapsed();
         Ok(())
-    }
-}
-
-/// Of a file that cannot be looked at: one that nobody has seen.
-fn pin_file(boot: &Boot) -> PinFile {
-    let metadata = std::fs::metadata(&boot.pin_file).ok();
-    PinFile {
-        inode: metadata.as_ref().map_or(0, MetadataExt::ino),
-        modified_unix_s: metadata.as_ref().map_or(0, MetadataExt::mtime),
-        modified_ns: metadata.as_ref().map_or(0, MetadataExt::mtime_nsec),
     }
 }
 
@@ -170,7 +182,7 @@ fn operations(boot: &Boot, session: Session, told: &dyn Fn(Step)) -> Result<Oper
     told(Step::Keys);
     let keys = Keys::load(&session).map_err(|error| StartFailure::keys(label, boot.in_use, &error))?;
     told(Step::Secrets);
-    let residents = Residents::load_telling(&session, &|| told(Step::Secrets)).map_err(|error| {
+    let residents = Residents::load(&session, &|| told(Step::Secrets)).map_err(|error| {
         StartFailure::new(format!("token {label}: its secrets cannot be listed ({error})"))
             .of(DownCause::Keys)
     })?;
@@ -195,12 +207,13 @@ mod tests {
         };
         use Remedy::{GiveUp, LogIn, NewProcess, NewSession, Rebuild, Repeat};
         assert_eq!(run(&[Repeat, Repeat, Repeat]), [Some(Next::Repeat), Some(Next::Renew), None]);
-        for remedy in [Rebuild, LogIn, NewSession] {
+        for remedy in [Rebuild, NewSession] {
             assert_eq!(run(&[remedy, remedy]), [Some(Next::Renew), None]);
             assert_eq!(run(&[Repeat, remedy, Repeat]), [Some(Next::Repeat), Some(Next::Renew), None]);
             assert_eq!(run(&[remedy, Repeat]), [Some(Next::Renew), None], "in a session that is new");
         }
-        assert_eq!(run(&[NewProcess]), [None]);
-        assert_eq!(run(&[GiveUp]), [None]);
+        for remedy in [LogIn, NewProcess, GiveUp] {
+            assert_eq!(run(&[remedy]), [None]);
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::wrapping::{COMPARED, is_of_zeros, is_same};
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::Algorithm;
 use crate::domain::wrapped_seed::{WRAPPED_BYTES, WrappedSeed};
-use crate::hsm::messages::{Custody, Fault, Response};
+use crate::hsm::messages::{Custody, Failure, Fault, Remedy, Response};
 
 /// Why a blob was not opened. It stays in this process.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,11 @@ impl Operations {
                 self.check_import(key)?;
             }
             opened = self.open_by_any(seed)?;
+            // What failed at first may have made a secret that may leave: it goes with its session.
+            if opened.is_some() {
+                let failure = "C_UnwrapKey: a seed that was opened only the second time";
+                return Err(Fault::Hsm(Failure::with(Remedy::NewSession, failure)));
+            }
         }
         if let Some(wrapped) = opened {
             return Ok(Response::Imported(Some(self.settle(wrapped, algorithm, custody)?)));
@@ -69,7 +74,13 @@ impl Operations {
     /// # Errors
     /// [`Fault::Hsm`]: a step of it fails, or another seed comes out.
     pub(super) fn check_import(&self, key: &ImportKey) -> Result<StoredSecret, Fault> {
-        let failed = |error| Fault::hsm(format!("key {}: of a known seed: {error}", key.name()));
+        let failed = |unopened: Unopened| {
+            let what = format!("key {}: of a known seed: {unopened}", key.name());
+            Fault::Hsm(match unopened {
+                Unopened::Module(error) => Failure::with(error.healing(), what),
+                Unopened::TooLarge | Unopened::Zeros => Failure::new(what),
+            })
+        };
         self.open_wrapped(key, key.trial())?.map_err(failed)
     }
 
@@ -167,7 +178,7 @@ mod tests {
 
     fn operations(session: Session) -> Operations {
         let keys = Keys::load(&session).unwrap();
-        let residents = Residents::load(&session).unwrap();
+        let residents = Residents::load(&session, &|| ()).unwrap();
         Operations::new(session, keys, residents, 2)
     }
 

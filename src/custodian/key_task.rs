@@ -8,13 +8,13 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use super::attempts::{may_log_in, pin_file};
 use super::check_values::{check_value, of_public};
 use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
 use super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
+use super::shared_keys::{self, SharedDone, SharedTask};
 use super::token::{discard_unfinished, make_key};
-use super::{
-    Frames, StartFailure, check_mechanisms, find_token, load_module, login, read_pin, shut_in, write_frame,
-};
+use super::{Frames, StartFailure, find_token, load_module, login, probe, read_pin, shut_in, write_frame};
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Boot;
 
@@ -28,7 +28,7 @@ pub struct KeyWork {
 }
 
 /// What can be done. The answer is one frame on standard output.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum KeyTask {
     /// Describes every system key. -> [`KeyTaskDone::Listed`]
     List,
@@ -36,6 +36,8 @@ pub enum KeyTask {
     Rotate(Kind),
     /// Destroys an old version; of a pair that signs, its public half stays to verify. -> [`KeyTaskDone::Retired`]
     Retire(Kind, u16),
+    /// A step of what is done in several tokens at once. -> [`KeyTaskDone::Shared`]
+    Shared(SharedTask),
 }
 
 /// What came of it.
@@ -47,6 +49,8 @@ pub enum KeyTaskDone {
     Rotated(u16),
     /// To [`KeyTask::Retire`].
     Retired,
+    /// To [`KeyTask::Shared`].
+    Shared(SharedDone),
 }
 
 /// A system key as the HSM reports it.
@@ -97,11 +101,12 @@ pub fn run_key_task(supervisor_pid: i32) -> ExitCode {
 fn do_task(work: &KeyWork) -> Result<KeyTaskDone, StartFailure> {
     let label = &work.boot.token_label;
     let pin = read_pin(&work.boot.pin_file)?;
-    let module = load_module(&work.boot.module)?;
+    let module = load_module(&work.boot)?;
     let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(&work.boot))?;
-    check_mechanisms(&module, &token, label)?;
+    probe::mechanisms(&module, &token, label)?;
+    may_log_in(&module, &token, &work.boot, pin_file(&work.boot))?;
     let session = login(&module, &token, &pin, &work.boot)?;
-    match work.task {
+    match work.task.clone() {
         KeyTask::List => list(&session)
             .map(KeyTaskDone::Listed)
             .map_err(|error| StartFailure::keys(label, work.boot.in_use, &error)),
@@ -110,23 +115,12 @@ fn do_task(work: &KeyWork) -> Result<KeyTaskDone, StartFailure> {
             retire(&session, &work.boot, KeyName { kind, version })?;
             Ok(KeyTaskDone::Retired)
         }
+        KeyTask::Shared(task) => shared_keys::step(&session, &work.boot, task).map(KeyTaskDone::Shared),
     }
-}
-
-/// The survey by which a key is made or destroyed. From here on what the session does not find is held against a key
-/// that is there, and stays.
-fn sure_survey(session: &Session, boot: &Boot) -> Result<Survey, StartFailure> {
-    let of_keys = |error: KeyError| StartFailure::keys(&boot.token_label, boot.in_use, &error);
-    let there = survey(session).map_err(of_keys)?;
-    if let Some(version) = there.newest(Kind::Row) {
-        let witness = KeyName { kind: Kind::Row, version }.to_string();
-        session.set_witness(witness).map_err(|error| of_keys(error.into()))?;
-    }
-    Ok(there)
 }
 
 fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
-    let Survey { keys, retired, halves } = survey(session)?;
+    let Survey { keys, retired, halves, .. } = survey(session)?;
     // A token without any is none of ours, or does not show them.
     if keys.is_empty() {
         return Err(KeyError::Missing(Kind::Row));
@@ -144,7 +138,7 @@ fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
         let check_value = of_public(session, public, PairForm::P256)?;
         described.push(description(session, name, &[public], check_value, Some(name.retired()))?);
     }
-    let marked = unfinished(session)?.into_iter().map(|(name, [_, made])| (name, made));
+    let marked = unfinished(session)?.into_iter().map(|(name, of_it)| (name, of_it.made));
     for (name, objects) in marked.chain(halves).filter(|(_, objects)| !objects.is_empty()) {
         let rest = description(session, name, &objects, "-".to_owned(), None)?;
         described.push(KeyDescription { unfinished: true, ..rest });
@@ -183,7 +177,7 @@ fn rotate(session: &Session, boot: &Boot, kind: Kind) -> Result<u16, StartFailur
     let of_keys = |error: KeyError| StartFailure::keys(&boot.token_label, boot.in_use, &error);
     // What an interrupted rotation left was never used.
     discard_unfinished(session, &boot.token_label, &mut io::sink())?;
-    let there = sure_survey(session, boot)?;
+    let there = survey(session).map_err(of_keys)?;
     let newest = there.newest(kind).ok_or_else(|| of_keys(KeyError::Missing(kind)))?;
     let kept = there.retired.keys().filter(|name| name.kind == kind).map(|name| name.version).max();
     let next = newest.max(kept.unwrap_or(0)).checked_add(1);
@@ -198,9 +192,10 @@ fn rotate(session: &Session, boot: &Boot, kind: Kind) -> Result<u16, StartFailur
 fn retire(session: &Session, boot: &Boot, name: KeyName) -> Result<(), StartFailure> {
     let of_keys = |error: KeyError| StartFailure::keys(&boot.token_label, boot.in_use, &error);
     // What an interrupted retirement left under its mark goes here, and is thereby retired.
-    let was_marked = unfinished(session).map_err(of_keys)?.contains_key(&name);
+    let was_marked =
+        unfinished(session).map_err(of_keys)?.get(&name).is_some_and(|key| !key.marks.is_empty());
     discard_unfinished(session, &boot.token_label, &mut io::sink())?;
-    let there = sure_survey(session, boot)?;
+    let there = survey(session).map_err(of_keys)?;
     if there.newest(name.kind) == Some(name.version) {
         return Err(StartFailure::new(format!(
             "{name} is the newest of its kind: run `hsm-authd keys rotate {}` first",
@@ -209,12 +204,15 @@ fn retire(session: &Session, boot: &Boot, name: KeyName) -> Result<(), StartFail
     }
     let failed = |error: Pkcs11Error| StartFailure::new(format!("{name} cannot be retired ({error})"));
     match (there.keys.get(&name), there.halves.get(&name)) {
-        (Some(Found::Secret(key)), _) => session.destroy(*key).map_err(failed),
+        (Some(Found::Secret(key)), _) => session.destroy_named(*key, &name.to_string()).map_err(failed),
         (Some(Found::Pair { private, public }), _) => {
             retire_pair(session, name, *private, *public).map_err(failed)
         }
         // The public half is kept already: what is left is what was interrupted.
-        (None, Some(halves)) => halves.iter().try_for_each(|object| session.destroy(*object)).map_err(failed),
+        (None, Some(halves)) => {
+            let gone = |object: &Object| session.destroy_named(*object, &name.to_string());
+            halves.iter().try_for_each(gone).map_err(failed)
+        }
         (None, None) if was_marked => Ok(()),
         (None, None) => Err(StartFailure::new(format!("there is no key {name}"))),
     }
@@ -225,12 +223,14 @@ fn retire_pair(session: &Session, name: KeyName, private: Object, public: Object
     let Form::Pair(form) = name.kind.form() else { return Ok(()) };
     let mark = match session.public_half(public, form)? {
         PublicKey::P256(key) => {
-            session.keep_public_half(&key, &name.retired())?;
+            // Before the pair goes: not every module makes a public key that nobody without a PIN could have made.
+            let kept = session.keep_public_half(&key, &name.retired())?;
+            session.check_retired(kept).inspect_err(|_| drop(session.destroy(kept)))?;
             None
         }
         PublicKey::Rsa(_) => Some(session.mark(&name.mark())?),
     };
-    session.destroy(private)?;
-    session.destroy(public)?;
-    mark.map_or(Ok(()), |mark| session.destroy(mark))
+    session.destroy_named(private, &name.to_string())?;
+    session.destroy_named(public, &name.to_string())?;
+    mark.map_or(Ok(()), |mark| session.destroy_named(mark, &name.mark()))
 }

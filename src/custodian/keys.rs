@@ -2,6 +2,7 @@
 
 mod known;
 mod pairs;
+mod peers;
 mod survey;
 
 use std::cell::RefCell;
@@ -10,18 +11,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::check_values::of_secret;
 use super::pkcs11::{Object, Pkcs11Error, Session, Shape};
 use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
 use crate::domain::system_key::NewestKeys;
 use crate::domain::time::RunId;
+use crate::hsm::messages::KeyCheck;
 use crate::secret::{MacKey, SecretBytes};
 use known::{Data, Kek};
+use peers::LabelledPeer;
 use survey::KEK;
 
 pub use pairs::{ImportKey, PublishedKey, SigningKey};
-pub use survey::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
+pub use peers::{Peer, ReadPeers, peer_label, read_peers};
+pub use survey::{
+    Form, Found, KeyError, KeyName, Kind, Survey, Unfinished, reading_twice, survey, survey_begun,
+    unfinished, whole,
+};
 
 /// The versions of one thing: at least one.
 struct Versions<T> {
@@ -48,6 +56,10 @@ impl<T> Versions<T> {
                 self.older.insert(version, value);
             }
         }
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = u16> {
+        self.older.keys().copied().chain([self.newest.0])
     }
 
     fn newest_first(&self) -> impl Iterator<Item = &T> {
@@ -89,6 +101,10 @@ pub struct Keys {
     audit: Versions<SigningKey>,
     import: Versions<ImportKey>,
     retired: BTreeMap<KeyName, PublishedKey>,
+    /// Those of other tokens.
+    peers: Vec<(Kind, PublishedKey)>,
+    /// Of each version of `kek`, `row` and `data`.
+    checks: Vec<(Kind, u16, KeyCheck)>,
     pulse: Pulse,
     missed: RefCell<Missed>,
 }
@@ -120,11 +136,15 @@ struct Opened {
     audit: BTreeMap<u16, SigningKey>,
     import: BTreeMap<u16, ImportKey>,
     retired: BTreeMap<KeyName, PublishedKey>,
+    checks: Vec<(Kind, u16, KeyCheck)>,
 }
 
 impl Opened {
     fn open(&mut self, session: &Session, name: KeyName, key: Found) -> Result<(), KeyError> {
         let KeyName { kind, version } = name;
+        if let Found::Secret(object) = key {
+            self.checks.push((kind, version, of_secret(session, kind, object)?));
+        }
         match (kind, key) {
             (Kind::Kek, Found::Secret(object)) => {
                 let copy = session_copy(session, name, object)?;
@@ -148,10 +168,23 @@ impl Opened {
     }
 }
 
+/// What other tokens sign with, of what is not known yet.
+fn new_peers(
+    session: &Session,
+    known: &[(Kind, PublishedKey)],
+    labelled: &[LabelledPeer],
+) -> Result<Vec<(Kind, PublishedKey)>, Pkcs11Error> {
+    let is_known =
+        |peer: &Peer| known.iter().any(|(kind, key)| (*kind, key.public()) == (peer.kind, &peer.public));
+    let ReadPeers { peers, .. } = read_peers(session, labelled)?;
+    let new = peers.into_iter().filter(|peer| !is_known(peer));
+    new.map(|peer| Ok((peer.kind, PublishedKey::of(session, peer.public)?))).collect()
+}
+
 /// A session object spares the module the token's files and locks at each unwrapping.
 fn session_copy(session: &Session, name: KeyName, kek: Object) -> Result<Object, KeyError> {
     let copy = session.copy_to_session(kek)?;
-    let checked = session.check(copy, &Shape { token: false, ..KEK });
+    let checked = session.check_copy(copy, &Shape { token: false, ..KEK });
     checked.map(|()| copy).map_err(|error| {
         // What is wrong is told: that it cannot be destroyed, too, came of it.
         let _ = session.destroy(copy);
@@ -162,6 +195,7 @@ fn session_copy(session: &Session, name: KeyName, kek: Object) -> Result<Object,
 /// Something the HSM must always answer alike.
 struct Pulse {
     key: Object,
+    name: KeyName,
     answer: Zeroizing<Vec<u8>>,
 }
 
@@ -183,12 +217,7 @@ impl Keys {
     }
 
     fn loaded(session: &Session) -> Result<Self, KeyError> {
-        let there = survey(session)?;
-        if let Some(version) = there.newest(Kind::Row) {
-            // As long as a custodian runs, nobody retires it.
-            session.set_witness(KeyName { kind: Kind::Row, version }.to_string())?;
-        }
-        let Survey { keys, retired, .. } = there;
+        let Survey { keys, retired, peers, .. } = survey(session)?;
         let mut opened = Opened::default();
         for (name, key) in keys {
             opened.open(session, name, key)?;
@@ -196,10 +225,12 @@ impl Keys {
         for (name, public) in retired {
             opened.retired.insert(name, PublishedKey::open(session, name, public)?);
         }
-        let pulse_key = opened.row.values().next_back().map(|(object, _)| *object);
-        let pulse_key = pulse_key.ok_or(KeyError::Missing(Kind::Row))?;
+        let peers = new_peers(session, &[], &peers)?;
+        let newest = opened.row.iter().next_back().map(|(version, (object, _))| (*version, *object));
+        let (version, pulse_key) = newest.ok_or(KeyError::Missing(Kind::Row))?;
         let row = opened.row.into_iter().map(|(version, (_, keys))| (version, keys)).collect();
-        let pulse = Pulse { key: pulse_key, answer: Pulse::take(session, pulse_key)? };
+        let name = KeyName { kind: Kind::Row, version };
+        let pulse = Pulse { key: pulse_key, name, answer: Pulse::take(session, pulse_key)? };
         Ok(Self {
             kek: Versions::new(opened.kek).ok_or(KeyError::Missing(Kind::Kek))?,
             row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
@@ -208,6 +239,8 @@ impl Keys {
             audit: Versions::new(opened.audit).ok_or(KeyError::Missing(Kind::Audit))?,
             import: Versions::new(opened.import).ok_or(KeyError::Missing(Kind::Import))?,
             retired: opened.retired,
+            peers,
+            checks: opened.checks,
             pulse,
             missed: RefCell::default(),
         })
@@ -218,7 +251,7 @@ impl Keys {
     /// # Errors
     /// The first new key that is not what it must be; those before it are used.
     pub fn load_more(&mut self, session: &Session) -> Result<usize, KeyError> {
-        let Survey { keys, .. } = survey(session)?;
+        let Survey { keys, peers, .. } = survey(session)?;
         let mut opened = Opened::default();
         let new = keys.into_iter().filter(|(name, _)| !self.has(*name));
         let (mut count, mut result) = (0, Ok(()));
@@ -228,6 +261,13 @@ impl Keys {
                 break;
             }
             count += 1;
+        }
+        self.checks.extend(opened.checks);
+        if result.is_ok() {
+            result = new_peers(session, &self.peers, &peers).map_err(KeyError::from).map(|peers| {
+                count += peers.len();
+                self.peers.extend(peers);
+            });
         }
         if count == 0 && result.is_ok() {
             result = session.check_witness().map_err(KeyError::from);
@@ -263,6 +303,36 @@ impl Keys {
             (Kind::Audit, self.audit.newest.0),
             (Kind::Import, self.import.newest.0),
         ])
+    }
+
+    /// Every version of each kind: what was stored under an old one needs it as much as what is new needs the newest.
+    fn names(&self) -> impl Iterator<Item = KeyName> {
+        let of = |kind, numbers: Vec<u16>| numbers.into_iter().map(move |version| KeyName { kind, version });
+        of(Kind::Kek, self.kek.numbers().collect())
+            .chain(of(Kind::Row, self.row.numbers().collect()))
+            .chain(of(Kind::Data, self.data.numbers().collect()))
+            .chain(of(Kind::Attest, self.attest.numbers().collect()))
+            .chain(of(Kind::Audit, self.audit.numbers().collect()))
+            .chain(of(Kind::Import, self.import.numbers().collect()))
+    }
+
+    /// One that was there before and is not here, whether as a key, as what is left of a retired one, or as another
+    /// token's; `None`: all are here.
+    pub fn lacks(&self, before: &Self) -> Option<String> {
+        let key = before.names().find(|name| !self.has(*name));
+        let retired = || before.retired.keys().find(|name| !self.retired.contains_key(name)).copied();
+        if let Some(name) = key.or_else(retired) {
+            return Some(name.to_string());
+        }
+        let has_peer = |(kind, key): &(Kind, PublishedKey)| {
+            self.peers.iter().any(|(of, peer)| (of, peer.kid()) == (kind, key.kid()))
+        };
+        before.peers.iter().find(|peer| !has_peer(peer)).map(|(kind, key)| peer_label(*kind, key.public()))
+    }
+
+    /// A check value of each version of `kek`, `row` and `data`.
+    pub fn checks(&self) -> &[(Kind, u16, KeyCheck)] {
+        &self.checks
     }
 
     /// What was asked for since the last time for which there is no key here.
@@ -314,7 +384,8 @@ impl Keys {
         &self.attest.newest.1
     }
 
-    /// What attestations verify with: every version of `attest`, the newest first, and those that were retired.
+    /// What attestations verify with: every version of `attest`, the newest first, those that were retired, and those of
+    /// other tokens.
     pub fn attest(&self) -> impl Iterator<Item = &PublishedKey> {
         self.published(&self.attest, Kind::Attest)
     }
@@ -324,7 +395,8 @@ impl Keys {
         &self.audit.newest.1
     }
 
-    /// What checkpoints verify with: every version of `audit`, the newest first, and those that were retired.
+    /// What checkpoints verify with: every version of `audit`, the newest first, those that were retired, and those of
+    /// other tokens.
     pub fn audit(&self) -> impl Iterator<Item = &PublishedKey> {
         self.published(&self.audit, Kind::Audit)
     }
@@ -335,7 +407,9 @@ impl Keys {
         kind: Kind,
     ) -> impl Iterator<Item = &'a PublishedKey> {
         let retired = self.retired.iter().rev().filter(move |(name, _)| name.kind == kind);
-        versions.newest_first().map(SigningKey::published).chain(retired.map(|(_, key)| key))
+        let peers = self.peers.iter().filter(move |(of, _)| *of == kind);
+        let own = versions.newest_first().map(SigningKey::published).chain(retired.map(|(_, key)| key));
+        own.chain(peers.map(|(_, key)| key))
     }
 
     /// The `import` that seeds are wrapped for now.
@@ -405,6 +479,20 @@ impl Keys {
     pub fn check_pulse(&self, session: &Session) -> Result<bool, Pkcs11Error> {
         let answer = Pulse::take(session, self.pulse.key)?;
         Ok(answer.ct_eq(&self.pulse.answer).into())
+    }
+
+    /// The same, and whether the HSM reads of that key what it read at the start.
+    ///
+    /// # Errors
+    /// The HSM failed.
+    pub fn check_reading(&self, session: &Session) -> Result<bool, Pkcs11Error> {
+        let Pulse { key, name, .. } = self.pulse;
+        let Form::Secret(shape, _) = name.kind.form() else { return Ok(false) };
+        let read = session.check_own(key, &shape).and_then(|()| session.check_label(key, &name.to_string()));
+        match read {
+            Err(error) if error.is_of_object() => Ok(false),
+            read => read.and_then(|()| self.check_pulse(session)),
+        }
     }
 
     /// Expects another answer than the HSM gives, as if it were the HSM that had changed.

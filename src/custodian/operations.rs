@@ -12,13 +12,13 @@ use super::keys::{ImportKey, KeyError, Keys, Missed};
 use super::looks::Looks;
 use super::pkcs11::{Object, Pkcs11Error, Session};
 use super::residents::Residents;
-use super::secrets::{PublicKeys, Secrets, departing, padded_bytes};
+use super::secrets::{PublicKeys, Secrets, departing, padded_bytes, verified};
 use super::wrapping::{LastGenerated, Origin, is_same};
 use super::{codes, pin_hash};
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::{Algorithm, Digits, Otp, SEED_BYTES};
 use crate::domain::row::{RowBytes, RowSum, SealedBytes, Table, TableSums};
-use crate::domain::system_key::NewestKeys;
+use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::messages::{Custody, Failure, Fault, Remedy, Request, Response, SealRows, SealedRows};
 use crate::secret::SecretBytes;
 
@@ -31,19 +31,23 @@ const KNOWN_CODES: [(Algorithm, u64, &str); 3] =
     [(Algorithm::Sha1, 0, "755224"), (Algorithm::Sha256, 1, "46119246"), (Algorithm::Sha512, 1, "90693936")];
 
 impl From<Pkcs11Error> for Fault {
+    /// What failed in what is our own: the HSM has, whatever it says, and is to be healed. Where something from outside was
+    /// handed to it there is [`of_request`].
     fn from(error: Pkcs11Error) -> Self {
-        match error.remedy() {
-            Remedy::Refuse => Self::Request(error.to_string()),
-            remedy => Self::Hsm(Failure::with(remedy, error.to_string())),
+        match error.is_write_protection() {
+            // It may be so for good, and what makes no objects goes on.
+            true => Self::Request(error.to_string()),
+            false => Self::Hsm(Failure::with(error.healing(), error.to_string())),
         }
     }
 }
 
-/// What failed in what takes nothing from outside: nobody who asks is to be told that he is wrong.
-pub(super) fn own_fault(error: Pkcs11Error) -> Fault {
+/// What failed where a key, a blob or a signature from outside was handed in: that may be what is wrong, and whoever sends
+/// it is not to end custodians.
+pub(super) fn of_request(error: Pkcs11Error) -> Fault {
     match error.remedy() {
-        Remedy::Refuse => Fault::hsm(error.to_string()),
-        remedy => Fault::Hsm(Failure::with(remedy, error.to_string())),
+        Remedy::Refuse => Fault::Request(error.to_string()),
+        _ => error.into(),
     }
 }
 
@@ -57,8 +61,8 @@ pub struct Operations {
     pub(super) residents: Residents,
     pub(super) last_generated: LastGenerated,
     looks: Looks,
-    /// Whether others have newer keys.
-    is_behind: bool,
+    /// The keys that others know of, and that are not known here.
+    behind: Vec<(KeyKind, u16)>,
     /// What is asked now was begun here before, and failed.
     pub begun: bool,
 }
@@ -75,7 +79,7 @@ impl Operations {
             anchor: Anchor::default(),
             last_generated: LastGenerated::default(),
             looks: Looks::default(),
-            is_behind: false,
+            behind: Vec::new(),
             begun: false,
         }
     }
@@ -127,11 +131,11 @@ impl Operations {
 
     /// Looks for keys that others know of and that are not known here.
     pub fn keep_up(&mut self, newest: &NewestKeys) {
-        let is_behind = |keys: &Keys| !newest.beyond(&keys.newest()).is_empty();
-        if is_behind(&self.keys) {
+        self.behind = newest.beyond(&self.keys.newest());
+        if !self.behind.is_empty() {
             self.look(&Missed::default());
+            self.behind = newest.beyond(&self.keys.newest());
         }
-        self.is_behind = is_behind(&self.keys);
     }
 
     /// Answers one request; `repeated`: another custodian may have worked on it before. One that needs a key which is not known
@@ -140,7 +144,8 @@ impl Operations {
     /// # Errors
     /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
     pub fn answer(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
-        if self.is_behind && request.searches() {
+        let is_behind = |kind| self.behind.iter().any(|(behind, _)| *behind == kind);
+        if request.searches().is_some_and(is_behind) {
             return Err(Fault::Later);
         }
         self.keys.take_missed();
@@ -249,7 +254,9 @@ impl Operations {
             }
             Request::VerifyAttestation { kid, digest, signature } => {
                 let key = self.keys.noted(self.keys.attest().find(|key| key.kid() == kid));
-                let verified = key.map(|key| key.verify(&self.session, digest, signature)).transpose()?;
+                let own = (&self.session, &self.keys);
+                let verified =
+                    key.map(|key| verified(own, key.verifying(), digest, signature)).transpose()?;
                 Ok(Response::AttestationVerified(verified == Some(true)))
             }
             Request::FindGeneration(find) => self.find_generation(find),
@@ -346,7 +353,7 @@ impl Operations {
         let session = &self.session;
         match custody {
             Custody::Wrapped => {
-                let key = session.create(&departing(length_bytes), &padded)?;
+                let key = session.create(&departing(length_bytes), &padded).map_err(of_request)?;
                 self.wrap_and_destroy(key, length_bytes, algorithm, &Origin::Given(&padded))
             }
             Custody::Resident(id) => {
@@ -369,7 +376,7 @@ impl Operations {
             Custody::Wrapped => Ok(wrapped),
             Custody::Resident(id) => {
                 let ((_, kek), (_, blob)) = (self.keys.newest_kek(), wrapped.parts());
-                let wrapped = self.mac_of_blob(kek, blob, algorithm).map_err(own_fault)?;
+                let wrapped = self.mac_of_blob(kek, blob, algorithm)?;
                 let session = &self.session;
                 let id = self.residents.keep((session, &self.keys), id, algorithm, |id| {
                     session.unwrap_resident(kek, blob, id, algorithm)
@@ -485,7 +492,7 @@ mod tests {
     fn nothing_is_left_behind(session: Session) {
         make_keys(&session, "unit", &mut std::io::sink()).unwrap();
         let keys = Keys::load(&session).unwrap();
-        let residents = Residents::load(&session).unwrap();
+        let residents = Residents::load(&session, &|| ()).unwrap();
         let mut operations = Operations::new(session, keys, residents, 2);
         let objects = |operations: &Operations| operations.session.session_objects();
         let resting = objects(&operations);

@@ -17,8 +17,10 @@ mod resident;
 mod search;
 mod session;
 mod shape;
+mod shared;
 mod trials;
 
+use std::ffi::CStr;
 use std::fmt;
 use std::path::Path;
 
@@ -31,6 +33,7 @@ use cryptoki::types::AuthPin;
 use super::pin::Pin;
 
 pub use cipher::GCM_NONCE_BYTES;
+pub use data::DataForm;
 pub use key_pair::{Half, PairForm};
 pub use mechanisms::Purpose;
 pub use public_key::VerifyingKey;
@@ -114,14 +117,39 @@ impl Pkcs11Error {
         }
     }
 
+    /// Whether the module says nothing but that it failed.
+    fn is_general(&self) -> bool {
+        matches!(self.code(), Some(RvError::GeneralError))
+    }
+
     /// Whether there is no such file, or none that is a library.
     pub fn is_no_library(&self) -> bool {
         matches!(self.0, Cause::Returned(Error::LibraryLoading(_)))
     }
 
+    /// Whether the module itself returned a code.
+    pub fn is_returned(&self) -> bool {
+        self.code().is_some()
+    }
+
     /// Whether the token has no room for another object. Nothing else is wrong with it, then.
     pub fn is_full(&self) -> bool {
         matches!(self.code(), Some(RvError::DeviceMemory))
+    }
+
+    /// Whether nothing can be made in the token, or destroyed.
+    pub fn is_write_protection(&self) -> bool {
+        matches!(self.code(), Some(RvError::TokenWriteProtected)) && self.changes_objects()
+    }
+
+    /// Whether it is of a function that makes objects, or destroys them: it may have done so all the same.
+    fn changes_objects(&self) -> bool {
+        use Function::{CopyObject, CreateObject, DestroyObject, GenerateKey, GenerateKeyPair, UnwrapKey};
+        let Cause::Returned(Error::Pkcs11(_, function)) = &self.0 else { return false };
+        matches!(
+            function,
+            CopyObject | CreateObject | DestroyObject | GenerateKey | GenerateKeyPair | UnwrapKey
+        )
     }
 
     /// Whether there is no such object, or no more: somebody else may have destroyed it since it was found.
@@ -200,16 +228,57 @@ pub struct Token {
     pub description: String,
     /// Whether the user PIN was set (`CKF_USER_PIN_INITIALIZED`).
     pub user_pin_set: bool,
+    /// What it says of earlier attempts to log in with it.
+    pub attempts: Attempts,
+}
+
+/// What a token says of earlier attempts to log in as its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempts {
+    /// Nothing.
+    Unspent,
+    /// At least one was refused since the last that was not (`CKF_USER_PIN_COUNT_LOW`).
+    Refused,
+    /// One more that is refused locks the PIN (`CKF_USER_PIN_FINAL_TRY`).
+    LastOne,
+    /// None is taken any more (`CKF_USER_PIN_LOCKED`).
+    Locked,
+}
+
+impl Attempts {
+    fn of(info: &TokenInfo) -> Self {
+        match info {
+            _ if info.user_pin_locked() => Self::Locked,
+            _ if info.user_pin_final_try() => Self::LastOne,
+            _ if info.user_pin_count_low() => Self::Refused,
+            _ => Self::Unspent,
+        }
+    }
+}
+
+impl Token {
+    fn new(slot: Slot, description: String, info: &TokenInfo) -> Self {
+        Self { slot, description, user_pin_set: info.user_pin_initialized(), attempts: Attempts::of(info) }
+    }
+
+    /// One of which nothing is known but where it is.
+    fn unknown(slot: Slot) -> Self {
+        Self { slot, description: String::new(), user_pin_set: false, attempts: Attempts::Unspent }
+    }
 }
 
 impl Module {
-    /// Loads the module and initialises it. Runs the vendor's code in this process.
+    /// Loads the module and initialises it, with a text for those that take one. Runs the vendor's code in this process.
     ///
     /// # Errors
     /// It cannot be loaded, or `C_Initialize` failed.
-    pub fn load(path: &Path) -> Result<Self, Pkcs11Error> {
+    pub fn load(path: &Path, arguments: Option<&CStr>) -> Result<Self, Pkcs11Error> {
         let context = Pkcs11::new(path)?;
-        context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+        let flags = CInitializeFlags::OS_LOCKING_OK;
+        context.initialize(match arguments {
+            Some(text) => module_arguments::with_text(flags, text.to_owned()),
+            None => CInitializeArgs::new(flags),
+        })?;
         Ok(Self(context))
     }
 
@@ -221,27 +290,42 @@ impl Module {
     pub fn tokens_labelled(&self, label: &str) -> Result<(Vec<Token>, usize), Pkcs11Error> {
         let (mut found, mut passed_over) = (Vec::new(), 0);
         for slot in self.0.get_slots_with_token()? {
-            let info = match self.0.get_token_info(slot) {
+            let read = self.0.get_token_info(slot).and_then(|info| Ok((self.0.get_token_info(slot)?, info)));
+            let (again, info) = match read {
                 Err(Error::Pkcs11(RvError::TokenNotPresent | RvError::TokenNotRecognized, _)) => {
                     passed_over += 1;
                     continue;
                 }
+                // The binding cannot read it ([`Module::unreadable`]).
+                Err(error) if !matches!(error, Error::Pkcs11(..)) => continue,
                 other => other?,
             };
             if info.token_initialized() && info.label() == label {
                 let description = format!("{label} ({}, {})", info.manufacturer_id(), info.model());
-                found.push(Token { slot, description, user_pin_set: info.user_pin_initialized() });
+                // One bit decides whether a PIN is set.
+                let user_pin_set = info.user_pin_initialized() || again.user_pin_initialized();
+                found.push(Token { user_pin_set, ..Token::new(slot, description, &info) });
             }
         }
         Ok((found, passed_over))
     }
 
-    /// Makes a token with this label and SO PIN of the first slot whose token is uninitialised;
-    /// `false` if there is no such slot. What is there is never made anew: that would empty it.
+    /// The first slot with a token of which the binding cannot read what the module says (opencryptoki: a time that is
+    /// none).
+    pub fn unreadable(&self) -> Option<Token> {
+        let is_unreadable = |slot: &Slot| {
+            self.0.get_token_info(*slot).is_err_and(|error| !matches!(error, Error::Pkcs11(..)))
+        };
+        let slot = self.0.get_slots_with_token().ok()?.into_iter().find(is_unreadable)?;
+        Some(Token::unknown(slot))
+    }
+
+    /// The first slot whose token is uninitialised, for one of this label; `None`: there is no such slot. What is there is
+    /// never made anew: that would empty it.
     ///
     /// # Errors
-    /// There is a token of this label, `C_InitToken` failed, or the slots cannot be read.
-    pub fn init_token(&self, label: &str, so_pin: &Pin) -> Result<bool, Pkcs11Error> {
+    /// There is a token of this label, or the slots cannot be read.
+    pub fn uninitialised(&self, label: &str) -> Result<Option<Token>, Pkcs11Error> {
         let mut uninitialised = None;
         for slot in self.0.get_slots_with_token()? {
             // Twice: one bit decides whether a token that is in use is emptied.
@@ -252,12 +336,18 @@ impl Module {
                 )));
             }
             if !infos.iter().any(TokenInfo::token_initialized) {
-                uninitialised.get_or_insert(slot);
+                uninitialised.get_or_insert(Token::unknown(slot));
             }
         }
-        let Some(slot) = uninitialised else { return Ok(false) };
-        self.0.init_token(slot, &AuthPin::from(so_pin.as_str()), label)?;
-        Ok(true)
+        Ok(uninitialised)
+    }
+
+    /// Makes a token with this label and SO PIN of an uninitialised one. Its slot may be another then.
+    ///
+    /// # Errors
+    /// `C_InitToken` failed.
+    pub fn init_token(&self, token: &Token, label: &str, so_pin: &Pin) -> Result<(), Pkcs11Error> {
+        Ok(self.0.init_token(token.slot, &AuthPin::from(so_pin.as_str()), label)?)
     }
 
     /// Sets the user PIN of a token that has none, as its security officer.
@@ -270,6 +360,14 @@ impl Module {
         session.login(UserType::So, Some(&AuthPin::from(so_pin.as_str())))?;
         session.init_pin(&AuthPin::from(pin.as_str()))?;
         Ok(session.logout()?)
+    }
+
+    /// What the token says by now of earlier attempts to log in.
+    ///
+    /// # Errors
+    /// `C_GetTokenInfo` failed.
+    pub fn attempts(&self, token: &Token) -> Result<Attempts, Pkcs11Error> {
+        Ok(Attempts::of(&self.0.get_token_info(token.slot)?))
     }
 
     /// Opens a read-write session and logs the user in: exactly one attempt.

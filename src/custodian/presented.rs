@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 use super::attest::signed_digest;
 use super::checks::credential_of;
 use super::operations::{Operations, replaced};
-use super::secrets::of_key;
+use super::secrets::verified;
 use crate::domain::authorization::{Authorization, Means, Way};
 use crate::domain::credential::{Credential, Kind, Terminal};
 use crate::domain::enc::enc;
@@ -130,8 +130,8 @@ impl Operations {
             return Err(refused("a signature of something else than the authorization"));
         }
         let Some(signature) = signature else { return Ok(false) };
-        let key = self.public_keys.open(&self.session, key)?;
-        self.session.verify_digest(&key, digest, signature).map_err(of_key)
+        let key = self.public_keys.open(&self.session, &self.keys, key)?;
+        verified((&self.session, &self.keys), &key, digest, signature)
     }
 }
 

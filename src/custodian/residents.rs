@@ -53,20 +53,11 @@ pub struct Residents {
 }
 
 impl Residents {
-    /// Reads the map of ids and handles.
+    /// Reads the map of ids and handles; `further` is called after each so many of them.
     ///
     /// # Errors
     /// The token cannot be searched.
-    #[cfg(test)]
-    pub fn load(session: &Session) -> Result<Self, Pkcs11Error> {
-        Self::load_telling(session, &|| ())
-    }
-
-    /// The same; `further` is called after each so many of them.
-    ///
-    /// # Errors
-    /// The token cannot be searched.
-    pub fn load_telling(session: &Session, further: &dyn Fn()) -> Result<Self, Pkcs11Error> {
+    pub fn load(session: &Session, further: &dyn Fn()) -> Result<Self, Pkcs11Error> {
         let mut residents = Self {
             found: BTreeMap::new(),
             nameless: Vec::new(),
@@ -125,7 +116,7 @@ impl Residents {
             }
             // It may have been made anew since, as another object.
             Some(Found { object, seen: Seen::Named | Seen::Whole(_) })
-                if session.check_resident(object, id.as_bytes(), algorithm).is_ok() =>
+                if tried((session, keys), object, id, algorithm)?.is_ok() =>
             {
                 return Ok(self.whole(id, object, algorithm));
             }
@@ -134,9 +125,17 @@ impl Residents {
         if self.missed.get(&id).is_some_and(|missed| missed.elapsed() < MISSED_FOR) {
             return Err(Fault::Missing(id));
         }
-        match session.residents_of(id.as_bytes())?.as_slice() {
-            [object] => match session.check_resident(*object, id.as_bytes(), algorithm) {
+        let found = session.residents_of(id.as_bytes())?;
+        // That nothing is there is believed of two searches already.
+        if !found.is_empty() && session.residents_of(id.as_bytes())? != found {
+            return Err(Fault::hsm("C_FindObjects: other secrets of one id each time"));
+        }
+        match found.as_slice() {
+            [object] => match tried((session, keys), *object, id, algorithm)? {
                 Ok(()) => Ok(self.whole(id, *object, algorithm)),
+                Err(error) if error.is_gone() && !session.residents_of(id.as_bytes())?.is_empty() => {
+                    Err(Fault::hsm("C_FindObjects: a secret that is gone"))
+                }
                 Err(error) => Err(self.missing(session, keys, id, &error.to_string())),
             },
             [] => Err(self.missing(session, keys, id, "it is not there")),
@@ -199,8 +198,9 @@ impl Residents {
                 id.second()
             }
         };
-        // It was made, and then failed: of two objects of one id none would ever be used.
-        if self.begun {
+        // It was made, and then failed: of two objects of one id none would ever be used. A third custodian finds what the
+        // second has made.
+        if self.begun || self.repeated {
             self.destroy_all(session, id)?;
         }
         let object = make(id.as_bytes()).map_err(|error| match error.is_full() {
@@ -276,6 +276,34 @@ impl Residents {
     }
 }
 
+/// Whether an object is whole, of this id and good for this hash, or what it is not. That it is not is believed of what was
+/// tried twice alike, of a session that reads and uses an object which is known: whatever else it may be is the HSM's
+/// failure.
+///
+/// # Errors
+/// [`Fault::Hsm`].
+fn tried(
+    (session, keys): (&Session, &Keys),
+    object: Object,
+    id: ObjectId,
+    algorithm: Algorithm,
+) -> Result<Result<(), Pkcs11Error>, Fault> {
+    let check = || session.check_resident(object, id.as_bytes(), algorithm);
+    let first = match check() {
+        Ok(()) => return Ok(Ok(())),
+        Err(error) if error.is_lie() => return Err(error.into()),
+        Err(error) => error,
+    };
+    if !keys.check_reading(session)? {
+        return Err(Fault::hsm("C_GetAttributeValue: another answer of a known key than at the start"));
+    }
+    match check() {
+        Ok(()) => Ok(Ok(())),
+        Err(second) if second.to_string() == first.to_string() => Ok(Err(second)),
+        Err(second) => Err(second.into()),
+    }
+}
+
 /// Has the module look at the token as it is now, by using a key of it. SoftHSM forgets what others did since it looked
 /// last as soon as it changes the token itself.
 fn look(session: &Session, keys: &Keys) -> Result<(), Fault> {
@@ -300,7 +328,7 @@ mod tests {
     fn operations(session: Session) -> Operations {
         make_keys(&session, "unit", &mut std::io::sink()).unwrap();
         let keys = Keys::load(&session).unwrap();
-        let residents = Residents::load(&session).unwrap();
+        let residents = Residents::load(&session, &|| ()).unwrap();
         Operations::new(session, keys, residents, 2)
     }
 
@@ -368,6 +396,8 @@ mod tests {
             assert_eq!(stored(ask(generate(2), false)), id(2));
             // Its answer was lost: the one that was made is gone, whatever came of it.
             assert_eq!(stored(ask(generate(2), true)), id(2).second());
+            // And that of the second attempt, of which nobody heard either.
+            assert_eq!(stored(ask(generate(2), true)), id(2).second());
             // It was lost before anything was made.
             assert_eq!(stored(ask(generate(4), true)), id(4).second());
             assert_eq!(
@@ -381,12 +411,13 @@ mod tests {
 
             // What a crash may leave, and what somebody else makes.
             let session = &operations.session;
+            assert_eq!(session.residents_of(id(2).second().as_bytes()).unwrap().len(), 1);
             session.half_made(b"");
             session.half_made(b"short");
             session.half_made(id(6).as_bytes());
             let twice =
                 [0, 1].map(|_| session.generate_resident(id(8).as_bytes(), Algorithm::Sha1, 24).unwrap());
-            operations.residents = Residents::load(session).unwrap();
+            operations.residents = Residents::load(session, &|| ()).unwrap();
             let mut refused = |byte| {
                 let opened = operations.open(StoredSecret::Resident(id(byte)), Algorithm::Sha1).err();
                 assert_eq!(opened, Some(Fault::Missing(id(byte))));

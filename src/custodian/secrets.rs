@@ -5,10 +5,11 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use super::keys::{KeyName, Keys, Kind};
-use super::operations::own_fault;
+use super::operations::of_request;
 use super::pkcs11::{Material, Object, Pkcs11Error, Session, Shape, Use, VerifyingKey, WRAP_OVERHEAD_BYTES};
 use crate::domain::otp::{Algorithm, SEED_BYTES};
 use crate::domain::signer::PublicKey;
+use crate::domain::signer::signature::Signature;
 use crate::hsm::messages::Fault;
 
 /// How long the padded form of a seed is, in bytes: key wrap takes multiples of 8, and modules
@@ -107,17 +108,45 @@ impl PublicKeys {
     /// The object of a key, from the cache or newly made.
     ///
     /// # Errors
-    /// [`Fault::Request`] if the module does not take such a key; [`Fault::Hsm`].
-    pub fn open(&mut self, session: &Session, key: PublicKey) -> Result<VerifyingKey, Fault> {
+    /// [`Fault::Request`] if the module does not take such a key, and takes another; [`Fault::Hsm`].
+    pub fn open(&mut self, session: &Session, keys: &Keys, key: PublicKey) -> Result<VerifyingKey, Fault> {
         if let Some(object) = self.cached.get(&key) {
             return Ok(object.clone());
         }
         self.opened = self.opened.saturating_add(1);
-        let object = session.create_public_key(&key).map_err(of_key)?;
+        let try_known = || {
+            let known = session.create_public_key(keys.newest_attest().public())?;
+            session.destroy(known.object())
+        };
+        let object = opened("a public key", || session.create_public_key(&key), try_known)?;
         if let Some(evicted) = self.cached.insert(key, object.clone()) {
             session.destroy(evicted.object())?;
         }
         Ok(object)
+    }
+}
+
+/// Whether `signature` is one of the digest, by this key. It came from outside: that a module fails over one which this
+/// process calls wrong, and is otherwise well, is no failure of the HSM.
+///
+/// # Errors
+/// [`Fault::Hsm`]; [`Fault::Request`] if the module does not take the key.
+pub(super) fn verified(
+    (session, keys): (&Session, &Keys),
+    key: &VerifyingKey,
+    digest: &[u8; 32],
+    signature: &Signature,
+) -> Result<bool, Fault> {
+    match session.verify_digest(key, digest, signature) {
+        Err(error)
+            if !error.is_lie()
+                && !key.is_right(digest, signature)
+                && matches!(keys.check_pulse(session), Ok(true)) =>
+        {
+            tracing::warn!(%error, "custodian: the HSM fails over a signature that is wrong");
+            Ok(false)
+        }
+        verified => verified.map_err(of_key),
     }
 }
 
@@ -131,7 +160,7 @@ pub fn no_key(kind: Kind, version: u16) -> Fault {
 pub(super) fn of_key(error: Pkcs11Error) -> Fault {
     match error.is_key_refusal() {
         true => Fault::Request(format!("the HSM does not take the key: {error}")),
-        false => error.into(),
+        false => of_request(error),
     }
 }
 
@@ -150,11 +179,11 @@ pub(super) fn opened<T>(
         opened => return Ok(opened?),
     };
     if try_known().is_err() {
-        return Err(own_fault(first));
+        return Err(first.into());
     }
     open().map_err(|second| match second.to_string() == first.to_string() {
         true => Fault::Request(format!("{what} that does not open ({second})")),
-        false => own_fault(second),
+        false => second.into(),
     })
 }
 
@@ -163,7 +192,7 @@ pub(super) fn checked(session: &Session, object: Object, shape: &Shape) -> Resul
     let Err(error) = session.check(object, shape) else { return Ok(()) };
     let fault = match error.is_of_object() {
         true => Fault::hsm(format!("C_UnwrapKey: {error}")),
-        false => own_fault(error),
+        false => error.into(),
     };
     session.destroy_after(object, Err(fault))
 }
@@ -201,6 +230,7 @@ impl<K: Eq + Hash, V> Fifo<K, V> {
 #[cfg(test)]
 mod tests {
     use super::super::test_token::with_session;
+    use super::super::token::make_keys;
     use super::*;
     use crate::domain::signer::tests::key_named;
 
@@ -249,6 +279,8 @@ mod tests {
     fn there_are_no_more_public_keys_than_the_cache_holds() {
         const NAME: &str = "custodian::secrets::tests::there_are_no_more_public_keys_than_the_cache_holds";
         with_session(NAME, |session| {
+            make_keys(&session, "unit", &mut std::io::sink()).unwrap();
+            let own = Keys::load(&session).unwrap();
             let resting = session.session_objects();
             let mut keys = PublicKeys::new(2);
             for (name, objects) in [
@@ -260,7 +292,7 @@ mod tests {
                 ("p256", 2),
                 ("rsa4096", 2),
             ] {
-                keys.open(&session, key_named(name)).unwrap();
+                keys.open(&session, &own, key_named(name)).unwrap();
                 assert_eq!(session.session_objects(), resting + objects, "{name}");
             }
         });

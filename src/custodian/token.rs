@@ -6,15 +6,17 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::anchor;
-use super::keys::{Form, KeyError, KeyName, Kind, Survey, survey, unfinished};
+use super::attempts::{may_log_in, pin_file};
+use super::keys::{Form, KeyError, KeyName, Kind, Survey, Unfinished, survey, survey_begun, unfinished};
 use super::pin::Pin;
-use super::pkcs11::{Module, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
-use super::{Frames, StartFailure, check_mechanisms, find_token, load_module, login, read_pin, shut_in};
+use super::pkcs11::{DataForm, Module, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
+use super::probe;
+use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -26,6 +28,8 @@ pub struct Setup {
     pub needed: Vec<(Kind, u16)>,
     /// The file with the security officer's PIN: needed to make a token, or to give it a user PIN.
     pub so_pin_file: Option<PathBuf>,
+    /// Whether the token is all that is to be made: its keys are for [`super::shared_keys`].
+    pub token_only: bool,
 }
 
 /// The main of the hidden subcommand `hsm-authd token-setup`. Doing it again changes nothing, and
@@ -56,7 +60,7 @@ pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFai
     // Read before anything is made, so that a missing file leaves nothing half done.
     let pin = read_pin(&setup.boot.pin_file)?;
     let so_pin = setup.so_pin_file.as_deref().map(|path| Ok((path, read_pin(path)?))).transpose()?;
-    let module = load_module(&setup.boot.module)?;
+    let module = load_module(&setup.boot)?;
 
     let (token, step) = match find_token(&module, label)? {
         Some(token) => (token, "already there"),
@@ -69,16 +73,32 @@ pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFai
     };
     say(out, format_args!("token {label}: {step}"))?;
 
-    if !token.user_pin_set {
+    probe::mechanisms(&module, &token, label)?;
+    may_log_in(&module, &token, &setup.boot, pin_file(&setup.boot))?;
+    if !token.user_pin_set && has_no_user_pin(&module, &token, &pin, setup)? {
         let (path, so_pin) = so_pin.ok_or_else(|| no_so_pin(label, "has no user PIN"))?;
         module
             .init_user_pin(&token, &so_pin, &pin)
             .map_err(|error| StartFailure::login(label, "SO", path, &error))?;
         say(out, format_args!("token {label}: user PIN set"))?;
     }
-    check_mechanisms(&module, &token, label)?;
     let session = login(&module, &token, &pin, &setup.boot)?;
+    probe::abilities(&session, label)?;
+    if setup.token_only {
+        return keep_what_is_needed(&session, setup);
+    }
     make_keys_beside(&session, setup, out)
+}
+
+/// Whether the token itself says so when it is asked for a login. A flag alone must not have a PIN that is set replaced, nor
+/// one that is wrong tried again.
+fn has_no_user_pin(module: &Module, token: &Token, pin: &Pin, setup: &Setup) -> Result<bool, StartFailure> {
+    match module.login(token, pin) {
+        // It was set all the time.
+        Ok(_) => Ok(false),
+        Err(error) if error.is_user_pin_unset() => Ok(true),
+        Err(error) => Err(StartFailure::login(&setup.boot.token_label, "user", &setup.boot.pin_file, &error)),
+    }
 }
 
 /// For who means to begin anew.
@@ -87,15 +107,21 @@ const OR_MOVE_AWAY: &str =
 
 fn make_token(module: &Module, label: &str, so_pin: Option<&Pin>) -> Result<Token, StartFailure> {
     let so_pin = so_pin.ok_or_else(|| no_so_pin(label, "does not exist"))?;
-    match module.init_token(label, so_pin) {
-        Ok(true) => {}
-        Ok(false) => {
-            let line =
-                format!("token {label} cannot be made: the module has no slot with an uninitialised token");
-            return Err(StartFailure::new(line));
-        }
-        Err(error) => return Err(StartFailure::new(format!("token {label} cannot be made ({error})"))),
+    let failed = |error| StartFailure::new(format!("token {label} cannot be made ({error})"));
+    // It may be the one that is meant: why it could not serve says more than that it cannot be read.
+    if let Some(token) = module.unreadable() {
+        probe::mechanisms(module, &token, label)?;
     }
+    let Some(token) = module.uninitialised(label).map_err(failed)? else {
+        let line =
+            format!("token {label} cannot be made: the module has no slot with an uninitialised token");
+        return Err(StartFailure::new(line));
+    };
+    // Of one that cannot serve nothing is made. Not every module says of such a token what it will be able to do.
+    if module.missing_mechanisms(&token).is_ok() {
+        probe::mechanisms(module, &token, label)?;
+    }
+    module.init_token(&token, label, so_pin).map_err(failed)?;
     find_token(module, label)?
         .ok_or_else(|| StartFailure::new(format!("token {label} was made, and is not there: try again")))
 }
@@ -108,17 +134,28 @@ fn no_so_pin(label: &str, state: &str) -> StartFailure {
 
 /// How the label of a setup's mark begins: found, it says that the module shows what there is.
 const WITNESS: &str = "hsm-authd/witness/";
+/// How long a setup takes at most, and how far clocks of hosts may differ.
+const WITNESS_MAX: Duration = Duration::from_secs(3_600);
+/// The same of a removal.
+const REMOVAL_MAX_S: u64 = 60;
 
 /// Makes the first version of every kind of key that has none, but none that a database says was there.
 fn make_keys_beside(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
     let made = make_what_lacks(session, setup, out);
-    // Those that a crash left are nobody's keys.
+    // Those that a crash left are nobody's keys. One that is younger may be another host's, which needs it.
     for (object, label) in session.labelled_objects().unwrap_or_default() {
-        if label.starts_with(WITNESS) && session.is_private(object).unwrap_or(false) {
-            let _ = session.destroy(object);
+        let set_ns =
+            label.strip_prefix(WITNESS).and_then(|name| name.split_once('-')?.1.parse::<u128>().ok());
+        let is_left = set_ns.is_some_and(|set_ns| since_1970().as_nanos() > set_ns + WITNESS_MAX.as_nanos());
+        if is_left && session.is_private(object).unwrap_or(false) {
+            let _ = session.destroy_named(object, &label);
         }
     }
     made
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn make_what_lacks(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
@@ -131,22 +168,44 @@ fn make_what_lacks(session: &Session, setup: &Setup, out: &mut impl Write) -> Re
     }
     // That there is no key may be a lie, and another one would be a second one of its name.
     // Its label is its own: of two marks a module could hide one.
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let name = format!("{WITNESS}{}-{}", std::process::id(), since_1970.as_nanos());
-    let mark = session.create_data(&name, name.as_bytes()).map_err(|error| {
-        StartFailure::new(format!("token {label}: no object can be made ({error}), so nothing was made"))
-    })?;
-    let made = session.set_witness(name).map_err(KeyError::from).and_then(|()| survey(session));
-    let made = made.map_err(of_keys).and_then(|there| match lost(&there, setup) {
-        None => make_missing(session, setup, &there, out),
-        Some(name) => {
-            let StartFailure { line, .. } = of_keys(KeyError::Lost(name));
-            Err(StartFailure::new(format!("{line}; {OR_MOVE_AWAY}")))
+    let name = format!("{WITNESS}{}-{}", std::process::id(), since_1970().as_nanos());
+    let (mark, form) = probe::mark(session, label, &name)?;
+    let shown = session.set_witness(name.clone()).and_then(|()| session.data_objects(&name));
+    let made = shown.map_err(KeyError::from).and_then(|shown| match shown.contains(&mark) {
+        true => survey(session),
+        false => Err(Pkcs11Error::lie(format!("C_FindObjects: not {name}, as what it is")).into()),
+    });
+    let made = made.map_err(of_keys).and_then(|there| {
+        refuse_lost(&there, setup)?;
+        if form == DataForm::Key {
+            let line = "has no data objects; the anchor of the log is the id of a key";
+            say(out, format_args!("token {label}: {line}"))?;
         }
+        make_missing(session, setup, &there, out)
     });
     let _ = session.destroy(mark);
     session.dismiss_witness();
     made
+}
+
+/// Whether others may be made beside what is in the token.
+fn refuse_lost(there: &Survey, setup: &Setup) -> Result<(), StartFailure> {
+    let Some(name) = lost(there, setup) else { return Ok(()) };
+    let boot = &setup.boot;
+    let StartFailure { line, .. } = StartFailure::keys(&boot.token_label, boot.in_use, &KeyError::Lost(name));
+    Err(StartFailure::new(format!("{line}; {OR_MOVE_AWAY}")))
+}
+
+/// The same of a token whose keys others make.
+fn keep_what_is_needed(session: &Session, setup: &Setup) -> Result<(), StartFailure> {
+    let boot = &setup.boot;
+    // In a new token there is nothing to look for.
+    if !boot.in_use && setup.needed.is_empty() {
+        return Ok(());
+    }
+    let there =
+        survey_begun(session).map_err(|error| StartFailure::keys(&boot.token_label, boot.in_use, &error))?;
+    refuse_lost(&there, setup)
 }
 
 /// A key that is needed, of a kind of which there is none. Whatever is stored is sealed under some `row`.
@@ -184,14 +243,18 @@ fn make_missing(
 pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) -> Result<(), StartFailure> {
     let boot = Boot {
         module: PathBuf::new(),
+        module_arguments: None,
         token_label: label.to_owned(),
         pin_file: PathBuf::new(),
+        pin_cut_off: None,
         secrets_cached_max: 0,
         in_use: false,
         unwraps_max: u64::MAX,
         memory_bytes_max: u64::MAX,
+        shared_keys: false,
     };
-    make_keys_beside(session, &Setup { boot, needed: Vec::new(), so_pin_file: None }, out)
+    let setup = Setup { boot, needed: Vec::new(), so_pin_file: None, token_only: false };
+    make_keys_beside(session, &setup, out)
 }
 
 /// Removes what a crash left of keys that were being made: half of a pair, or a whole one. A half without a mark is
@@ -213,41 +276,55 @@ pub(super) fn discard_unfinished(
     Ok(())
 }
 
-/// Removes what was made under a mark; `false`: it has been finished since, and stays.
-fn discard(session: &Session, name: KeyName) -> Result<bool, KeyError> {
-    // A mark of our own first, so that no custodian starts on what is being removed. It must not stay, whatever comes
-    // of it: it would have the next run remove a key that is in use.
-    let own = session.mark(&name.mark())?;
+/// Removes what was made under a mark; `false`: nobody marks it any more as being made, and it stays.
+pub(super) fn discard(session: &Session, name: KeyName) -> Result<bool, KeyError> {
+    // A mark of our own first, so that no custodian starts on what is being removed. It is of another sort: two hosts
+    // that look at once must not take each other's for the sign of what was never used.
+    let own = session.mark_removal(&name.mark(), since_1970().as_secs())?;
     let removed = discard_beside(session, name, own);
-    let unmarked = destroy_if_there(session, own);
+    let unmarked = destroy_if_there(session, own, &name.mark());
     let removed = removed?;
     unmarked?;
     Ok(removed)
 }
 
-/// Of a mark that another run removes just now, one of both is told that it is gone: that one does not decide.
+/// What is still marked as being made has been so since before it was there, and `own` stands since before that was seen:
+/// nobody has used it, and nobody can. Its mark goes last: what interrupts this leaves it for the next run.
 fn discard_beside(session: &Session, name: KeyName, own: Object) -> Result<bool, KeyError> {
-    let [marks, made] = unfinished(session)?.remove(&name).unwrap_or_default();
-    let mut is_ours = false;
-    for mark in marks.into_iter().filter(|mark| *mark != own) {
-        if !destroy_if_there(session, mark)? {
-            return Ok(false);
-        }
-        is_ours = true;
-    }
-    if is_ours {
+    let Unfinished { marks, removals, made } = unfinished(session)?.remove(&name).unwrap_or_default();
+    let is_unused = !marks.is_empty();
+    if is_unused {
         for object in made {
-            destroy_if_there(session, object)?;
+            destroy_if_there(session, object, &name.to_string())?;
         }
     }
-    Ok(is_ours)
+    // Another removal may be at work, unless it is old: without its mark what it removes would be used.
+    let is_left = |set_s: u64| since_1970().as_secs() > set_s.saturating_add(REMOVAL_MAX_S);
+    let left = removals.into_iter().filter(|(mark, set_s)| *mark != own && is_left(*set_s));
+    for mark in left.map(|(mark, _)| mark).chain(marks) {
+        destroy_if_there(session, mark, &name.mark())?;
+    }
+    Ok(is_unused)
 }
 
 /// `false`: somebody else has destroyed it.
-fn destroy_if_there(session: &Session, object: Object) -> Result<bool, Pkcs11Error> {
-    match session.destroy(object) {
+fn destroy_if_there(session: &Session, object: Object, label: &str) -> Result<bool, Pkcs11Error> {
+    match session.destroy_named(object, label) {
         Err(error) if error.is_gone() => Ok(false),
         destroyed => destroyed.map(|()| true),
+    }
+}
+
+/// Whether nothing marks a key that is to be made.
+///
+/// # Errors
+/// Something does; or the HSM failed.
+pub(super) fn is_unmarked(session: &Session, name: KeyName) -> Result<(), KeyError> {
+    match unfinished(session)?.contains_key(&name) {
+        true => {
+            Err(KeyError::Step("another run is at work on it, or was interrupted: try again in a minute"))
+        }
+        false => Ok(()),
     }
 }
 
@@ -258,6 +335,7 @@ pub(super) fn make_key(session: &Session, name: KeyName) -> Result<(), KeyError>
             Pkcs11Error::lie(format!("C_FindObjects: {name} is there, and was not a moment ago")).into()
         );
     }
+    is_unmarked(session, name)?;
     match name.kind.form() {
         // A mark says what may be removed, and the first version of a secret never may.
         Form::Secret(shape, purpose) if name.version == 1 => Ok(make_secret(session, name, &shape, purpose)?),
@@ -277,7 +355,15 @@ fn marked(
     // A module without such objects leaves more to an operator after a crash, and is otherwise none the worse.
     let mark = session.mark(&name.mark()).ok();
     match make() {
-        Ok(()) => Ok(mark.map(|mark| session.destroy(mark)).transpose().map(drop)?),
+        Ok(()) => {
+            let Some(mark) = mark else { return Ok(()) };
+            let is_ours = destroy_if_there(session, mark, &name.mark())?;
+            // Another host may have taken it for what an interruption left.
+            match is_ours && !session.labelled(&name.to_string())?.is_empty() {
+                true => Ok(()),
+                false => Err(KeyError::Step("another run has removed it meanwhile: try again")),
+            }
+        }
         Err(error) => {
             // The mark goes with what was made, and stays where that cannot be removed: the next run tries again.
             let _ = discard(session, name);
@@ -288,7 +374,7 @@ fn marked(
 
 /// The key with which the token's first anchor is made, under the same mark: so there is one as soon as there is an
 /// `audit` key that was used, and a token that has lost its anchor is given no new one.
-const FIRST_AUDIT: KeyName = KeyName { kind: Kind::Audit, version: 1 };
+pub(super) const FIRST_AUDIT: KeyName = KeyName { kind: Kind::Audit, version: 1 };
 
 fn make_secret(session: &Session, name: KeyName, shape: &Shape, purpose: Purpose) -> Result<(), Pkcs11Error> {
     let object = session.generate_labelled(shape, &name.to_string(), purpose)?;
@@ -302,15 +388,15 @@ fn make_secret(session: &Session, name: KeyName, shape: &Shape, purpose: Purpose
     })
 }
 
-fn make_pair(session: &Session, name: KeyName, form: PairForm) -> Result<(), KeyError> {
+pub(super) fn make_pair(session: &Session, name: KeyName, form: PairForm) -> Result<(), KeyError> {
     let halves = session.generate_pair(&name.to_string(), form)?;
     let made = || {
         halves.into_iter().try_for_each(|(half, object)| session.check_half(object, half, form))?;
         match (name, halves) {
             (FIRST_AUDIT, [(_, private), (_, public)]) => {
                 let public = session.public_half(public, form)?;
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                anchor::make_first(session, private, &public, now.as_secs()).map_err(KeyError::Anchor)
+                anchor::make_first(session, private, &public, since_1970().as_secs())
+                    .map_err(KeyError::Anchor)
             }
             _ => Ok(()),
         }
@@ -350,8 +436,59 @@ mod tests {
             assert!(unfinished(&session).unwrap().is_empty());
             assert!(!survey(&session).unwrap().keys.contains_key(&kek));
             let gone = session.mark(&kek.mark()).unwrap();
-            assert!(destroy_if_there(&session, gone).unwrap());
-            assert!(!destroy_if_there(&session, gone).unwrap());
+            assert!(destroy_if_there(&session, gone, &kek.mark()).unwrap());
+            assert!(!destroy_if_there(&session, gone, &kek.mark()).unwrap());
+            // By its own label, and by none that it has not.
+            let mark = session.mark(&kek.mark()).unwrap();
+            assert!(destroy_if_there(&session, mark, &kek.to_string()).is_err());
+            assert!(discard(&session, kek).unwrap());
+        });
+    }
+
+    #[test]
+    fn two_removals_at_once_leave_what_was_finished() {
+        const NAME: &str = "custodian::token::tests::two_removals_at_once_leave_what_was_finished";
+        with_session(NAME, |session| {
+            make_keys(&session, "unit", &mut io::sink()).unwrap();
+            let kek = KeyName { kind: Kind::Kek, version: 2 };
+            make_key(&session, kek).unwrap();
+            // Another host looks at it, too.
+            let now_s = since_1970().as_secs();
+            let other = session.mark_removal(&kek.mark(), now_s).unwrap();
+            assert!(!discard(&session, kek).unwrap());
+            assert_eq!(unfinished(&session).unwrap()[&kek].removals, [(other, now_s)], "it is at work");
+            let next = make_key(&session, KeyName { version: 3, ..kek });
+            next.unwrap();
+            session.destroy(other).unwrap();
+            assert!(survey(&session).unwrap().keys.contains_key(&kek), "it is whole, and used");
+            // Nor is one made where a removal may be at work; what is left of an old one goes.
+            let four = KeyName { version: 4, ..kek };
+            session.mark_removal(&four.mark(), now_s).unwrap();
+            let error = make_key(&session, four).unwrap_err();
+            assert!(error.to_string().contains("try again in a minute"), "{error}");
+            let five = KeyName { version: 5, ..kek };
+            session.mark_removal(&five.mark(), now_s - 2 * REMOVAL_MAX_S).unwrap();
+            assert!(!discard(&session, five).unwrap());
+            make_key(&session, five).unwrap();
+            assert!(survey(&session).unwrap().keys.contains_key(&five));
+        });
+    }
+
+    /// A setup of another host needs its own; one that is old is left of a crash.
+    #[test]
+    fn a_setup_leaves_the_witness_of_another() {
+        const NAME: &str = "custodian::token::tests::a_setup_leaves_the_witness_of_another";
+        with_session(NAME, |session| {
+            let name = |age: Duration| format!("{WITNESS}7-{}", (since_1970() - age).as_nanos());
+            let (young, old) = (name(Duration::from_secs(60)), name(2 * WITNESS_MAX));
+            for name in [&young, &old] {
+                session.mark(name).unwrap();
+            }
+            make_keys(&session, "unit", &mut io::sink()).unwrap();
+            let labels: Vec<_> =
+                session.labelled_objects().unwrap().into_iter().map(|(_, label)| label).collect();
+            let witnesses: Vec<_> = labels.iter().filter(|label| label.starts_with(WITNESS)).collect();
+            assert_eq!(witnesses, [&young]);
         });
     }
 }

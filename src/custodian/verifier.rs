@@ -34,6 +34,16 @@ impl Verifier {
         }
     }
 
+    /// Whether this can be a signature by this key, whatever it is of: its length, and whether its numbers are below what
+    /// they must be (FIPS 186-5, section 6.4.2; RFC 8017, section 8.2.2). What cannot is no question to an HSM.
+    pub fn is_formed(&self, signature: &Signature) -> bool {
+        let bytes = signature.as_bytes();
+        match self {
+            Self::P256(_) => p256::ecdsa::Signature::from_slice(bytes).is_ok(),
+            Self::Rsa(key) => bytes.len() == key.modulus().len() && bytes < key.modulus(),
+        }
+    }
+
     /// Whether `signature` is one of the SHA-256 digest, by this key. An s above half of the order is as good as one
     /// below (FIPS 186-5, section 6.4.2).
     pub fn verify(&self, digest: &[u8; 32], signature: &Signature) -> bool {

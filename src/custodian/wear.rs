@@ -77,11 +77,14 @@ mod tests {
     fn boot(unwraps_max: u64, memory_bytes_max: u64) -> Boot {
         Boot {
             module: "/module".into(),
+            module_arguments: None,
             token_label: "token".to_owned(),
             pin_file: "/pin".into(),
+            pin_cut_off: None,
             secrets_cached_max: 1,
             in_use: false,
             unwraps_max,
+            shared_keys: false,
             memory_bytes_max,
         }
     }

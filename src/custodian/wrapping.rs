@@ -6,12 +6,12 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::hashes;
-use super::operations::{Operations, own_fault};
+use super::operations::{Operations, of_request};
 use super::pkcs11::{Object, Pkcs11Error};
 use super::secrets::ARRIVED;
 use crate::domain::credential::{ObjectId, StoredSecret};
 use crate::domain::otp::Algorithm;
-use crate::hsm::messages::Fault;
+use crate::hsm::messages::{Failure, Fault, Remedy};
 
 /// Two secrets are the same if they make the same HMAC of this.
 pub(super) const COMPARED: &[u8] = b"hsm-authd/secret/compared/v1";
@@ -65,11 +65,12 @@ impl Operations {
     /// # Errors
     /// What was done failed, or it is still there.
     pub(super) fn destroy_departed<T>(&self, key: Object, done: Result<T, Fault>) -> Result<T, Fault> {
+        // With its session it ends in any case.
+        let with_session = |failure: Failure| Fault::Hsm(failure.at_least(Remedy::NewSession));
         match (done, self.session.destroy_surely(key)) {
-            // With the session it ends in any case.
-            (Err(first @ Fault::Hsm(_)), _) => Err(first),
-            (_, Err(error)) => Err(own_fault(error)),
             (done, Ok(())) => done,
+            (Err(Fault::Hsm(first)), Err(_)) => Err(with_session(first)),
+            (_, Err(error)) => Err(with_session(Failure::with(error.healing(), error.to_string()))),
         }
     }
 
@@ -80,12 +81,16 @@ impl Operations {
         algorithm: Algorithm,
         origin: &Origin,
     ) -> Result<StoredSecret, Fault> {
-        let mac = self.session.hmac(algorithm, key, COMPARED)?;
+        let failed = |error: Pkcs11Error| match origin {
+            Origin::Given(_) => of_request(error),
+            Origin::Generated | Origin::Opened => error.into(),
+        };
+        let mac = self.session.hmac(algorithm, key, COMPARED).map_err(failed)?;
         self.check_origin(algorithm, &mac, origin)?;
         let (kek_version, kek) = self.keys.newest_kek();
-        let blob = self.session.wrap(kek, key, length_bytes)?;
+        let blob = self.session.wrap(kek, key, length_bytes).map_err(failed)?;
         // While the first is there: a module that hands it out for the second is found out.
-        let opened = self.mac_of_blob(kek, &blob, algorithm).map_err(own_fault)?;
+        let opened = self.mac_of_blob(kek, &blob, algorithm)?;
         is_same(&mac, &opened, "C_WrapKey: another key than that which was wrapped")?;
         Ok(StoredSecret::Wrapped { kek_version, blob })
     }

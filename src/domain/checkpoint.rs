@@ -122,12 +122,17 @@ impl Checkpoint {
         Self { head: Head { origin: Origin::unclaimed(), size: 0, root, sum }, unix_s }
     }
 
+    /// Whether it is that of a token that has known no log yet.
+    pub fn is_of_no_log(&self) -> bool {
+        self.head.origin.is_unclaimed() && self.head.size == 0
+    }
+
     /// Why a log is not the one of this checkpoint, grown; `root` is that over as many of its entries as the checkpoint
     /// is of, if there are so many. `None`: it is. A token's first anchor is of no log yet, and any log extends it.
     pub fn objection(&self, log: &Head, root: Option<TreeHash>) -> Option<String> {
         let Self { head: known, unix_s } = self;
         let since = rfc3339(unix_s.saturating_mul(1_000));
-        if known.origin.is_unclaimed() && known.size == 0 {
+        if self.is_of_no_log() {
             return None;
         }
         if known.origin != log.origin {

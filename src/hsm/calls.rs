@@ -16,7 +16,6 @@ use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
 use crate::domain::system_key::NewestKeys;
 use crate::domain::time::RunId;
-use crate::domain::wrapped_seed::WrappedSeed;
 use crate::secret::{MacKey, SecretBytes};
 
 /// A new secret, as it is kept, and in the clear where that was asked for.
@@ -60,39 +59,7 @@ impl Hsm {
         self.secret(Request::Import { algorithm, seed, custody }, (custody, claim)).await
     }
 
-    /// Takes in a seed that came wrapped; `None`: nobody wrapped a seed like this for a key of ours.
-    ///
-    /// # Errors
-    /// [`HsmError`].
-    pub async fn import_wrapped(
-        &self,
-        algorithm: Algorithm,
-        seed: WrappedSeed,
-    ) -> Result<Option<NewSecret>, HsmError> {
-        let (custody, mut claim) = self.place()?;
-        let request = Request::ImportWrapped { algorithm, seed, custody };
-        match self.call_on(Self::route(custody), request, &mut claim.way).await? {
-            Response::Imported(Some(stored)) => Ok(Some(NewSecret { stored, claim, exported: None })),
-            Response::Imported(None) => {
-                claim.was_refused();
-                Ok(None)
-            }
-            _ => Err(wrong_kind()),
-        }
-    }
-
-    /// The key to wrap seeds for.
-    ///
-    /// # Errors
-    /// [`HsmError`].
-    pub async fn import_key(&self) -> Result<PublicKey, HsmError> {
-        match self.call(Route::Any, Request::ImportKey).await? {
-            Response::ImportKey(key) => Ok(key),
-            _ => Err(wrong_kind()),
-        }
-    }
-
-    fn route(custody: Custody) -> Route {
+    pub(super) fn route(custody: Custody) -> Route {
         match custody {
             Custody::Wrapped => Route::Any,
             Custody::Resident(_) => Route::Writer,
@@ -389,23 +356,23 @@ impl Hsm {
         }
     }
 
-    /// The note in the token that says how far the log had come at least; its signature is right. `None`: there is none.
+    /// The note in a token that says how far the log had come at least; its signature is right. `None`: there is none.
     ///
     /// # Errors
     /// [`HsmError`].
-    pub async fn read_anchor(&self) -> Result<Option<String>, HsmError> {
-        match self.call(Route::Writer, Request::ReadAnchor).await? {
+    pub async fn read_anchor(&self, token: usize) -> Result<Option<String>, HsmError> {
+        match self.call(Route::WriterOf(token), Request::ReadAnchor).await? {
             Response::Anchor(note) => Ok(note),
             _ => Err(wrong_kind()),
         }
     }
 
-    /// Puts a signed note in the place of the anchor, which it must extend; with `replace` of whatever is there.
+    /// Puts a signed note in the place of a token's anchor, which it must extend; with `replace` of whatever is there.
     ///
     /// # Errors
     /// [`HsmError`]; [`HsmError::Unavailable`] also if it does not extend what is there.
-    pub async fn write_anchor(&self, note: String, replace: bool) -> Result<(), HsmError> {
-        match self.call(Route::Writer, Request::WriteAnchor { note, replace }).await? {
+    pub async fn write_anchor(&self, token: usize, note: String, replace: bool) -> Result<(), HsmError> {
+        match self.call(Route::WriterOf(token), Request::WriteAnchor { note, replace }).await? {
             Response::AnchorWritten => Ok(()),
             _ => Err(wrong_kind()),
         }

@@ -17,6 +17,7 @@
 //!   ([`Request::DestroyResidents`]) is no fault.
 
 mod checks;
+mod event;
 mod failure;
 mod frame;
 mod greeting;
@@ -24,6 +25,7 @@ mod portions;
 mod request;
 mod response;
 
+use std::ffi::CString;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,7 @@ pub use checks::{
     Attest, AuthorizationStep, Candidate, CheckAuthorization, CheckEntry, CheckOtp, CheckRolling,
     CheckSignature, FindGeneration, RollingClaim,
 };
+pub use event::{CustodianEvent, StartFailed};
 pub use failure::{Failure, Remedy};
 pub use frame::{FRAME_BYTES_MAX, FrameError, decode, encode, frame_length, repeated};
 pub use greeting::{Down, DownCause, Greeting, Hello, PinFile, Step};
@@ -55,17 +58,22 @@ pub const DESTROYED_MAX: usize = 16;
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.10");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.12");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Boot {
     /// The PKCS#11 module to load.
     pub module: PathBuf,
+    /// What it is told at `C_Initialize`.
+    pub module_arguments: Option<CString>,
     /// The token's label (never its slot: slots move).
     pub token_label: String,
     /// The file that holds the user PIN; custodians alone read it.
     pub pin_file: PathBuf,
+    /// The PIN with which a start was cut off while it logged in: nobody knows whether the token refused it. It is not tried
+    /// again if the token says that it has refused one.
+    pub pin_cut_off: Option<PinFile>,
     /// How many unwrapped secrets it may keep as session objects, and as many public keys.
     pub secrets_cached_max: usize,
     /// Whether there is a database of what this token's keys sealed. It decides what an operator is told of a key that is
@@ -75,6 +83,8 @@ pub struct Boot {
     pub unwraps_max: u64,
     /// With more memory than this, in bytes, it says that it is tired ([`Tired::Memory`]).
     pub memory_bytes_max: u64,
+    /// Whether `kek`, `row` and `data` may be keys that are in other tokens too.
+    pub shared_keys: bool,
 }
 
 /// Why a custodian asks to be replaced. It goes on until it is: nothing is wrong with its answers.
@@ -85,6 +95,9 @@ pub enum Tired {
     /// It has more memory than [`Boot::memory_bytes_max`].
     Memory,
 }
+
+/// What tells two keys apart, and says next to nothing of either: 16 bytes.
+pub type KeyCheck = [u8; 16];
 
 /// A request with the number its reply will carry.
 #[derive(Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::calls::wrong_kind;
 use super::messages::{Custody, DESTROYED_MAX, Request, Response};
-use super::{Hsm, HsmError, Route, Way};
+use super::{FIRST, Hsm, HsmError, Route, Way};
 use crate::domain::credential::{Keeping, ObjectId};
 
 /// How long after an HSM did not destroy something it is asked again: at first, and doubled each time up to the second.
@@ -47,6 +47,11 @@ impl Room {
         Self { keeping, objects_max: objects_max.into(), objects: AtomicU64::new(0), gauge, left, more }
     }
 
+    /// How new secrets are kept.
+    pub(super) fn keeping(&self) -> Keeping {
+        self.keeping
+    }
+
     fn take(&self) -> Result<(), HsmError> {
         let one_more = |objects: u64| objects.checked_add(1).filter(|objects| *objects <= self.objects_max);
         let taken = self.objects.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
@@ -65,6 +70,11 @@ impl Room {
     fn set(&self, objects: u64) {
         self.objects.store(objects, Ordering::Release);
         self.show();
+    }
+
+    /// Whether there are any, or are to be.
+    pub(super) fn is_needed(&self) -> bool {
+        self.keeping == Keeping::Resident || self.objects.load(Ordering::Acquire) > 0
     }
 
     fn left(&self) -> MutexGuard<'_, VecDeque<Left>> {
@@ -212,6 +222,22 @@ impl Hsm {
             tracing::error!(%id, %error, "a secret of nobody's is left in the HSM until the next start");
         }
         false
+    }
+
+    /// Waits until the first token is there, or is known to be away: whether the objects can be listed. Until they are, what
+    /// rows name takes its room.
+    pub async fn can_sweep(&self, named: u64) -> bool {
+        self.inner.room.set(named);
+        loop {
+            let changed = self.inner.came_up.notified();
+            if self.tokens() == 1 || self.is_token_up(FIRST) {
+                return true;
+            }
+            if self.has_token_failed(FIRST) && self.is_up() {
+                return false;
+            }
+            changed.await;
+        }
     }
 
     /// Holds the objects in the HSM against those that rows name, and destroys the others. Only before the first

@@ -7,7 +7,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 
-use super::messages::{BUILD_ID, DownCause, Greeting, Hello, PinFile, Step, decode, frame_length};
+use super::messages::{
+    BUILD_ID, DownCause, Greeting, Hello, PinFile, StartFailed, Step, decode, frame_length,
+};
 use crate::metrics::Away;
 
 /// How long a start may say nothing, at least. A module may never come back from a call that the HSM's fault has caught,
@@ -26,13 +28,24 @@ const PATIENT_EVERY: u32 = 10;
 pub(super) struct Refusal {
     pub cause: Away,
     pub line: String,
-    /// The exit code that it said it ends with.
-    pub exit: Option<u8>,
+    /// What the next start has to know of it.
+    pub failed: Option<StartFailed>,
 }
 
 impl Refusal {
     pub fn new(cause: Away, line: impl Into<String>) -> Self {
-        Self { cause, line: line.into(), exit: None }
+        Self { cause, line: line.into(), failed: None }
+    }
+
+    /// With a PIN that may have been refused.
+    fn with_doubt(self, doubt: Option<PinFile>) -> Self {
+        let Some(file) = doubt else { return self };
+        let Self { cause, line, .. } = self;
+        let line = format!(
+            "{line}; its PIN may have been refused, so the same PIN file is tried once more at most, and then not before it \
+             is another one, or SIGHUP"
+        );
+        Self { cause, line, failed: Some(StartFailed::PinInDoubt(file)) }
     }
 }
 
@@ -63,7 +76,7 @@ impl Silence {
     fn of(&mut self, step: Option<Step>) -> &mut Duration {
         match step {
             None | Some(Step::Module | Step::Token | Step::Login(_)) => &mut self.reaching,
-            Some(Step::Keys | Step::Secrets | Step::SelfTest) => &mut self.reading,
+            Some(Step::Abilities | Step::Keys | Step::Secrets | Step::SelfTest) => &mut self.reading,
         }
     }
 }
@@ -83,15 +96,22 @@ impl Starts {
             let begun = Instant::now();
             let silence_max = self.known().silence_max(step);
             let Ok(greeting) = timeout(silence_max, read(stream)).await else {
-                self.known().cut_off(step, silence_max);
-                return Err(hangs(step, silence_max));
+                let doubt = self.known().cut_off(step, silence_max);
+                return Err(hangs(step, silence_max).with_doubt(doubt));
             };
             let longest = silence.of(step);
             *longest = begun.elapsed().max(*longest);
-            match greeting.map_err(|line| Refusal::new(Away::Died, line))? {
+            let greeting = greeting
+                .map_err(|line| Refusal::new(Away::Died, line).with_doubt(self.known().doubt(step)))?;
+            match greeting {
                 Greeting::Starting(next) => {
-                    if let Step::Login(file) = next {
-                        pin_file = Some(file);
+                    match next {
+                        Step::Login(file) => pin_file = Some(file),
+                        // It has come further: the PIN is right.
+                        Step::Abilities | Step::Keys | Step::Secrets | Step::SelfTest => {
+                            self.known().accepted = pin_file;
+                        }
+                        Step::Module | Step::Token => {}
                     }
                     step = Some(next);
                 }
@@ -105,7 +125,8 @@ impl Starts {
                 }
                 Greeting::Down(down) => {
                     let refusal = Refusal::new(cause(down.cause), down.line);
-                    return Err(Refusal { exit: Some(down.exit), ..refusal });
+                    let failed = Some(StartFailed::Said { exit: down.exit, pin_file });
+                    return Err(Refusal { failed, ..refusal });
                 }
             }
         }
@@ -124,13 +145,23 @@ impl Known {
         }
     }
 
-    /// One was silent for too long. If it had reached the HSM, that has become slow: the next one has more time there.
-    fn cut_off(&mut self, step: Option<Step>, silence_max: Duration) {
+    /// The PIN that may have been refused, if one ends in this step.
+    fn doubt(&self, step: Option<Step>) -> Option<PinFile> {
+        match step {
+            Some(Step::Login(file)) if self.accepted != Some(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// One was silent for too long. If it had reached the HSM, that has become slow: the next one has more time there. The
+    /// PIN that may have been refused.
+    fn cut_off(&mut self, step: Option<Step>, silence_max: Duration) -> Option<PinFile> {
         self.cut_off = self.cut_off.wrapping_add(1);
-        if let (Some(silence), Some(Step::Keys | Step::Secrets | Step::SelfTest)) = (&mut self.silence, step)
-        {
+        let has_reached = matches!(step, Some(Step::Abilities | Step::Keys | Step::Secrets | Step::SelfTest));
+        if let (Some(silence), true) = (&mut self.silence, has_reached) {
             silence.reading = silence_max;
         }
+        self.doubt(step)
     }
 }
 
@@ -228,7 +259,7 @@ mod tests {
 
     fn up() -> Greeting {
         let (build_id, token) = (BUILD_ID.to_owned(), "a test's".to_owned());
-        Greeting::Up(Hello { build_id, token, newest: Default::default() })
+        Greeting::Up(Hello { build_id, token, newest: Default::default(), shared: Vec::new() })
     }
 
     #[tokio::test(start_paused = true)]
@@ -243,7 +274,10 @@ mod tests {
         };
         let (ms, line) = hang(std::slice::from_ref(&login)).await;
         assert!(ms.abs_diff(30_000) < 10, "{ms}");
-        assert_eq!(line, "the HSM does not answer for 30 s while the user is logged in");
+        assert!(
+            line.starts_with("the HSM does not answer for 30 s while the user is logged in; its PIN may"),
+            "{line}"
+        );
 
         said(&starts, &[login.clone(), up()]).await.unwrap();
         for greetings in [&[login][..], &[Greeting::Starting(Step::Module)], &[]] {

@@ -1,11 +1,13 @@
 //! What is known of the custodians: which are up, since when the others are away and why; and the breaker.
 //!
-//! The breaker is open once no custodian is up and a start has failed since the last one was: whoever asks is told so at
-//! once, for waiting would be in vain. The supervisor's next start is the probe, and a custodian that comes up closes it.
-//! Until a start has failed, callers wait: to replace a custodian takes less time than they have.
+//! A token's breaker is open once no custodian of it is up and a start has failed since the last one was: whoever needs that
+//! token is told so at once, for waiting would be in vain; who needs any of them, once all are open. The supervisor's next
+//! start is the probe, and a custodian that comes up closes it. Until a start has failed, callers wait: to replace a custodian
+//! takes less time than they have.
 
 use std::collections::HashSet;
 use std::fmt::Write;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::start::Refusal;
-use crate::metrics::{Away, HsmMetrics};
+use crate::metrics::{self, Away, HsmMetrics};
 
 /// So many different reasons of one outage are logged.
 const TOLD_MAX: usize = 16;
@@ -27,12 +29,21 @@ pub(super) struct State {
 
 struct Known {
     slots: Vec<Slot>,
-    /// The token has been used before: by this process, or by whoever left the database.
+    tokens: Vec<Token>,
+    /// The tokens have been used before: by this process, or by whoever left the database.
     was_used: bool,
-    outage: Outage,
 }
 
-/// As long as no custodian is up.
+struct Token {
+    /// What an operator calls it; empty as long as there is nothing to tell it from.
+    name: String,
+    slots: Range<usize>,
+    outage: Outage,
+    /// What it said when it refused the PIN: no custodian of it is started any more, whoever is up.
+    pin_refused: Option<String>,
+}
+
+/// As long as no custodian of a token is up.
 struct Outage {
     since: Instant,
     /// The last start that failed, and how many did.
@@ -60,14 +71,31 @@ impl Slot {
 }
 
 impl State {
-    /// Of so many custodians, none of them up.
-    pub fn new(custodians: u16, metrics: HsmMetrics) -> Self {
-        let slots = (0..custodians).map(|_| Slot::away(Away::Starting, "it is being started")).collect();
-        let known = Known { slots, was_used: false, outage: Outage::new(Instant::now()) };
+    /// Of so many custodians of each token, none of them up.
+    pub fn new(custodians: &[u16], metrics: HsmMetrics) -> Self {
+        let (mut slots, mut tokens) = (Vec::new(), Vec::new());
+        for (place, count) in custodians.iter().enumerate() {
+            let first = slots.len();
+            slots.extend((0..*count).map(|_| Slot::away(Away::Starting, "it is being started")));
+            let name = if custodians.len() > 1 { (place + 1).to_string() } else { String::new() };
+            let (slots, outage) = (first..slots.len(), Outage::new(Instant::now()));
+            tokens.push(Token { name, slots, outage, pin_refused: None });
+        }
+        let known = Known { slots, tokens, was_used: false };
         let (open, _) = watch::channel(false);
         let state = Self { known: Mutex::new(known), open, metrics };
         state.show(&state.known());
         state
+    }
+
+    /// What an operator calls each of several tokens.
+    pub fn name_tokens(&self, names: &[String]) {
+        let mut known = self.known();
+        if known.tokens.len() > 1 {
+            for (token, name) in known.tokens.iter_mut().zip(names) {
+                token.name.clone_from(name);
+            }
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -85,16 +113,19 @@ impl State {
         let Some(place) = known.slots.get_mut(usize::from(slot)) else { return };
         *place = Slot::Up { generation };
         known.was_used = true;
-        let outage = std::mem::replace(&mut known.outage, Outage::new(Instant::now()));
         tracing::info!(slot, generation, token, "custodian is up");
-        if !outage.told.is_empty() {
-            let (seconds, starts_failed) = (outage.since.elapsed().as_secs_f32(), outage.starts_failed);
-            tracing::info!(seconds, starts_failed, "the HSM can be used again");
+        if let Some(of) = known.token_of(slot) {
+            let outage = std::mem::replace(&mut of.outage, Outage::new(Instant::now()));
+            of.pin_refused = None;
+            if !outage.told.is_empty() {
+                let (seconds, starts_failed) = (outage.since.elapsed().as_secs_f32(), outage.starts_failed);
+                tracing::info!(seconds, starts_failed, token, "the HSM can be used again");
+            }
         }
         self.show(&known);
     }
 
-    /// A custodian that was up is no more. Whether callers have to be told that they wait in vain.
+    /// A custodian that was up is no more.
     pub fn lost(&self, slot: u16, generation: u64, reason: &str) {
         let mut known = self.known();
         match known.slots.get_mut(usize::from(slot)) {
@@ -102,8 +133,12 @@ impl State {
             Some(place @ Slot::Up { .. }) if place.is(generation) => *place = Slot::away(Away::Lost, reason),
             _ => return,
         }
-        if !known.is_up() {
-            known.outage = Outage::new(Instant::now());
+        let was_last = !known.is_up(known.token_at(slot));
+        if let Some(token) = known.token_of(slot).filter(|_| was_last) {
+            token.outage = Outage::new(Instant::now());
+            // A successor was refused already, and none is started: nobody is to wait for one.
+            token.outage.failed =
+                token.pin_refused.as_ref().map(|line| Refusal::new(Away::PinRefused, line.as_str()));
         }
         self.show(&known);
     }
@@ -112,16 +147,28 @@ impl State {
     pub fn start_failed(&self, slot: u16, generation: u64, why: Refusal) {
         self.metrics.start_failures.get_or_create(&why.cause).inc();
         let mut known = self.known();
-        let is_up = known.is_up();
-        if !is_up {
-            known.outage.starts_failed += 1;
-            known.outage.failed = Some(why.clone());
-            // A custodian whose PIN is refused says so itself, and the service ends.
-            let is_new = known.outage.told.len() < TOLD_MAX && !known.outage.told.contains(&why.line);
-            if is_new && why.cause != Away::PinRefused {
-                known.outage.told.insert(why.line.clone());
-                let (cause, todo) = (why.cause.name(), todo(why.cause, known.was_used));
-                tracing::error!(cause, reason = why.line, todo, "the HSM cannot be used; it is tried again");
+        let (is_up, was_used) = (known.is_up(known.token_at(slot)), known.was_used);
+        if let Some(token) = known.token_of(slot) {
+            if why.cause == Away::PinRefused {
+                token.pin_refused = Some(why.line.clone());
+            }
+            let outage = &mut token.outage;
+            if !is_up {
+                outage.starts_failed += 1;
+                outage.failed = Some(why.clone());
+                // A custodian whose PIN is refused says so itself.
+                let is_new = outage.told.len() < TOLD_MAX && !outage.told.contains(&why.line);
+                if is_new && why.cause != Away::PinRefused {
+                    outage.told.insert(why.line.clone());
+                    let (cause, todo) = (why.cause.name(), todo(why.cause, was_used));
+                    tracing::error!(
+                        cause,
+                        reason = why.line,
+                        todo,
+                        token = token.name,
+                        "the HSM cannot be used; it is tried again"
+                    );
+                }
             }
         }
         match known.slots.get_mut(usize::from(slot)) {
@@ -148,40 +195,50 @@ impl State {
         self.open.subscribe()
     }
 
-    /// Why callers wait in vain; `None`: they do not.
-    pub fn objection(&self) -> Option<String> {
-        if !*self.open.borrow() {
-            return None;
+    /// Why callers wait in vain who need this token, or any; `None`: they do not.
+    pub fn objection(&self, token: Option<usize>) -> Option<String> {
+        let known = self.known();
+        let is_it = |place: usize| token.is_none_or(|token| token == place);
+        let mut reasons = Vec::new();
+        for (_, of) in known.tokens.iter().enumerate().filter(|(place, _)| is_it(*place)) {
+            reasons.push(of.named(&known.failed(of)?.line));
         }
-        self.known().outage.failed.as_ref().map(|why| why.line.clone())
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     /// Why no custodian is up, since when, and what is to be done, in a line for the operator; `None`: one is, or nothing
-    /// has gone wrong yet.
-    pub fn trouble(&self) -> Option<String> {
+    /// has gone wrong yet. With `needs_first` the first token has to be there, whatever others are.
+    pub fn trouble(&self, needs_first: bool) -> Option<String> {
         let known = self.known();
-        let seconds = known.outage.since.elapsed().as_secs();
-        match &known.outage.failed {
-            _ if known.is_up() => None,
-            Some(Refusal { cause, line, .. }) => {
-                let (name, todo) = (cause.name(), todo(*cause, known.was_used));
-                Some(format!("the HSM cannot be used for {seconds} s ({name}): {line}; {todo}"))
-            }
-            None => known.lost_last().map(|why| {
-                format!(
-                    "no custodian is up for {seconds} s: the last was lost ({why}); others are being started"
-                )
-            }),
+        let needed = match needs_first && known.is_any_up() {
+            true => known.tokens.get(..1).unwrap_or_default(),
+            false => &known.tokens,
+        };
+        if needed.iter().any(|token| known.is_up(Some(token))) {
+            return None;
         }
+        let lines: Vec<_> = needed.iter().filter_map(|token| known.trouble(token)).collect();
+        (!lines.is_empty()).then(|| lines.join("; "))
     }
 
-    /// Those that are away while others are up, a line each.
+    /// Those that are away while others are up, a line each; and tokens that refuse their PIN although some are up.
     pub fn missing(&self) -> String {
+        let known = self.known();
         let mut lines = String::new();
-        for (number, slot) in self.known().slots.iter().enumerate() {
-            if let Slot::Away { since, why: Refusal { cause, line, .. }, .. } = slot {
-                let (seconds, name) = (since.elapsed().as_secs(), cause.name());
-                let _ = writeln!(lines, "custodian {number} is away for {seconds} s ({name}): {line}");
+        for token in &known.tokens {
+            for number in token.slots.clone() {
+                if let Some(Slot::Away { since, why: Refusal { cause, line, .. }, .. }) =
+                    known.slots.get(number)
+                {
+                    let (seconds, name) = (since.elapsed().as_secs(), cause.name());
+                    let line = token.named(line);
+                    let _ = writeln!(lines, "custodian {number} is away for {seconds} s ({name}): {line}");
+                }
+            }
+            if let Some(line) = token.pin_refused.as_ref().filter(|_| known.is_up(Some(token))) {
+                let line = token.named(line);
+                let _ =
+                    writeln!(lines, "the next custodian that is lost is not replaced (pin-refused): {line}");
             }
         }
         lines
@@ -190,7 +247,8 @@ impl State {
     /// Since when no custodian is up; `None`: one is.
     pub fn away_for(&self) -> Option<Duration> {
         let known = self.known();
-        (!known.is_up()).then(|| known.outage.since.elapsed())
+        let since = known.tokens.iter().map(|token| token.outage.since).max();
+        since.filter(|_| !known.is_any_up()).map(|since| since.elapsed())
     }
 
     /// Brings gauges and breaker up to date.
@@ -200,7 +258,14 @@ impl State {
             let count = i64::try_from(known.slots.iter().filter(is_it).count()).unwrap_or(i64::MAX);
             self.metrics.away.get_or_create(&cause).set(count);
         }
-        let is_open = !known.is_up() && known.outage.failed.is_some();
+        for (place, token) in known.tokens.iter().enumerate() {
+            let label = metrics::Token { token: place };
+            let up = i64::try_from(known.up(token)).unwrap_or(i64::MAX);
+            self.metrics.token_custodians_up.get_or_create(&label).set(up);
+            let refused = i64::from(token.pin_refused.is_some());
+            self.metrics.token_pin_refused.get_or_create(&label).set(refused);
+        }
+        let is_open = known.tokens.iter().all(|token| known.failed(token).is_some());
         self.metrics.breaker_open.set(i64::from(is_open));
         self.open.send_if_modified(|open| std::mem::replace(open, is_open) != is_open);
     }
@@ -212,14 +277,65 @@ impl Slot {
     }
 }
 
+impl Token {
+    fn named(&self, line: &str) -> String {
+        // Most lines name it anyway.
+        match self.name.is_empty() || line.contains(&self.name) {
+            true => line.to_owned(),
+            false => format!("token {}: {line}", self.name),
+        }
+    }
+}
+
 impl Known {
-    fn is_up(&self) -> bool {
-        self.slots.iter().any(|slot| matches!(slot, Slot::Up { .. }))
+    fn is_any_up(&self) -> bool {
+        self.tokens.iter().any(|token| self.is_up(Some(token)))
+    }
+
+    fn is_up(&self, token: Option<&Token>) -> bool {
+        token.is_some_and(|token| self.up(token) > 0)
+    }
+
+    fn up(&self, token: &Token) -> usize {
+        self.slots_of(token).filter(|slot| matches!(slot, Slot::Up { .. })).count()
+    }
+
+    fn slots_of(&self, token: &Token) -> impl Iterator<Item = &Slot> {
+        self.slots.get(token.slots.clone()).unwrap_or_default().iter()
+    }
+
+    fn token_at(&self, slot: u16) -> Option<&Token> {
+        self.tokens.iter().find(|token| token.slots.contains(&usize::from(slot)))
+    }
+
+    fn token_of(&mut self, slot: u16) -> Option<&mut Token> {
+        self.tokens.iter_mut().find(|token| token.slots.contains(&usize::from(slot)))
+    }
+
+    /// Why who needs this token waits in vain.
+    fn failed<'a>(&self, token: &'a Token) -> Option<&'a Refusal> {
+        token.outage.failed.as_ref().filter(|_| !self.is_up(Some(token)))
+    }
+
+    fn trouble(&self, token: &Token) -> Option<String> {
+        let seconds = token.outage.since.elapsed().as_secs();
+        match &token.outage.failed {
+            Some(Refusal { cause, line, .. }) => {
+                let (name, todo, line) = (cause.name(), todo(*cause, self.was_used), token.named(line));
+                Some(format!("the HSM cannot be used for {seconds} s ({name}): {line}; {todo}"))
+            }
+            None => self.lost_last(token).map(|why| {
+                let why = token.named(why);
+                format!(
+                    "no custodian is up for {seconds} s: the last was lost ({why}); others are being started"
+                )
+            }),
+        }
     }
 
     /// Why the last was lost of those that were up.
-    fn lost_last(&self) -> Option<&str> {
-        let lost = self.slots.iter().filter_map(|slot| match slot {
+    fn lost_last(&self, token: &Token) -> Option<&str> {
+        let lost = self.slots_of(token).filter_map(|slot| match slot {
             Slot::Away { since, why, .. } if why.cause == Away::Lost => Some((since, why)),
             _ => None,
         });
@@ -246,7 +362,20 @@ fn todo(cause: Away, was_used: bool) -> &'static str {
              each second"
         }
         Away::Login => "see what the HSM says of this user; it is tried again by itself each second",
-        Away::PinRefused => "correct the PIN file; it is not tried again, and the service ends",
+        Away::PinRefused => {
+            "correct the PIN file; this one is not tried again, another one is within a second"
+        }
+        Away::OtherKeys => {
+            "configure the right token, or have it set up anew as `docs/several-hsms.md` says; it is looked at again each 5 s"
+        }
+        Away::LacksKeys => {
+            "bring it up to date as `docs/several-hsms.md` says: `hsm-authd init` or `keys rotate`, `keys rewrap`, and `keys \
+             retire` for versions that nothing needs; it is looked at again each 5 s"
+        }
+        Away::NoProcess => {
+            "see how many processes, descriptors and how much memory the service may have; it is tried again by itself each \
+             second"
+        }
         Away::SelfTest => {
             "the HSM does not work as it should, see what it says of itself; it is tried again by itself each second"
         }

@@ -2,20 +2,24 @@
 
 mod breaker;
 mod frames;
+mod imports;
 mod recycling;
+mod tokens;
 
 use std::sync::atomic::AtomicUsize;
 
 use messages::{BUILD_ID, Greeting, Hello, Reply, decode, encode, frame_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
-use super::messages::{Outcome, SealRows, SealedRows};
+use super::messages::{Failure, Outcome, SealRows, SealedRows};
 use super::*;
 use crate::domain::credential::StoredSecret;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::TableSums;
 use crate::domain::system_key::KeyKind;
 use crate::domain::wrapped_seed::WrappedSeed;
+use crate::metrics::{self, Replacement};
 use crate::secret::SecretBytes;
 
 /// What a custodian of the tests does with a call.
@@ -25,6 +29,8 @@ enum Act {
     Die,
     Hang,
     FailHsm,
+    /// Nobody is logged in there any more.
+    LoggedOut,
     WrongNumber,
     /// Of a secret that is to be in the HSM.
     Miss,
@@ -41,6 +47,8 @@ enum Act {
     Destroy,
     /// Of one that nobody wrapped for it.
     Refuse,
+    /// Of one that was.
+    Open,
 }
 
 /// A secret in the HSM.
@@ -54,13 +62,13 @@ struct Fixture {
 impl Fixture {
     fn new(custodians: u16) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        Self { hsm: Hsm::new(custodians, (Keeping::Wrapped, 1), sender), events }
+        Self { hsm: Hsm::new(&[custodians], (Keeping::Wrapped, 1), sender), events }
     }
 
     /// With so much room for secrets in the HSM.
     fn resident(custodians: u16, objects_max: u32) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        Self { hsm: Hsm::new(custodians, (Keeping::Resident, objects_max), sender), events }
+        Self { hsm: Hsm::new(&[custodians], (Keeping::Resident, objects_max), sender), events }
     }
 
     async fn generate(&self) -> Result<NewSecret, HsmError> {
@@ -103,6 +111,7 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         build_id: BUILD_ID.to_owned(),
         token: "a test's".to_owned(),
         newest: NewestKeys::default(),
+        shared: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     loop {
@@ -154,6 +163,10 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
             Act::Refuse => {
                 Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(Response::Imported(None)) }
             }
+            Act::Open => {
+                let opened = Response::Imported(Some(StoredSecret::Resident(OBJECT)));
+                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(opened) }
+            }
             Act::Die => return,
             Act::Hang => std::future::pending().await,
             Act::FailHsm => Reply {
@@ -163,6 +176,10 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
                 tired: None,
                 result: Err(Fault::hsm("C_Sign: CKR_DEVICE_ERROR")),
             },
+            Act::LoggedOut => {
+                let failure = Failure::with(Remedy::LogIn, "C_SignInit: CKR_SESSION_HANDLE_INVALID");
+                Reply { id, busy_ns: 0, newest: None, tired: None, result: Err(Fault::Hsm(failure)) }
+            }
             Act::WrongNumber => {
                 Reply { id: id + 1, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) }
             }
@@ -185,7 +202,7 @@ async fn a_request_whose_custodian_dies_is_repeated_on_another() {
 
 #[tokio::test]
 async fn what_may_have_been_done_is_said_to_be_repeated_and_nothing_else_is() {
-    for act in [Act::Die, Act::FailHsm] {
+    for act in [Act::Die, Act::FailHsm, Act::LoggedOut] {
         let mut fixture = Fixture::new(2);
         fixture.custodian(0, 1, move |_| act).await;
         fixture.custodian(1, 1, |_| Act::AnswerRepeated).await;
@@ -245,19 +262,19 @@ async fn whoever_is_asked_is_told_which_keys_are_known_by_then() {
 #[tokio::test]
 async fn one_custodian_makes_what_is_kept_in_the_hsm() {
     let (sender, events) = mpsc::unbounded_channel();
-    let hsm = Hsm::new(3, (Keeping::Resident, 100), sender);
+    let hsm = Hsm::new(&[3], (Keeping::Resident, 100), sender);
     let mut fixture = Fixture { hsm, events };
     fixture.custodian(0, 1, |_| Act::Answer).await;
     fixture.custodian(1, 1, |_| Act::Die).await;
     fixture.custodian(2, 1, |_| Act::Answer).await;
-    fixture.hsm.inner.writer.store(1, Ordering::SeqCst);
+    fixture.hsm.inner.tokens[0].writer.store(1, Ordering::SeqCst);
     let hsm = fixture.hsm.clone();
     let makes = async |turns| {
         for _ in 0..turns {
             // It is answered by something else: what counts is who is asked.
             assert!(hsm.generate(crate::domain::otp::Algorithm::Sha1, false).await.is_err());
         }
-        hsm.inner.writer.load(Ordering::SeqCst)
+        hsm.inner.tokens[0].writer.load(Ordering::SeqCst)
     };
     assert_eq!(makes(1).await, 2, "the first one died over it");
     // One that takes its place is not the one again.
@@ -280,12 +297,56 @@ async fn a_poisonous_request_takes_two_custodians_and_no_more() {
     }
 }
 
+#[tokio::test]
+async fn what_logs_all_of_them_out_is_no_requests_doing() {
+    let mut fixture = Fixture::new(3);
+    let mut counts = Vec::new();
+    for slot in 0..3 {
+        counts.push(fixture.custodian(slot, 1, |_| Act::LoggedOut).await);
+    }
+    let asked = tokio::spawn({
+        let hsm = fixture.hsm.clone();
+        async move { hsm.check(Vec::new()).await }
+    });
+    // They end, and the first that comes up again may be lost over it all the same.
+    while fixture.hsm.is_up() {
+        fixture.event().await;
+    }
+    counts.push(fixture.custodian(0, 2, |_| Act::Die).await);
+    counts.push(fixture.custodian(1, 2, |_| Act::AnswerRepeated).await);
+    assert_eq!(asked.await.unwrap(), Ok(()));
+    assert_eq!(counts.iter().map(|count| count.load(Ordering::SeqCst)).collect::<Vec<_>>(), [1; 5]);
+}
+
+#[tokio::test]
+async fn a_request_that_logs_each_of_them_out_is_given_up() {
+    let mut fixture = Fixture::new(6);
+    let mut counts = Vec::new();
+    for slot in 0..6 {
+        counts.push(fixture.custodian(slot, 1, |_| Act::LoggedOut).await);
+    }
+    let asked = tokio::spawn({
+        let hsm = fixture.hsm.clone();
+        async move { hsm.check(Vec::new()).await }
+    });
+    while fixture.hsm.is_up() {
+        fixture.event().await;
+    }
+    for slot in 0..3 {
+        counts.push(fixture.custodian(slot, 2, |_| Act::LoggedOut).await);
+    }
+    assert!(matches!(asked.await.unwrap(), Err(HsmError::Unavailable(_))));
+    let read: usize = counts.iter().map(|count| count.load(Ordering::SeqCst)).sum();
+    assert_eq!(read, 6 + 2, "each once, and then two that are lost over it");
+}
+
 /// A custodian that dies once it is asked, and has read nothing.
 async fn deaf(mut stream: UnixStream) {
     let hello = Greeting::Up(Hello {
         build_id: BUILD_ID.to_owned(),
         token: "a test's".to_owned(),
         newest: NewestKeys::default(),
+        shared: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     stream.readable().await.unwrap();
@@ -381,6 +442,7 @@ async fn a_custodian_of_another_build_is_not_asked() {
         build_id: "another".to_owned(),
         token: String::new(),
         newest: NewestKeys::default(),
+        shared: Vec::new(),
     });
     theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
     fixture.hsm.clone().adopt(0, 1, ours).await;
@@ -396,6 +458,7 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             build_id: BUILD_ID.to_owned(),
             token: "a test's".to_owned(),
             newest: NewestKeys::default(),
+            shared: Vec::new(),
         };
         theirs.write_all(&encode(&Greeting::Up(hello)).unwrap()).await.unwrap();
         // Each well within its time, all together well beyond the time of one.
@@ -450,6 +513,7 @@ async fn last_words(mut stream: UnixStream) {
         build_id: BUILD_ID.to_owned(),
         token: "a test's".to_owned(),
         newest: NewestKeys::default(),
+        shared: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut words = Vec::new();

@@ -16,6 +16,8 @@ const ENCRYPTIONS_MAX: u64 = 1 << 32;
 /// A key in the list. As JSON its members are these.
 #[derive(Serialize)]
 pub struct KeyRow {
+    /// The token's label; where another one has the same, with its place in the configuration.
+    token: String,
     label: String,
     kind: KeyKind,
     version: u16,
@@ -41,7 +43,17 @@ pub struct KeyRow {
     objects: Vec<BTreeMap<String, String>>,
 }
 
+/// Those of each token, by its name.
 pub fn rows(
+    tokens: Vec<(String, Vec<KeyDescription>)>,
+    usage: &KeyUsage,
+    made: &BTreeMap<(KeyKind, u16), u64>,
+) -> Vec<KeyRow> {
+    tokens.into_iter().flat_map(|(token, keys)| rows_of(&token, keys, usage, made)).collect()
+}
+
+fn rows_of(
+    token: &str,
     keys: Vec<KeyDescription>,
     usage: &KeyUsage,
     made: &BTreeMap<(KeyKind, u16), u64>,
@@ -57,6 +69,7 @@ pub fn rows(
             .then(|| usage.of(key.kind, key.version)),
         encryptions_max: (key.kind == KeyKind::Data && !key.unfinished).then_some(ENCRYPTIONS_MAX),
         since: made.get(&(key.kind, key.version)).map(|unix_ms| rfc3339(*unix_ms)),
+        token: token.to_owned(),
         label: key.label,
         kind: key.kind,
         version: key.version,
@@ -72,8 +85,8 @@ pub fn rows(
 /// For people: a line a key, and one an object with what is true of it.
 pub fn text(rows: &[KeyRow]) -> String {
     let mut lines = vec![format!(
-        "{:<32} {:<13} {:<7} {:>10}  {:<10} {}",
-        "KEY", "ALGORITHM", "CHECK", "ROWS", "STATE", "SINCE"
+        "{:<32} {:<13} {:<7} {:>10}  {:<10} {:<20}  {}",
+        "KEY", "ALGORITHM", "CHECK", "ROWS", "STATE", "SINCE", "TOKEN"
     )];
     for row in rows {
         let count = row.rows.map_or_else(|| "-".to_owned(), |rows| rows.to_string());
@@ -85,8 +98,8 @@ pub fn text(rows: &[KeyRow]) -> String {
         };
         let since = row.since.as_deref().unwrap_or("-");
         lines.push(format!(
-            "{:<32} {:<13} {:<7} {:>10}  {:<10} {}",
-            row.label, row.algorithm, row.check_value, count, state, since
+            "{:<32} {:<13} {:<7} {:>10}  {:<10} {:<20}  {}",
+            row.label, row.algorithm, row.check_value, count, state, since, row.token
         ));
         lines.extend(row.objects.iter().map(object));
         lines.extend(row.encryptions_max.map(|max| format!("  may encrypt {max} times in all")));

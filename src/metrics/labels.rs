@@ -145,6 +145,9 @@ label! {
     SelfTest "self-test",
     Hangs "hangs",
     Died "died",
+    OtherKeys "other-keys",
+    LacksKeys "lacks-keys",
+    NoProcess "no-process",
     Lost "lost",
 }
 
@@ -179,10 +182,11 @@ label! {
 }
 
 label! {
-    /// Why a request that was well was not answered.
+    /// Why nothing was done for a request that was well.
     TurnedAway as "reason":
     NoRoom "no-room",
     TooLate "too-late",
+    Gone "gone",
 }
 
 label! {
@@ -191,6 +195,13 @@ label! {
     Done "done",
     Refused "refused",
     TimedOut "timed-out",
+}
+
+label! {
+    /// Whose connections there are too many of.
+    Whose as "whose":
+    Tenant "tenant",
+    Nobody "nobody",
 }
 
 label! {
@@ -227,6 +238,13 @@ impl Exchange {
 pub struct Custodian {
     /// From 0.
     pub custodian: u16,
+}
+
+/// A token's place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Token {
+    /// From 0, which is the first one.
+    pub token: usize,
 }
 
 impl EncodeLabelSet for Event {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::clock::WatchedClock;
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::certificate::Trust;
-use crate::domain::checkpoint::Note;
 use crate::hsm::Hsm;
 use crate::store::Store;
 
@@ -55,9 +54,8 @@ impl AtRest {
 
     /// Whether the last entry says that the service ended, and the anchor covers it.
     async fn was_ended(&self) -> Result<bool, String> {
-        let anchor = self.service.hsm.read_anchor().await.map_err(|error| error.to_string())?;
-        let anchor = anchor.as_deref().and_then(Note::parse).map(|note| note.unverified().head.clone());
-        let is_covered = anchor.as_ref() == Some(&*self.service.store.head().borrow());
+        let anchors = self.service.read_anchors().await?;
+        let is_covered = anchors.most.head == *self.service.store.head().borrow();
         Ok(is_covered && self.service.store.left().0.aftermath.ended)
     }
 

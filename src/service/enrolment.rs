@@ -214,7 +214,7 @@ impl Service {
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, Event::Enrolled, id),
             };
-            if let Some(durable) = self.commit_naming(commit, &mut claims).await? {
+            if let Some(durable) = self.commit_naming(commit, &mut claims, Vec::new()).await? {
                 return Ok(Enrolled { answer: answer.release(durable), otpauth });
             }
         }

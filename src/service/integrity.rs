@@ -5,22 +5,25 @@
 //! of a commit of ours; the sums, whether every row is there once, as it was sealed. What the log says of each row's
 //! version is asked only when something is wrong, to say which row it is.
 
+mod anchors;
 mod diagnosis;
 mod history;
 pub(super) mod sums;
+
+use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
 use self::sums::Found;
 use super::Service;
+use super::log::{KeepError, NoAnchor, REMEDY, of_token};
 use super::patience::{ASK_AGAIN_AFTER, PATIENCE, Patience, persist};
+use crate::domain::anchors::Anchors;
 use crate::domain::audit::{AuditEntry, Event};
-use crate::domain::checkpoint::{Checkpoint, Note};
+use crate::domain::checkpoint::Checkpoint;
+use crate::domain::log::TreeHash;
 use crate::domain::row::{SumDigest, TableSums};
 use crate::store::{Inventory, RunKey};
-
-const REMEDY: &str = "put the newest database back, or run \
-    `hsm-authd recover --config FILE --accept-rollback` (docs/integrity.md)";
 
 impl Service {
     /// Checks the database, and writes down that the service begins.
@@ -29,23 +32,24 @@ impl Service {
     /// One line for the operator: nothing may be answered from this database.
     pub async fn begin(&self, clock_accepted: bool) -> Result<(), String> {
         let begun = Instant::now();
-        let anchor = self.read_anchor().await?;
-        let found = self.check_database(&anchor).await?;
+        let anchors = self.read_anchors().await?;
+        let found = self.check_database(&anchors).await?;
+        self.log.know(&anchors);
         let (left, _) = self.store.left();
         tracing::info!(
             rows = found.inventory.len(),
             entries = left.size,
-            anchored = anchor.head.size,
+            anchored = anchors.most.head.size,
             ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
             "the database is what was left"
         );
         self.take_over(Some((found.sums, found.inventory))).await?;
-        self.note_start(&anchor, clock_accepted).await
+        self.note_start(&anchors, clock_accepted).await
     }
 
     /// Why a start would refuse the database; `None`: it would not. Writes nothing down.
     pub(super) async fn objection(&self) -> Option<String> {
-        let look = async { self.check_database(&self.read_anchor().await?).await.map(drop) };
+        let look = async { self.check_database(&self.read_anchors().await?).await.map(drop) };
         let line: String = look.await.err()?;
         Some(line.strip_suffix(&format!("; {REMEDY}")).unwrap_or(&line).to_owned())
     }
@@ -55,12 +59,12 @@ impl Service {
     /// # Errors
     /// One line: nobody can tell.
     pub(super) async fn is_sealed(&self) -> Result<bool, String> {
-        let anchor = self.read_anchor().await?;
+        let anchors = self.read_anchors().await?;
         let (_, seal) = self.store.left();
-        if seal.is_none() || self.check_extends(&anchor).await.is_err() {
+        if seal.is_none() || self.check_extends(&anchors).await.is_err() {
             return Ok(false);
         }
-        Ok(self.ledger_fault(&anchor).await?.is_none())
+        Ok(self.ledger_fault(&anchors.most).await?.is_none())
     }
 
     /// Seals what the database says of itself with this run's key, of the newest `row`, from here on. `found`: the sums that
@@ -77,37 +81,29 @@ impl Service {
         self.store.hold(key, found).await.map_err(|error| error.to_string())
     }
 
-    async fn read_anchor(&self) -> Result<Checkpoint, String> {
-        let note = persist(&self.hsm, || self.hsm.read_anchor()).await.map_err(|error| error.to_string())?;
-        let Some(note) = note else {
-            return Err(format!(
-                "the token has no anchor of the log: it was removed, so nothing tells whether the database was turned \
-                 back; {REMEDY}"
-            ));
-        };
-        let note = Note::parse(&note).ok_or("the anchor in the token is no checkpoint")?;
-        // The custodian has verified it.
-        Ok(note.unverified().clone())
-    }
-
     /// Every row, if all of them are what was left, and so is the rest.
-    async fn check_database(&self, anchor: &Checkpoint) -> Result<Found, String> {
-        self.check_extends(anchor).await?;
-        let fault = self.ledger_fault(anchor).await?;
+    async fn check_database(&self, anchors: &Anchors) -> Result<Found, String> {
+        self.check_extends(anchors).await?;
+        let fault = self.ledger_fault(&anchors.most).await?;
         self.check_rows(fault).await
     }
 
-    /// Whether the log is that of the anchor, and has everything that the anchor covers.
-    async fn check_extends(&self, anchor: &Checkpoint) -> Result<(), String> {
+    /// Whether the log is that of every anchor, and has everything that they cover.
+    async fn check_extends(&self, anchors: &Anchors) -> Result<(), String> {
         let (left, _) = self.store.left();
-        let known = &anchor.head;
-        if known.origin.is_unclaimed() && known.size == 0 {
-            return Ok(());
+        let mut known: BTreeMap<u64, Option<TreeHash>> = BTreeMap::new();
+        for (_, anchor) in &anchors.each {
+            let size = anchor.head.size;
+            if anchor.is_of_no_log() {
+                continue;
+            }
+            // Both roots of one tree: or each could be that of another history.
+            let roots = self.store.roots(size, left.size).await.map_err(|error| error.to_string())?;
+            known.insert(size, roots.and_then(|[first, whole]| (whole == left.root).then_some(first)));
         }
-        // Both roots of one tree: or each could be that of another history.
-        let roots = self.store.roots(known.size, left.size).await.map_err(|error| error.to_string())?;
-        let root = roots.and_then(|[first, whole]| (whole == left.root).then_some(first));
-        anchor.objection(&left.head(), root).map_or(Ok(()), |reason| Err(format!("{reason}; {REMEDY}")))
+        let objection = anchors.objection(&left.head(), |size| known.get(&size).copied().flatten());
+        objection
+            .map_or(Ok(()), |(token, reason)| Err(of_token(&self.hsm, token, format!("{reason}; {REMEDY}"))))
     }
 
     /// Why the log's end, the sums and what events left are not those of a commit of the service. Whoever writes to the
@@ -177,11 +173,17 @@ impl Service {
     }
 
     /// Writes the first entry and its anchor, and says from which time step on codes are believed.
-    async fn note_start(&self, anchor: &Checkpoint, clock_accepted: bool) -> Result<(), String> {
+    async fn note_start(&self, anchors: &Anchors, clock_accepted: bool) -> Result<(), String> {
         let (left, _) = self.store.left();
         // By what is sealed, not by what stands in the file now.
-        let is_clean = left.aftermath.ended && anchor.head.size == left.size;
-        if !is_clean {
+        let is_end = left.aftermath.ended && anchors.most.head.size == left.size;
+        // A token that is away may know of more.
+        let is_clean = is_end && anchors.is_whole;
+        if is_end && !is_clean {
+            tracing::warn!(
+                "a token is away, and may know of a newer database: codes of the time steps up to now are not accepted"
+            );
+        } else if !is_clean {
             tracing::warn!(
                 "the service did not end as it should have: codes of the time steps up to now are not accepted"
             );
@@ -199,6 +201,9 @@ impl Service {
         let (mut patience, mut is_told) = (Patience::new(&self.hsm, PATIENCE), false);
         loop {
             let Err(error) = self.log.anchor(true).await else { return Ok(()) };
+            if let KeepError::Anchor(NoAnchor::Doubt(reason)) = error {
+                return Err(reason);
+            }
             if !std::mem::replace(&mut is_told, true) {
                 tracing::warn!(%error, "no anchor of the log yet");
             }

@@ -3,6 +3,7 @@
 //! Requests wait for none of it, unless the configuration says that no answer leaves before an anchor covers it. But where
 //! the token takes none for long, nothing more is committed: what could be taken back unnoticed must not grow for ever.
 
+mod anchors;
 mod lag;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +16,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::{Refused, Service};
 use crate::clock::WatchedClock;
 use crate::config::AnchorMode;
+use crate::domain::anchors::Anchors;
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::checkpoint::Checkpoint;
 use crate::hsm::{Hsm, HsmError};
+use crate::lifeline::Lifeline;
 use crate::metrics::{Checkpointing, LogMetrics};
 use crate::store::{Commit, CommitError, Committed, Store};
+use anchors::TokenAnchors;
 use lag::{Lag, Turn};
+
+pub(in crate::service) use anchors::{NoAnchor, REMEDY, REMOVED, of_token, parse, while_there};
 
 /// How often there is a checkpoint, if the log grew.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -45,13 +51,16 @@ pub(super) struct LogKeeper {
     hsm: Hsm,
     clock: Arc<WatchedClock>,
     mode: AnchorMode,
-    /// So many entries are covered by the anchor.
+    anchors: TokenAnchors,
+    /// So many entries are covered by the anchor in every token that is there.
     anchored: watch::Sender<u64>,
     /// Woken when somebody waits for an anchor.
     wanted: Notify,
     /// Checkpoints over fewer entries than this are as few as they will be.
     thinned_to: AtomicU64,
     lag: Mutex<Lag>,
+    /// What a start waits for.
+    waits: Mutex<Option<String>>,
     pub(super) metrics: LogMetrics,
 }
 
@@ -62,6 +71,11 @@ pub(super) enum KeepError {
     Hsm(#[from] HsmError),
     #[error("{0}")]
     Store(#[from] CommitError),
+    #[error("{0}")]
+    Anchor(NoAnchor),
+    /// One of several tokens, and why it has no anchor.
+    #[error("token {0}: {1}")]
+    Token(String, NoAnchor),
 }
 
 impl LogKeeper {
@@ -69,15 +83,18 @@ impl LogKeeper {
         let (anchored, _) = watch::channel(0);
         let metrics = LogMetrics::default();
         let lag = Mutex::new(Lag::new(store.head().borrow().size));
+        let anchors = TokenAnchors::new(store.clone(), hsm.clone());
         Self {
             store,
             hsm,
             clock,
             mode,
+            anchors,
             anchored,
             wanted: Notify::new(),
             thinned_to: AtomicU64::new(0),
             lag,
+            waits: Mutex::default(),
             metrics,
         }
     }
@@ -86,8 +103,36 @@ impl LogKeeper {
         self.lag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why nothing is committed: the anchor is too far behind the log. `None`: it is not.
+    /// A start waits for a token, and says why; `None`: it goes on.
+    pub fn wait_for(&self, reason: Option<String>) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = reason.as_ref().filter(|_| waits.is_none()) {
+            tracing::warn!(reason, "nobody can tell yet whether the database was turned back");
+        }
+        *waits = reason;
+    }
+
+    /// What a start waits for.
+    pub fn waits_for(&self) -> Option<String> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A start has found that the database extends these.
+    pub fn know(&self, anchors: &Anchors) {
+        self.anchors.know(anchors);
+    }
+
+    /// Whether the database is known to extend the anchor of this token, as it is there now.
+    pub fn knows(&self, token: usize) -> bool {
+        self.anchors.knows(token)
+    }
+
+    /// Why nothing is committed: the anchor is too far behind the log, or a token that came up knows of another one.
+    /// `None`: it is.
     pub fn objection(&self) -> Option<String> {
+        if let Some(doubt) = self.anchors.doubt() {
+            return Some(doubt);
+        }
         let size = self.store.head().borrow().size;
         let mut lag = self.lag();
         let turn = lag.look(size, Instant::now());
@@ -116,10 +161,20 @@ impl LogKeeper {
     /// # Errors
     /// [`Refused::Unavailable`]: the token takes no anchor now. What was committed stays.
     pub async fn covers(&self, size: u64) -> Result<(), Refused> {
+        if let Some(doubt) = self.anchors.doubt() {
+            return Err(Refused::unavailable(doubt));
+        }
         if self.mode == AnchorMode::Interval {
             return Ok(());
         }
         let mut anchored = self.anchored.subscribe();
+        if *anchored.borrow_and_update() >= size {
+            return Ok(());
+        }
+        // Others are worked on meanwhile, so that one anchor covers the answers of many.
+        if let Some(line) = Lifeline::current() {
+            line.end_turn();
+        }
         self.wanted.notify_one();
         match timeout(COVER_MAX, anchored.wait_for(|covered| *covered >= size)).await {
             Ok(Ok(_)) => Ok(()),
@@ -148,14 +203,16 @@ impl LogKeeper {
                     std::future::pending::<()>().await;
                 }
             };
-            let is_wanted = tokio::select! {
-                _ = pause.tick() => false,
-                () = many => false,
-                () = self.wanted.notified() => true,
+            let (is_wanted, is_new) = tokio::select! {
+                _ = pause.tick() => (false, false),
+                () = many => (false, false),
+                () = self.wanted.notified() => (true, false),
+                () = self.anchors.newcomer() => (true, true),
             };
             let size = self.store.head().borrow().size;
             let done = if is_wanted { *self.anchored.borrow() } else { kept };
-            if size <= done {
+            // A token that has come up is asked what it knows, also while nothing happens.
+            if size <= done && !is_new {
                 continue;
             }
             let covered = self.persist(!is_wanted).await;
@@ -200,11 +257,15 @@ impl LogKeeper {
         if publish {
             self.store.keep_checkpoint(size, unix_ms, note.clone()).await?;
         }
-        self.hsm.write_anchor(note, false).await?;
-        self.anchored.send_replace(size);
+        let written = self.anchors.write(&note, size).await;
+        // As much as all have: one that came up meanwhile has not.
+        if let Some(covered) = self.anchors.covered() {
+            self.anchored.send_replace(covered);
+            self.metrics.anchored.set(i64::try_from(covered).unwrap_or(i64::MAX));
+        }
+        written?;
         let turn = self.lag().anchored(size, begun, self.store.head().borrow().size);
         self.tell(turn);
-        self.metrics.anchored.set(i64::try_from(size).unwrap_or(i64::MAX));
         Ok(size)
     }
 
@@ -259,6 +320,19 @@ impl Service {
     /// Why nothing is committed; `None`: it is. What is asked only is answered all the same.
     pub fn commits_nothing(&self) -> Option<String> {
         self.log.objection()
+    }
+
+    /// Returns when a token that came up later knows of another log than the database has, with a line that says so:
+    /// nothing may be answered any more.
+    pub async fn doubted(&self) -> String {
+        self.log.anchors.doubted().await
+    }
+
+    /// Brings up to date what nobody counts of the log.
+    pub fn look_at_log(&self) {
+        let (size, metrics) = (self.store.head().borrow().size, &self.log.metrics);
+        metrics.entries.set(i64::try_from(size).unwrap_or(i64::MAX));
+        self.log.anchors.show(size, metrics);
     }
 
     /// What is counted of the log.

@@ -161,11 +161,13 @@ impl Service {
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, action.event(), id),
             };
-            if let Some(durable) = self.commit(commit).await? {
-                if action == Action::Delete {
-                    let secrets = rows.credential.row.kind.secrets();
-                    self.hsm.destroy(secrets.filter_map(StoredSecret::object).collect()).await;
+            let unnamed = match action {
+                Action::Delete => {
+                    rows.credential.row.kind.secrets().filter_map(StoredSecret::object).collect()
                 }
+                _ => Vec::new(),
+            };
+            if let Some(durable) = self.commit_naming(commit, &mut [], unnamed).await? {
                 return Ok(answer.release(durable));
             }
         }

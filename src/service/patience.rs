@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     async fn persisted(is_served: bool, within: Duration) -> Option<Result<(), HsmError>> {
-        let hsm = Hsm::new(1, (Default::default(), 1), unbounded_channel().0);
+        let hsm = Hsm::new(&[1], (Default::default(), 1), unbounded_channel().0);
         if is_served {
             hsm.is_served(true);
         }

@@ -106,6 +106,13 @@ impl Recovery {
     /// # Errors
     /// It is not complete: it has to be done again.
     pub async fn accept_rollback(&self, survey: &Survey) -> Result<Done, RecoveryError> {
+        let mut away = survey.away();
+        if let Some(name) = away.next() {
+            return Err(RecoveryError(format!(
+                "token {name} is away, and would hold its anchor of the old log against the recovered one: bring it back, \
+                 or take it out of the configuration for good; nothing was changed"
+            )));
+        }
         let random = persist(&self.hsm, || self.hsm.random()).await?;
         let origin =
             Origin::from_random(std::array::from_fn(|place| random.get(place).copied().unwrap_or(0)));
@@ -136,7 +143,9 @@ impl Recovery {
         let checkpoint = Checkpoint { head, unix_s: self.now.unix_ms / 1_000 };
         let note = persist(&self.hsm, || self.hsm.sign_checkpoint(checkpoint.clone())).await?;
         self.store.keep_checkpoint(size, self.now.unix_ms, note.clone()).await?;
-        persist(&self.hsm, || self.hsm.write_anchor(note.clone(), true)).await?;
+        for token in 0..self.hsm.tokens() {
+            persist(&self.hsm, || self.hsm.write_anchor(token, note.clone(), true)).await?;
+        }
         Ok(done)
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::hsm::FIRST;
+
 use super::patience::{PATIENCE, Patience};
 use super::{Refused, Service};
 
@@ -38,7 +40,22 @@ impl Service {
     }
 
     async fn sweep_once(&self) -> Result<(), Refused> {
-        let swept = self.hsm.sweep(&self.store.residents().await?).await?;
+        let named = self.store.residents().await?;
+        if !self.hsm.can_sweep(named.len() as u64).await {
+            tracing::warn!(
+                named = named.len(),
+                "the first token is away: secrets of nobody's that are left in it are removed at the next start"
+            );
+            return Ok(());
+        }
+        // It may have come up after the start was decided, and know more than this database does.
+        if !self.log.knows(FIRST) {
+            self.log.anchor(false).await.map_err(|error| Refused::unavailable(error.to_string()))?;
+            if !self.log.knows(FIRST) {
+                return Err(Refused::unavailable("the first token has gone"));
+            }
+        }
+        let swept = self.hsm.sweep(&named).await?;
         if swept.destroyed > 0 {
             tracing::info!(objects = swept.destroyed, "removed secrets of nobody's from the HSM");
         }
@@ -66,7 +83,7 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let service = Service::new(
             Store::open(&folder.join("store.db")).unwrap(),
-            Hsm::new(1, (Default::default(), 1), tokio::sync::mpsc::unbounded_channel().0),
+            Hsm::new(&[1], (Default::default(), 1), tokio::sync::mpsc::unbounded_channel().0),
             Arc::new(WatchedClock::new(Box::new(SystemClock), false).unwrap()),
             Policies {
                 credentials: Default::default(),

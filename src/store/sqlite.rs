@@ -171,7 +171,20 @@ impl Store {
     /// stops waiting for it.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let line = Lifeline::current();
-        self.ask(|answer| Work::Commit(Request { commit, line, answer })).await
+        let request = |answer| Work::Commit(Request { commit, line: line.clone(), answer });
+        let result = self.ask(request).await;
+        // By the task that works on the request, not by the writer: nothing can end that task before it knows that nothing
+        // was written, and has seen to what hangs on that.
+        match (result, line) {
+            (Err(error), Some(line)) => match line.hand_back() {
+                // It would be decided anew, for nobody.
+                false if matches!(error, CommitError::Conflict | CommitError::Altered(_)) => {
+                    Err(CommitError::Abandoned)
+                }
+                _ => Err(error),
+            },
+            (result, _) => result,
+        }
     }
 
     /// Changes what is kept besides rows, in a transaction of its own.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::sqlite::PATIENCE;
 use super::{OpenError, files, reader};
 use crate::domain::audit::Event;
 use crate::domain::row::Table;
@@ -20,6 +21,11 @@ impl KeyUsage {
     /// Of a version; a kind whose uses nobody counts has none.
     pub fn of(&self, kind: KeyKind, version: u16) -> u64 {
         self.0.get(&(kind, version)).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, kind: KeyKind, version: u16, rows: u64) {
+        let all = self.0.entry((kind, version)).or_default();
+        *all = all.saturating_add(rows);
     }
 
     /// Every version that is needed, with how many rows need it.
@@ -38,18 +44,38 @@ pub fn key_usage(path: &Path) -> Result<KeyUsage, OpenError> {
     count(&mut connection).map_err(unusable)
 }
 
-/// Which versions of keys a database cannot do without, with how many rows need each; the log's head is one of them. Of a
-/// database that cannot be read, such as one of an earlier release: none.
+/// Which versions of keys a database cannot do without, with how many rows need each; the log's head is one of them. Each
+/// column is asked by itself: one of an earlier release lacks some, and needs what the others say. What cannot be read
+/// needs whatever it may need.
 pub fn needed(path: &Path) -> KeyUsage {
-    let read = || {
-        let mut connection = reader::open(path)?;
-        let mut usage = count(&mut connection)?;
-        if let Some(version) = head_version(&connection)? {
-            *usage.0.entry((KeyKind::Row, version)).or_default() += 1;
-        }
-        Ok::<_, rusqlite::Error>(usage)
+    let mut usage = KeyUsage::default();
+    let Ok(connection) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
+        columns().for_each(|(kind, ..)| usage.add(kind, 1, 1));
+        return usage;
     };
-    read().unwrap_or_default()
+    let prepared = connection.busy_timeout(PATIENCE).and_then(|()| {
+        connection.pragma_update(None, "query_only", true)?;
+        connection.pragma_update(None, "trusted_schema", false)
+    });
+    for (kind, table, column) in columns().chain([(KeyKind::Row, "log_head", "seal_key_version")]) {
+        let counted = has_column(&connection, table, column).and_then(|is_there| match is_there {
+            true => count_column(&connection, kind, table, column),
+            false => Ok(KeyUsage::default()),
+        });
+        match (&prepared, counted) {
+            (Ok(()), Ok(counted)) => {
+                counted.all().for_each(|(kind, version, rows)| usage.add(kind, version, rows))
+            }
+            // The first stands for any: a key of its kind was there.
+            _ => usage.add(kind, 1, 1),
+        }
+    }
+    usage
+}
+
+fn has_column(connection: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2)";
+    connection.query_row(sql, [table, column], |row| row.get(0))
 }
 
 /// Whether a service has sealed anything in this database. One that cannot be read is taken for such, and one that a
@@ -110,23 +136,40 @@ pub fn rotations(path: &Path) -> Result<BTreeMap<(KeyKind, u16), u64>, OpenError
     read().map_err(unusable)
 }
 
-fn count(connection: &mut Connection) -> rusqlite::Result<KeyUsage> {
-    let snapshot = connection.transaction()?;
-    let mut usage = KeyUsage::default();
+/// Which columns name keys, of which kind, and in which table.
+fn columns() -> impl Iterator<Item = (KeyKind, &'static str, &'static str)> {
     let sealed = Table::ALL.iter().map(|table| (KeyKind::Row, table.name(), "seal_key_version"));
     let others = [
         (KeyKind::Kek, "credential", "kek_version"),
         (KeyKind::Kek, "credential", "identity_key_version"),
         (KeyKind::Data, "credential", "data_version"),
     ];
-    for (kind, table, column) in others.into_iter().chain(sealed) {
-        let sql = format!("SELECT {column}, count(*) FROM {table} WHERE {column} > 0 GROUP BY 1");
-        let mut statement = snapshot.prepare(&sql)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let (version, rows): (u16, i64) = (row.get(0)?, row.get(1)?);
-            *usage.0.entry((kind, version)).or_default() += rows.cast_unsigned();
-        }
+    others.into_iter().chain(sealed)
+}
+
+fn count(connection: &mut Connection) -> rusqlite::Result<KeyUsage> {
+    let snapshot = connection.transaction()?;
+    let mut usage = KeyUsage::default();
+    for (kind, table, column) in columns() {
+        let counted = count_column(&snapshot, kind, table, column)?;
+        counted.all().for_each(|(kind, version, rows)| usage.add(kind, version, rows));
+    }
+    Ok(usage)
+}
+
+fn count_column(
+    connection: &Connection,
+    kind: KeyKind,
+    table: &str,
+    column: &str,
+) -> rusqlite::Result<KeyUsage> {
+    let mut usage = KeyUsage::default();
+    let sql = format!("SELECT {column}, count(*) FROM {table} WHERE {column} > 0 GROUP BY 1");
+    let mut statement = connection.prepare(&sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (version, rows): (u16, i64) = (row.get(0)?, row.get(1)?);
+        usage.add(kind, version, rows.cast_unsigned());
     }
     Ok(usage)
 }
@@ -154,5 +197,68 @@ mod tests {
             };
             assert!(counted, "{table}.{column} names a key, and is not counted");
         }
+    }
+
+    /// A database file that goes with the test.
+    struct File(std::path::PathBuf);
+
+    impl File {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("hsm-authd-usage-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            for name in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(files::beside(&self.0, name));
+            }
+        }
+    }
+
+    fn needed_by(file: &File) -> Vec<(KeyKind, u16)> {
+        needed(&file.0).all().map(|(kind, version, _)| (kind, version)).collect()
+    }
+
+    #[test]
+    fn a_database_of_an_earlier_release_needs_what_its_columns_say() {
+        for (release, schema) in [
+            include_str!("../../tests/schemas/1.sql"),
+            include_str!("../../tests/schemas/2.sql"),
+            include_str!("../../tests/schemas/3.sql"),
+            include_str!("../../tests/schemas/4.sql"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let file = File::new(&format!("earlier-{release}"));
+            let connection = Connection::open(&file.0).unwrap();
+            connection.execute_batch(schema).unwrap();
+            // What is to be in a row is another test's.
+            connection.pragma_update(None, "ignore_check_constraints", true).unwrap();
+            connection.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+            let columns = "SELECT group_concat(name), group_concat(CASE WHEN name = 'kek_version' THEN '3'
+                WHEN name = 'seal_key_version' THEN '2' WHEN type = 'TEXT' THEN quote('x')
+                WHEN type = 'INTEGER' THEN '1' ELSE 'zeroblob(16)' END)
+                FROM pragma_table_info('credential') WHERE [notnull] OR name IN ('id', 'kek_version')";
+            let (names, values): (String, String) =
+                connection.query_row(columns, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+            connection.execute(&format!("INSERT INTO credential ({names}) VALUES ({values})"), []).unwrap();
+            let needed = needed_by(&file);
+            assert!(needed.contains(&(KeyKind::Kek, 3)) && needed.contains(&(KeyKind::Row, 2)), "{needed:?}");
+            assert!(!needed.iter().any(|(kind, _)| *kind == KeyKind::Data), "{release}: {needed:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_need_every_key() {
+        let file = File::new("unreadable");
+        let all = [(KeyKind::Kek, 1), (KeyKind::Row, 1), (KeyKind::Data, 1)];
+        std::fs::write(&file.0, "no database, but somebody's file for all that").unwrap();
+        assert_eq!(needed_by(&file), all);
+        std::fs::remove_file(&file.0).unwrap();
+        std::fs::create_dir(&file.0).unwrap();
+        assert_eq!(needed_by(&file), all);
+        std::fs::remove_dir(&file.0).unwrap();
     }
 }

@@ -154,19 +154,13 @@ impl Writer {
 
     fn commit_group(&mut self, group: Vec<Request>) {
         let (commits, answers): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|request| (request.commit, (request.answer, request.line))).unzip();
+            group.into_iter().map(|request| (request.commit, request.answer)).unzip();
         let begun = Instant::now();
         let results = self.write_group(&commits);
         self.metrics.group_size.observe(commits.len() as f64);
         self.metrics.group_seconds.observe(begun.elapsed().as_secs_f64());
         self.head.send_replace(self.ledger.head());
-        for (((answer, line), mut result), commit) in answers.into_iter().zip(results).zip(&commits) {
-            if let Err(CommitError::Conflict | CommitError::Altered(_)) = &result
-                && line.is_some_and(|line| !line.hand_back())
-            {
-                // It would be decided anew, for nobody.
-                result = Err(CommitError::Abandoned);
-            }
+        for ((answer, result), commit) in answers.into_iter().zip(results).zip(&commits) {
             self.count(commit, &result);
             // Who stopped waiting finds the commit when it reads again.
             let _ = answer.send(result);

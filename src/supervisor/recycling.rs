@@ -1,12 +1,12 @@
 //! How a custodian that works is replaced: another one starts beside it; once that has said hello, the front asks it
 //! instead, and the old one answers what it has and ends.
 //!
-//! One at a time, and not before the last one that was replaced has ended. A spare that does not start costs nothing.
+//! One of each token at a time, and not before the last one that was replaced has ended. A spare that does not start costs nothing.
 
 use std::time::{Duration, Instant};
 
-use super::{CUSTODIAN_START_MAX, Running, Slot, Supervisor};
-use crate::custodian::EXIT_PIN_REFUSED;
+use super::Supervisor;
+use super::slot::{Running, Slot};
 
 /// The pause after a spare that did not start, and what it doubles up to.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -14,7 +14,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Nobody is replaced before it has served for so long: bounds that are too low must not keep the machine busy.
 const YOUNG: Duration = Duration::from_secs(1);
 /// How long one that was replaced may take to answer what it has, and to end: nobody waits longer for an answer.
-const LEAVING_MAX: Duration = Duration::from_secs(10);
+pub(super) const LEAVING_MAX: Duration = Duration::from_secs(10);
 
 /// A slot's processes besides the one that is asked.
 pub(super) struct Recycling {
@@ -23,7 +23,7 @@ pub(super) struct Recycling {
     /// Starts while the one that is to be replaced serves.
     pub spare: Option<Running>,
     /// Was replaced.
-    leaving: Option<Running>,
+    pub leaving: Option<Running>,
     not_before: Instant,
 }
 
@@ -33,10 +33,8 @@ impl Recycling {
     }
 }
 
-/// When the next spare may be started, in whichever slot: what keeps one from starting mostly keeps all of them.
+/// When a token's next spare may be started, in whichever slot: what keeps one from starting mostly keeps all of them.
 pub(super) struct Spares {
-    /// The token refused the PIN of one: it is not tried again until SIGHUP.
-    pub pin_refused: bool,
     pause: Duration,
     not_before: Instant,
 }
@@ -44,7 +42,7 @@ pub(super) struct Spares {
 impl Spares {
     /// At once.
     pub(super) fn new(now: Instant) -> Self {
-        Self { pin_refused: false, pause: PAUSE_MIN, not_before: now }
+        Self { pause: PAUSE_MIN, not_before: now }
     }
 
     /// One has come up.
@@ -60,15 +58,6 @@ impl Spares {
 }
 
 impl Slot {
-    /// All that there is of it.
-    pub(super) fn processes(&mut self) -> impl Iterator<Item = &mut Running> {
-        [&mut self.running, &mut self.recycling.spare, &mut self.recycling.leaving].into_iter().flatten()
-    }
-
-    pub(super) fn of(&mut self, generation: u64) -> Option<&mut Running> {
-        self.processes().find(|process| process.generation == generation)
-    }
-
     /// Has another process: beside the one that serves, if there is one.
     pub(super) fn begin(&mut self, process: Running) {
         match &self.running {
@@ -90,11 +79,13 @@ impl Slot {
         }
     }
 
-    fn is_to_be_recycled(&self) -> bool {
+    /// When a spare may be started for it; `None`: it needs none.
+    fn spare_due(&self) -> Option<Instant> {
         let is_meant =
             |running: &Running| self.recycling.wanted.is_some_and(|up_to| running.generation <= up_to);
-        self.recycling.spare.is_none()
-            && self.running.as_ref().is_some_and(|running| running.up && is_meant(running))
+        let is_due = self.recycling.spare.is_none()
+            && self.running.as_ref().is_some_and(|running| running.up && is_meant(running));
+        is_due.then_some(self.recycling.not_before)
     }
 }
 
@@ -109,84 +100,24 @@ impl Supervisor {
     /// Whoever was started before now is to be replaced.
     pub(super) fn recycle_all(&mut self) {
         tracing::info!("custodians are replaced, one after the other");
-        // The operator may have mended what was wrong.
-        self.spares = Spares::new(Instant::now());
+        let now = Instant::now();
+        for token in &mut self.tokens {
+            token.asked_for(now);
+        }
         for slot in &mut self.slots {
             slot.recycling.wanted = slot.recycling.wanted.max(Some(slot.generation));
         }
     }
 
-    /// Whose turn it is.
-    pub(super) fn next_to_recycle(&self, now: Instant) -> Option<usize> {
-        if self.is_anybody_leaving() || self.spares.not_before > now {
+    /// Whose turn it is next of a token's, and when: of the one that has waited longest. Nobody is passed over because others
+    /// are tired again.
+    pub(super) fn next_to_recycle(&self, token: usize) -> Option<(Instant, usize)> {
+        let of_token = || self.slots.iter().enumerate().filter(|(_, slot)| slot.token == token);
+        if of_token().any(|(_, slot)| slot.recycling.leaving.is_some()) {
             return None;
         }
-        // The one that has waited longest: nobody is passed over because others are tired again.
-        let wanted = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_to_be_recycled());
-        let due = wanted.filter(|(_, slot)| slot.recycling.not_before <= now);
-        due.min_by_key(|(_, slot)| slot.recycling.not_before).map(|(index, _)| index)
-    }
-
-    fn is_anybody_leaving(&self) -> bool {
-        self.slots.iter().any(|slot| slot.recycling.leaving.is_some())
-    }
-
-    /// When there is something to do for it.
-    pub(super) fn recycling_due(&self) -> impl Iterator<Item = Instant> {
-        let may_start = !self.spares.pin_refused
-            && self.draining_since.is_none()
-            && !self.is_anybody_leaving()
-            && !self.slots.iter().any(Slot::is_starting);
-        self.slots.iter().flat_map(move |slot| {
-            let recycling = &slot.recycling;
-            let started = recycling.spare.as_ref().map(|spare| spare.since + CUSTODIAN_START_MAX);
-            let left = recycling.leaving.as_ref().map(|leaving| leaving.since + LEAVING_MAX);
-            let next = recycling.not_before.max(self.spares.not_before);
-            let next = (may_start && slot.is_to_be_recycled()).then_some(next);
-            [started, left, next].into_iter().flatten()
-        })
-    }
-
-    /// Buries those that have ended, and ends those that should have.
-    pub(super) fn look_at_recycling(&mut self) {
-        let now = Instant::now();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            let recycling = &mut slot.recycling;
-            if let Some(spare) = &mut recycling.spare {
-                if spare.since + CUSTODIAN_START_MAX <= now {
-                    tracing::warn!(slot = index, "custodian does not start; killing it");
-                    let _ = spare.child.kill();
-                }
-                if let Ok(Some(status)) = spare.child.try_wait() {
-                    let generation = spare.generation;
-                    let code = spare.said.map(i32::from).or(status.code());
-                    recycling.spare = None;
-                    self.spares.rest(now);
-                    if code == Some(i32::from(EXIT_PIN_REFUSED)) {
-                        self.spares.pin_refused = true;
-                        tracing::error!(
-                            slot = index,
-                            generation,
-                            "the token refuses the PIN: no custodian is started before SIGHUP; the others go on"
-                        );
-                    } else if self.draining_since.is_none() {
-                        tracing::warn!(slot = index, generation, %status, "no successor; the old custodian goes on");
-                    }
-                }
-            }
-            if let Some(leaving) = &mut recycling.leaving {
-                if leaving.since + LEAVING_MAX <= now {
-                    tracing::warn!(
-                        slot = index,
-                        generation = leaving.generation,
-                        "custodian does not leave; killing it"
-                    );
-                    let _ = leaving.child.kill();
-                }
-                if let Ok(Some(_)) = leaving.child.try_wait() {
-                    recycling.leaving = None;
-                }
-            }
-        }
+        let not_before = self.tokens.get(token)?.spares.not_before;
+        let next = of_token().filter_map(|(index, slot)| Some((slot.spare_due()?, index))).min()?;
+        Some((next.0.max(not_before), next.1))
     }
 }

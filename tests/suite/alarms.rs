@@ -42,7 +42,7 @@ impl Watched {
         let stream = custodian.take_stream();
         stream.set_nonblocking(true).unwrap();
         let (sender, mut told) = mpsc::unbounded_channel();
-        let hsm = Hsm::new(1, (Default::default(), 100), sender);
+        let hsm = Hsm::new(&[1], (Default::default(), 100), sender);
         tokio::spawn(hsm.clone().adopt(0, 1, UnixStream::from_std(stream).unwrap()));
         told.recv().await.unwrap();
 

@@ -287,6 +287,7 @@ fn another_tokens_rows_and_blobs_are_worth_nothing() {
     let Kind::Otp(stolen) = stolen.kind else { panic!() };
     let standing = here.seal(&[credential(Algorithm::Sha1, 6, stolen.secret), state(1), account(1)]);
     let reason = request_fault(here.check(check(&standing, &["755224"], &[0], &[])));
+    // Each module has its own word for it.
     assert!(reason.starts_with("a wrapped secret that does not open (C_UnwrapKey: CKR_"), "{reason}");
     let own = here.enrolled();
     assert_eq!(here.check(check(&own, &["755224"], &[0], &[])).unwrap().0, Some(0));

@@ -28,7 +28,7 @@ use crate::token::{Custodian, TestToken};
 
 const TRANSACTION: TransactionId = TransactionId::from_random([5; 16]);
 
-fn claims() -> Value {
+pub fn claims() -> Value {
     json!({ "iss": "hsm-authd", "jti": TRANSACTION.to_string(), "amount": "12.50", "payee": "Ålice \u{1f600}" })
 }
 
@@ -79,14 +79,14 @@ impl Custodian {
         }
     }
 
-    fn keys(&mut self) -> Vec<PublicKey> {
+    pub fn keys(&mut self) -> Vec<PublicKey> {
         match self.call(Request::AttestationKeys) {
             Ok(Response::AttestationKeys(keys)) => keys,
             other => panic!("{:?}", other.err()),
         }
     }
 
-    fn verifies(&mut self, kid: &str, digest: [u8; 32], signature: &[u8]) -> bool {
+    pub fn verifies(&mut self, kid: &str, digest: [u8; 32], signature: &[u8]) -> bool {
         let signature = bytes(signature).unwrap();
         match self.call(Request::VerifyAttestation { kid: kid.to_owned(), digest, signature }) {
             Ok(Response::AttestationVerified(verified)) => verified,
@@ -103,7 +103,7 @@ impl Custodian {
 }
 
 /// A JWS's digest and signature, as a verifier takes it apart.
-fn taken_apart(jws: &str) -> ([u8; 32], Vec<u8>) {
+pub fn taken_apart(jws: &str) -> ([u8; 32], Vec<u8>) {
     let (input, signature) = jws.rsplit_once('.').unwrap();
     (Sha256::digest(input).into(), BASE64URL_NOPAD.decode(signature.as_bytes()).unwrap())
 }

@@ -183,6 +183,7 @@ fn a_pin_hash_is_new_each_time_and_its_credentials_alone() {
 
     // Moved to another credential, with a right seal: it does not open, and no code is compared.
     let reason = request_fault(enrolled.matches(&mut custodian, OTHER, question("12345678"), &code));
+    // Each module has its own word for it.
     assert!(reason.starts_with("an encrypted PIN hash that does not open (C_Decrypt: CKR_"), "{reason}");
     assert_eq!(enrolled.matches(&mut custodian, ONE, question("12345678"), &code), Ok(true));
     assert!(custodian.end().0.success());

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::client::{Connection, Http, Identity, Response};
+use crate::modules::TestModule;
 use crate::scratch::Scratch;
 
 /// RFC 4226's seed, hex.
@@ -49,6 +50,7 @@ impl Daemon {
     /// Starts one with two custodians on a token that it makes itself: no other daemon has its keys.
     pub fn start_with_own_keys() -> Self {
         let mut daemon = Self::new(Scratch::new(), &["--custodians", "2"], &[]);
+        crate::prepared::write_own_dev(&daemon.dir());
         daemon.resume();
         daemon
     }
@@ -119,6 +121,7 @@ impl Daemon {
             .arg(self.dir())
             .args(&self.arguments)
             .args(self.custody())
+            .args(TestModule::dev_arguments(&self.dir()))
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -141,7 +141,8 @@ async fn what_does_not_fit_is_set_aside_and_the_rest_goes_on() {
         }
         let before = snapshot(&made.daemon);
         let looked = run(&made.daemon, &["recover"]);
-        assert!(complaint(&looked).contains("--accept-rollback"));
+        let says = complaint(&looked);
+        assert!(says.contains("--accept-rollback"), "{sql}: {says}");
         let plan = String::from_utf8_lossy(&looked.stdout).into_owned();
         let says = format!("log: the first {} entries fit; {aside} would be set aside", seq - 1);
         assert!(plan.contains(&format!("database: entry {seq} of the log is ")), "{sql}: {plan}");

@@ -13,13 +13,15 @@ use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use toml::{Table, Value};
 
+use crate::bank::resync;
 use crate::client::{Connection, Http, Identity, tls_stream};
-use crate::daemon::{Daemon, problem};
+use crate::daemon::{Daemon, enrol_hotp, problem, rfc_code, text};
 use crate::fault_module::FaultModule;
 use crate::processes::eventually;
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, section};
 use crate::submissions::{Crowd, Outcome, Submission, Token};
+use crate::transactions::{Holder, PLAIN, created, order_with, transaction};
 
 /// As long as no test lasts.
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -64,6 +66,10 @@ impl World {
         Scrape::at(&self.served.ops_url)
     }
 
+    fn turned_away(&self, reason: &str) -> f64 {
+        self.scrape().value("hsm_authd_requests_turned_away_total", &[("reason", reason)])
+    }
+
     async fn until(&self, what: &str, is_so: impl Fn(&Scrape) -> bool) {
         eventually(what, async || is_so(&self.scrape()).then_some(())).await;
     }
@@ -87,6 +93,16 @@ impl World {
             self.served.url.strip_prefix("https://").unwrap(),
             body.len(),
         );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    }
+
+    /// Somebody who reads, and can go.
+    async fn reader(&self, path: &str) -> TlsStream<TcpStream> {
+        let mut stream = tls_stream(&self.served.url, &self.identity, &["http/1.1"]).await.unwrap();
+        let host = self.served.url.strip_prefix("https://").unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
         stream
@@ -177,12 +193,59 @@ async fn for_callers_who_have_gone_the_hsm_does_nothing_and_nothing_changes() {
     world.until_inside(41.0).await;
     drop(callers);
     world.until_inside(1.0).await;
+    assert_eq!(world.turned_away("gone"), 40.0);
     set.lift();
     assert_eq!(first.await.unwrap(), Outcome::Yes);
     // The probe asks at most every 5 s, and signs nothing.
     assert_eq!(signs() - before, one, "what one costs, and no more");
     let view = token.view(&world.bank).await;
     assert_eq!((&view["counter"], &view["failures"]), (&json!(3), &json!(0)), "{view}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_hsm_finds_a_token_that_ran_far_ahead() {
+    const SLOW: Latency = Latency::Uniform(Duration::from_millis(1), Duration::from_millis(1));
+    let world = World::start("1", &[]).await;
+    let id = enrol_hotp(&world.bank, "acct-1").await;
+    let starts = || world.scrape().sum("hsm_authd_custodian_starts_total");
+    let before = starts();
+    let slow = [Function::C_SignInit, Function::C_Sign]
+        .map(|function| world.faults.set(Fault::of(function, Kind::Latency(SLOW))));
+    let begun = Instant::now();
+    let found = resync(&world.bank, &id, [rfc_code(300), rfc_code(301)]).await;
+    println!("found after {:?}", begun.elapsed());
+    assert_eq!(found.status, 200, "{}", text(&found));
+    assert_eq!(starts(), before, "it cost a custodian");
+    assert!(slow.iter().all(|slow| slow.count() >= 300), "it was not slow");
+}
+
+/// Of what is only read, a transaction whose time is over is written down; that is nothing that anybody asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_reads_may_go_also_after_something_was_written_for_it() {
+    let world = World::start("1", &[]).await;
+    let holder = Holder::enrol(&world.bank, PLAIN, "acct-1").await;
+    let order = order_with(&holder.credential, json!({ "expires_in": 1 }));
+    let over = created(&world.bank, &order).await;
+    let path = format!("/v1/transactions/{}", over["id"].as_str().unwrap());
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let seals = |scrape: &Scrape| {
+        scrape.value("hsm_authd_hsm_operations_total", &[("operation", "seal"), ("outcome", "answered")])
+    };
+    let sealed = seals(&world.scrape());
+    let locked = world.lock_out_the_writer();
+    let caller = world.reader(&path).await;
+    world
+        .until("a commit that the writer has", |scrape| {
+            seals(scrape) == sealed + 1.0 && scrape.value("hsm_authd_store_queue_depth", &[]) == 0.0
+        })
+        .await;
+    drop(caller);
+    // He is seen to have gone before there is an outcome.
+    world.until("nobody", |scrape| scrape.value("hsm_authd_connections_open", &[]) == 1.0).await;
+    drop(locked);
+    world.until_inside(0.0).await;
+    assert_eq!(seals(&world.scrape()), sealed + 1.0, "a custodian has nothing more to do for him");
+    assert_eq!(transaction(&world.bank, over["id"].as_str().unwrap()).await["state"], "expired");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,6 +287,21 @@ async fn what_the_store_has_taken_is_carried_out_and_what_waits_for_it_is_not() 
     let abandoned =
         |scrape: &Scrape| scrape.value("hsm_authd_commits_total", &[("outcome", "abandoned")]) == 2.0;
     world.until("two commits that nobody waits for", abandoned).await;
+    // Of each the log has a line, and what was carried out is counted like any other.
+    let route = "/v1/credentials/{id}/verify";
+    let verified = [("route", route), ("method", "POST"), ("status", "200")];
+    assert_eq!(world.scrape().value("hsm_authd_requests_total", &verified), 1.0);
+    assert_eq!((world.turned_away("gone"), world.turned_away("too-late")), (1.0, 1.0));
+    let lines: Vec<serde_json::Value> =
+        world.served.said().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |message: &str| {
+        let message = json!(message);
+        lines.iter().filter(move |line| line["message"] == message && line["route"] == json!(route))
+    };
+    let carried_out: Vec<_> = of("request").filter(|line| line["caller_gone"] == json!(true)).collect();
+    assert_eq!(carried_out.len(), 1, "{lines:?}");
+    assert_eq!(carried_out[0]["verdict"], "verified");
+    assert_eq!(of("request dropped: its caller has gone").count(), 1, "{lines:?}");
 
     assert_eq!(keyed(&taken).send(&world.bank).await, Outcome::Yes, "as it was committed");
     assert_eq!(taken.submission(0).send(&world.bank).await, Outcome::No, "it is used up");

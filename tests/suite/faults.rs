@@ -20,6 +20,7 @@ use nix::sys::signal::Signal;
 use crate::custodian::{account, check, credential, state};
 use crate::daemon::code;
 use crate::fault_module::FaultModule;
+use crate::modules::{Feature, TestModule, passed_over};
 use crate::token::{Custodian, TestToken};
 
 /// Not that of the self-test, which a custodian has unwrapped already when it starts.
@@ -74,8 +75,10 @@ impl World {
     fn fails_to_start(&self) -> (ExitStatus, String) {
         let mut custodian = self.token.spawn();
         custodian.send(&self.token.boot);
-        assert!(custodian.hello().is_none());
-        custodian.end()
+        let hello = custodian.hello();
+        let (status, words) = custodian.end();
+        assert!(hello.is_none(), "it comes up: {status}, {words}");
+        (status, words)
     }
 }
 
@@ -161,7 +164,15 @@ fn a_custodian_whose_hsm_fails_says_so_and_leaves() {
     ] {
         let mut custodian = world.token.custodian();
         let set = world.faults.set(Fault::of(function, kind));
-        assert_eq!(world.verify(&mut custodian), Answer::hsm(failure), "{function:?}: {kind:?}");
+        let answer = world.verify(&mut custodian);
+        match (TestModule::chosen(), answer) {
+            (TestModule::SoftHsm, answer) => {
+                assert_eq!(answer, Answer::hsm(failure), "{function:?}: {kind:?}");
+            }
+            // The codes above are SoftHSM's.
+            (_, Answer::Fault(words)) => assert!(words.starts_with("the HSM failed: C_"), "{words}"),
+            (_, answer) => panic!("{function:?}: {kind:?}: {answer:?}"),
+        }
         assert!(set.count() > 0, "{function:?}: {kind:?}");
         let (status, words) = custodian.end();
         assert_eq!(status.code(), Some(EXIT_HSM_FAILED.into()), "{words}");
@@ -287,7 +298,7 @@ fn a_token_that_is_away_comes_back_and_a_quiet_loss_lasts_as_long_as_the_process
     ] {
         let set = world.faults.set(Fault::everywhere(Kind::Vanish(how)));
         let (status, said) = world.fails_to_start();
-        assert_eq!(status.code(), Some(EXIT_START_FAILED.into()), "{said}");
+        assert_eq!(status.code(), Some(EXIT_START_FAILED.into()), "{how:?}: {status}: {said}");
         assert!(said.contains(words), "{said}");
         set.lift();
         world.is_well();
@@ -384,6 +395,9 @@ fn a_start_fails_with_any_function_that_it_needs_and_says_which() {
         C_DestroyObject,
         C_UnwrapKey,
     ] {
+        if function == C_GetFunctionList && passed_over(Feature::FunctionList) {
+            continue;
+        }
         for kind in [Kind::Fail(CKR_DEVICE_ERROR), Kind::FailDone(CKR_DEVICE_ERROR)] {
             let set = world.faults.set(Fault::of(function, kind));
             let (status, words) = world.fails_to_start();

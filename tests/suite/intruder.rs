@@ -3,7 +3,9 @@
 //! In a process of its own, because the module takes its configuration from the environment: a test
 //! asks for an act by name, and this test binary is run again to do it.
 
+use std::ffi::CString;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, fs};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
@@ -14,7 +16,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::{AuthPin, Ulong};
 
-use crate::token::{LABEL, SO_PIN, TestToken};
+use crate::token::{SO_PIN, TestToken, label};
 
 /// Has `act` done to the token.
 pub fn intrude(token: &TestToken, act: &str) {
@@ -23,23 +25,32 @@ pub fn intrude(token: &TestToken, act: &str) {
         .args(["--exact", "intruder::acts", "--ignored", "--nocapture"])
         .env("INTRUDER_ACT", act)
         .env("INTRUDER_MODULE", &token.boot.module)
+        .env("INTRUDER_ARGUMENTS", token.boot.module_arguments.clone().unwrap_or_default().to_str().unwrap())
         .env("INTRUDER_LABEL", &token.boot.token_label)
         .env("INTRUDER_PIN", fs::read_to_string(&token.boot.pin_file).unwrap().trim_end())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{act}: {said}");
+    let panicked = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{act}: {said}{panicked}");
 }
 
 #[test]
 #[ignore = "run by the other tests, in the environment of a token"]
 fn acts() {
     let pkcs11 = Pkcs11::new(PathBuf::from(env::var_os("INTRUDER_MODULE").unwrap())).unwrap();
-    pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
+    let arguments = env::var("INTRUDER_ARGUMENTS").unwrap();
+    let flags = CInitializeFlags::OS_LOCKING_OK;
+    let arguments = match arguments.is_empty() {
+        true => CInitializeArgs::new(flags),
+        false => module_arguments::with_text(flags, CString::new(arguments).unwrap()),
+    };
+    pkcs11.initialize(arguments).unwrap();
     let act = env::var("INTRUDER_ACT").unwrap();
     match act.as_str() {
         "a token without user PIN" => init_token(&pkcs11),
         "a second token of the label" => init_token(&pkcs11),
+        "one byte of a MAC is taken for it" => truncated(&login(&pkcs11)),
         "read and wrap every system key" => read_and_wrap(&login(&pkcs11)),
         act => match act.strip_prefix("without the PIN: ") {
             Some(label) => plant_without_pin(&open(&pkcs11), label),
@@ -51,7 +62,7 @@ fn acts() {
 fn init_token(pkcs11: &Pkcs11) {
     let uninitialised = |slot: &_| !pkcs11.get_token_info(*slot).unwrap().token_initialized();
     let slot = pkcs11.get_slots_with_token().unwrap().into_iter().find(uninitialised).unwrap();
-    pkcs11.init_token(slot, &AuthPin::from(SO_PIN), LABEL).unwrap();
+    pkcs11.init_token(slot, &AuthPin::from(SO_PIN), &label()).unwrap();
 }
 
 fn open(pkcs11: &Pkcs11) -> Session {
@@ -65,7 +76,28 @@ fn open(pkcs11: &Pkcs11) -> Session {
 fn plant_without_pin(session: &Session, label: &str) {
     let public = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Private(false)];
     let template = [&public[..], &[Attribute::Label(label.as_bytes().to_vec())]].concat();
-    session.create_object(&template).unwrap();
+    match session.create_object(&template) {
+        Ok(_) => {}
+        // Kryoptic and NSS let nobody do so: what follows holds all the more.
+        Err(Error::Pkcs11(RvError::UserNotLoggedIn | RvError::AttributeValueInvalid, _)) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A private token object that holds data: a data object, or where there is none, a key with that id.
+fn data(session: &Session, label: &str, value: &[u8]) {
+    let label = Attribute::Label(label.as_bytes().to_vec());
+    let own = [label, Attribute::Token(true), Attribute::Private(true)];
+    let as_data = [Attribute::Class(ObjectClass::DATA), Attribute::Value(value.to_vec())];
+    match session.create_object(&[&own[..], &as_data[..]].concat()) {
+        Err(Error::Pkcs11(RvError::AttributeValueInvalid, _)) => {
+            let as_key =
+                [Attribute::Id(value.to_vec()), Attribute::ValueLen(32.into()), Attribute::Sensitive(true)];
+            let template = [&own[..], &as_key[..]].concat();
+            session.generate_key(&Mechanism::GenericSecretKeyGen, &template).unwrap();
+        }
+        made => drop(made.unwrap()),
+    }
 }
 
 fn login(pkcs11: &Pkcs11) -> Session {
@@ -89,6 +121,19 @@ fn half(session: &Session, class: ObjectClass, label: &str) -> ObjectHandle {
     found[0]
 }
 
+/// What NSS does, and what nobody who uses it may rely on.
+fn truncated(session: &Session) {
+    let made = [
+        Attribute::Token(false),
+        Attribute::Sign(true),
+        Attribute::Verify(true),
+        Attribute::ValueLen(32.into()),
+    ];
+    let key = session.generate_key(&Mechanism::GenericSecretKeyGen, &made).unwrap();
+    let mac = session.sign(&Mechanism::Sha256Hmac, key, b"message").unwrap();
+    session.verify(&Mechanism::Sha256Hmac, key, b"message", &mac[..1]).unwrap();
+}
+
 fn read_and_wrap(session: &Session) {
     let kek = key(session, "hsm-authd/kek/v1");
     for label in ["hsm-authd/attest/v1", "hsm-authd/audit/v1", "hsm-authd/import/v1"] {
@@ -99,7 +144,13 @@ fn read_and_wrap(session: &Session) {
         assert!(session.get_attributes(key, &[AttributeType::Value]).unwrap().is_empty(), "{label}");
         let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, kek, key);
         let Err(Error::Pkcs11(code, _)) = wrapped else { panic!("{label} was wrapped") };
-        assert!(matches!(code, RvError::KeyUnextractable | RvError::KeyNotWrappable), "{label}: {code:?}");
+        assert!(
+            matches!(
+                code,
+                RvError::KeyUnextractable | RvError::KeyNotWrappable | RvError::KeyFunctionNotPermitted
+            ),
+            "{label}: {code:?}"
+        );
         // A kek can be changed otherwise, because it is copied; the next start would notice.
         let more = (key != kek).then_some(Attribute::Wrap(true));
         for weaker in [Attribute::Sensitive(false), Attribute::Extractable(true)].into_iter().chain(more) {
@@ -157,7 +208,13 @@ fn read_and_wrap_pair(session: &Session, kek: ObjectHandle, name: &str) {
     let Err(Error::Pkcs11(code, _)) = session.wrap_key(&Mechanism::AesKeyWrap, kek, private) else {
         panic!("it was wrapped")
     };
-    assert!(matches!(code, RvError::KeyUnextractable | RvError::KeyNotWrappable), "{code:?}");
+    assert!(
+        matches!(
+            code,
+            RvError::KeyUnextractable | RvError::KeyNotWrappable | RvError::KeyFunctionNotPermitted
+        ),
+        "{code:?}"
+    );
     let label = || Attribute::Label(name.replace("v1", "v2").into_bytes());
     for other in [
         Attribute::Sensitive(false),
@@ -311,22 +368,13 @@ fn plant(session: &Session, act: &str) {
         return assert_eq!(found.len().to_string(), label);
     }
     if what == "anchor" {
-        let class = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Private(true)];
-        let own = [Attribute::Label(b"hsm-authd/anchor".to_vec()), Attribute::Value(label.into())];
-        session.create_object(&[&class[..], &own].concat()).unwrap();
-        return;
+        return data(session, "hsm-authd/anchor", label.as_bytes());
     }
-    if what == "mark" {
-        let class = [Attribute::Class(ObjectClass::DATA), Attribute::Token(true), Attribute::Private(true)];
-        session.create_object(&[&class[..], &[Attribute::Label(label.into())]].concat()).unwrap();
-        return;
-    }
-    if what == "half" {
-        // What a crash leaves: a label, and nothing of a key.
-        let class = Attribute::Class(ObjectClass::DATA);
-        let template = [class, Attribute::Token(true), Attribute::Label(label.as_bytes().to_vec())];
-        session.create_object(&template).unwrap();
-        return;
+    // What a crash leaves: a label, and nothing of a key.
+    if what == "mark" || what == "half" {
+        // Two keys of one id are one to NSS.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        return data(session, label, format!("nothing {}", now.as_nanos()).as_bytes());
     }
     if ["/attest/", "/audit/", "/import/"].iter().any(|kind| label.contains(kind)) {
         return meddle(session, what, label);

@@ -368,6 +368,89 @@ fn a_signature_counts_if_hsm_and_custodian_agree() {
     world.end(40);
 }
 
+/// What a caller sends is no reason to give up a process, whatever the module says of it.
+#[test]
+fn a_signature_or_a_key_that_the_module_fails_over_costs_no_custodian() {
+    let mut world = World::new();
+    let device = Device::new(1);
+    let standing = world.custodian().enrolled_signer(&device.pem());
+    let other = world.custodian().enrolled_signer(&Device::new(3).pem());
+    let ask = |standing: &[SealedBytes], signature: &[u8]| {
+        Request::CheckSignature(custodian_signatures::check(standing, custodian_signatures::bytes(signature)))
+    };
+    let (right, wrong) = (device.p1363(PAYLOAD), Device::new(2).p1363(PAYLOAD));
+    for failing in [
+        Fault::of(Function::C_Verify, Kind::FailDone(CKR_GENERAL_ERROR)),
+        Fault::of(Function::C_VerifyInit, Kind::Fail(CKR_GENERAL_ERROR)),
+    ] {
+        let pid = world.custodian().id();
+        for _ in 0..3 {
+            assert_eq!(Verdict::of(world.ask_under(failing, ask(&standing, &wrong))), Verdict::No);
+        }
+        assert_eq!(world.custodian().id(), pid);
+        let verdict = Verdict::of(world.ask_under(failing, ask(&standing, &right)));
+        assert!(matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
+        assert_eq!(Verdict::of(world.ask(ask(&standing, &right))), Verdict::Yes);
+        world.custodian = None;
+        world.custodian();
+    }
+    // What can be no signature is none, and the HSM is not asked.
+    let verified = |world: &World| world.faults.counts().calls(Function::C_VerifyInit);
+    let before = verified(&world);
+    for bytes in [[0; 64], [0xff; 64]] {
+        assert_eq!(Verdict::of(world.ask(ask(&standing, &bytes))), Verdict::No);
+    }
+    assert_eq!(verified(&world), before);
+    // A key that it takes neither the first nor the second time, and a known one in between.
+    let pid = world.custodian().id();
+    let refusing = Fault::of(Function::C_CreateObject, Kind::Fail(CKR_GENERAL_ERROR));
+    let set = [refusing.once(), refusing.from_call(3).once()].map(|fault| world.faults.set(fault));
+    let verdict = Verdict::of(world.ask(ask(&other, &right)));
+    assert!(matches!(&verdict, Verdict::Blamed(words) if words.contains("a public key")), "{verdict:?}");
+    assert_eq!(set.each_ref().map(|fault| fault.count()), [1, 1]);
+    set.iter().for_each(|fault| fault.lift());
+    assert_eq!(world.custodian().id(), pid);
+    // One that takes none has failed.
+    let verdict = Verdict::of(world.ask_under(refusing, ask(&other, &right)));
+    assert!(matches!(verdict, Verdict::Failed(_)), "{verdict:?}");
+    world.end(8);
+}
+
+/// A secret that is an object is missing if it is not there, and not because somebody says so.
+#[test]
+fn a_resident_is_missing_only_if_it_is_not_there() {
+    use Function::{C_FindObjects, C_FindObjectsInit, C_GetAttributeValue, C_Sign, C_SignInit};
+    let mut world = World::new();
+    let custody = Custody::Resident(ObjectId::from_random([4; 16]));
+    let seed = SecretBytes::new(SEED.to_vec());
+    let import = Request::Import { algorithm: Algorithm::Sha1, seed, custody };
+    let Some(Ok(Response::Secret { stored, .. })) = world.ask(import) else { panic!() };
+    let standing = world.enrolled(stored.clone());
+    let ask = || check(&standing, &[&code(SEED, 0, 6)], &[0], &[]);
+    let mut all = lies(&[C_GetAttributeValue, C_Sign, C_SignInit]);
+    for function in [C_GetAttributeValue, C_FindObjects, C_FindObjectsInit, C_SignInit] {
+        let failing = Fault::of(function, Kind::Fail(CKR_GENERAL_ERROR));
+        all.extend([failing, failing.once(), failing.from_call(2), failing.from_call(3)]);
+    }
+    let nothing = Fault::of(C_FindObjects, Kind::Short(Length::To(0)));
+    all.extend((1..=4).map(|call| nothing.from_call(call).once()));
+    all.push(nothing);
+    for lie in all {
+        // A new custodian has seen no more of it than its id.
+        world.custodian = None;
+        let verdict = world.check(Some(lie), ask());
+        let is_right = matches!(verdict, Verdict::Yes | Verdict::Failed(_));
+        world.expect(is_right, || format!("{lie:?}: {verdict:?}"));
+        assert_eq!(world.check(None, ask()), Verdict::Yes, "after {lie:?}");
+    }
+    world.ask(Request::DestroyResidents { ids: vec![stored.object().unwrap()], nameless: false });
+    let pid = world.custodian().id();
+    let verdict = world.check(None, ask());
+    assert!(matches!(&verdict, Verdict::Blamed(words) if words.contains("no usable object")), "{verdict:?}");
+    assert_eq!(world.custodian().id(), pid);
+    world.end(30);
+}
+
 #[test]
 fn no_signature_of_ours_leaves_that_does_not_verify() {
     let mut world = World::new();

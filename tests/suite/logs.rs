@@ -15,6 +15,7 @@ use sha2::Digest;
 use crate::bank::{act, delete, done, failed, path, refused, resync};
 use crate::client::Response;
 use crate::daemon::{Daemon, code, text, verify};
+use crate::modules::TestModule;
 use crate::ocra;
 use crate::ocra_token::{Input, OcraToken, question};
 
@@ -270,7 +271,10 @@ async fn the_hsm_is_in_the_custodians_alone_and_the_pin_in_no_command_line() {
     let (front, custodians) = (daemon.pids("front"), daemon.pids("custodian"));
     assert_eq!((front.len(), custodians.len()), (1, 2));
     let pin = fs::read_to_string(daemon.dir().join("pin")).unwrap();
-    let conf = format!("SOFTHSM2_CONF={}", daemon.dir().join("softhsm2.conf").display());
+    let module = TestModule::chosen();
+    let (library, conf) = (module.library(), module.environment(&daemon.dir()));
+    let library = library.file_name().unwrap().to_str().unwrap();
+    let conf = conf.map(|(name, value)| format!("{name}={value}"));
     for pid in [supervisor, front[0]].into_iter().chain(custodians.iter().copied()) {
         let is_custodian = custodians.contains(&pid);
         // The children are closed to all but root: to their own user too.
@@ -285,9 +289,9 @@ async fn the_hsm_is_in_the_custodians_alone_and_the_pin_in_no_command_line() {
             assert!(!shows(pin.trim()), "the PIN is in {pid}");
         }
         if let Some(maps) = read("maps") {
-            assert_eq!(String::from_utf8(maps).unwrap().contains("softhsm"), is_custodian, "{pid}");
+            assert_eq!(String::from_utf8(maps).unwrap().contains(library), is_custodian, "{pid}");
         }
-        if let Some(environment) = read("environ") {
+        if let (Some(environment), Some(conf)) = (read("environ"), &conf) {
             let has_conf = environment.split(|byte| *byte == 0).any(|variable| variable == conf.as_bytes());
             assert_eq!(has_conf, is_custodian, "{pid}");
         }

@@ -16,6 +16,7 @@ use toml::Value;
 use crate::client::Connection;
 use crate::daemon::Daemon;
 use crate::fault_module::FaultModule;
+use crate::modules::first_function;
 use crate::processes::{children, eventually};
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, ops_get, section};
@@ -268,10 +269,11 @@ fn is_turned_away(served: &Served) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_starts_before_its_hsm_waits_and_becomes_ready_by_itself() {
+    let refusal = format!("{:?}: CKR_DEVICE_ERROR", first_function());
     for (kind, words) in [
         (Kind::Vanish(Vanishing::Removed), &["(token-away)", "do not run `hsm-authd init`"][..]),
         (Kind::Vanish(Vanishing::Quietly), &["do not run `hsm-authd init`"]),
-        (Kind::Fail(CKR_DEVICE_ERROR), &["(module)", "C_GetFunctionList: CKR_DEVICE_ERROR"]),
+        (Kind::Fail(CKR_DEVICE_ERROR), &["(module)", &refusal]),
         (Kind::Segfault, &["(died)"]),
     ] {
         let place = Place::new();
@@ -408,6 +410,12 @@ async fn a_pin_that_is_refused_when_a_lost_login_is_renewed_is_tried_once_as_wel
     let forgotten = place.faults.set(Fault::of(Function::C_SignInit, Kind::ForgetLogin).once());
     let outcome = token.submission(0).send(crowd.connection(1)).await;
     assert!(matches!(outcome, Outcome::Yes | Outcome::Unavailable | Outcome::Lost), "{outcome:?}");
+    // It is given up, and the other one goes on; with that one the service ends.
+    let refused = "the token refuses the PIN";
+    eventually(refused, async || served.log().contains(refused).then_some(())).await;
+    eventually("one is left", async || (children(served.pid(), "custodian").len() == 1).then_some(())).await;
+    assert_eq!(token.submission(1).send(crowd.connection(1)).await, Outcome::Yes);
+    kill(Pid::from_raw(children(served.pid(), "custodian")[0]), Signal::SIGKILL).unwrap();
     assert_eq!(served.ended().code(), Some(1));
     assert_eq!(forgotten.count(), 1);
     assert_eq!(place.faults.counts().calls(Function::C_Login), before + 1, "{:#?}", served.last_words());

@@ -6,18 +6,19 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::token::{LABEL, TestToken};
+use crate::modules::TestModule;
+use crate::token::TestToken;
 
 /// The label of the token of `hsm-authd dev`.
 pub const DEV_LABEL: &str = "hsm-authd-dev";
 
-/// What is in a token's folder: SoftHSM's tokens are files.
+/// What is in a token's folder: a software token is files.
 struct Prepared(Vec<(PathBuf, Vec<u8>)>);
 
 impl Prepared {
     fn make(label: &str) -> Self {
         let mut token = TestToken::bare();
-        token.boot.token_label = label.to_owned();
+        token.boot.token_label = TestModule::chosen().label(label);
         let output = token.set_up(true);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let mut files = Vec::new();
@@ -50,13 +51,23 @@ fn read(base: &Path, folder: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
 /// Fills the folder of a [`TestToken`]'s tokens.
 pub fn write_token(folder: &Path) {
     static TOKEN: OnceLock<Prepared> = OnceLock::new();
-    TOKEN.get_or_init(|| Prepared::make(LABEL)).write(folder);
+    TOKEN.get_or_init(|| Prepared::make("hsm-authd test")).write(folder);
 }
 
 /// Fills the folder of a `dev` that has not started yet: its token and both PINs.
 pub fn write_dev(folder: &Path) {
     static TOKEN: OnceLock<Prepared> = OnceLock::new();
-    let prepared = TOKEN.get_or_init(|| Prepared::make(DEV_LABEL));
+    write_dev_with(TOKEN.get_or_init(|| Prepared::make(DEV_LABEL)), folder);
+}
+
+/// The same with a token that nobody else has. SoftHSM's is made by `dev` itself.
+pub fn write_own_dev(folder: &Path) {
+    if TestModule::chosen() != TestModule::SoftHsm {
+        write_dev_with(&Prepared::make(DEV_LABEL), folder);
+    }
+}
+
+fn write_dev_with(prepared: &Prepared, folder: &Path) {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).unwrap();
     prepared.write(&folder.join("token"));
     for (name, pin) in [("pin", crate::token::PIN), ("so-pin", crate::token::SO_PIN)] {
@@ -64,4 +75,5 @@ pub fn write_dev(folder: &Path) {
         fs::write(&path, pin).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
+    TestModule::chosen().write_dev(folder, DEV_LABEL);
 }

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
 use crate::load::Load;
+use crate::modules::TestModule;
 use crate::slow_request::SlowRequest;
 use crate::submissions::{Crowd, Outcome, Token};
 use crate::token::BINARY;
@@ -158,6 +159,7 @@ async fn a_request_in_flight_is_answered_before_the_end() {
 fn start_in_group(daemon: &Daemon) -> Started {
     let mut command = Command::new(BINARY);
     command.args(["dev", "--listen", "127.0.0.1:0", "--custodians", "2", "--dir"]).arg(daemon.dir());
+    command.args(TestModule::dev_arguments(&daemon.dir()));
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     Started::by(&mut command)
 }

@@ -43,6 +43,20 @@ async fn a_counter_far_ahead_is_found_by_two_codes() {
     }
 }
 
+/// The custodian is asked for 64 at a time.
+#[tokio::test]
+async fn two_codes_are_found_on_either_side_of_a_messages_end() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let mut next = 0;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    for beyond in [63, 64, 127, 62] {
+        done(&resync(&bank, &id, pair(next + beyond)).await);
+        next += beyond + 2;
+        assert_eq!(credential(&bank, &id).await["counter"], next, "{beyond}");
+    }
+}
+
 #[tokio::test]
 async fn what_does_not_follow_is_charged_like_any_guess() {
     let daemon = Daemon::start();

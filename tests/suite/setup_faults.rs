@@ -16,6 +16,7 @@ use toml::Value;
 use crate::daemon::Daemon;
 use crate::fault_module::FaultModule;
 use crate::intruder::intrude;
+use crate::modules::{Feature, passed_over};
 use crate::served::{configuration, section};
 use crate::token::{BINARY, SO_PIN, TestToken};
 
@@ -85,7 +86,8 @@ fn a_setup_that_finds_nothing_makes_nothing() {
     }
     let output = token.set_up(false);
     assert!(output.status.success() && !said(&output).contains(": made"), "{}", said(&output));
-    intrude(&token, "count 10");
+    // A witness of a run that could not destroy it stays for an hour: it may be another host's.
+    intrude(&token, "count 11");
 }
 
 #[test]
@@ -100,12 +102,14 @@ fn a_setup_on_a_good_token_leaves_no_mark_and_one_that_lacks_a_key_makes_that_on
     intrude(&token, "count 10");
     let before = created();
     assert!(token.set_up(false).status.success());
-    assert_eq!(created(), before, "where nothing is missing nothing is marked");
+    // What the HSM can do is tried with two known keys, as session objects.
+    assert_eq!(created(), before + 2, "where nothing is missing nothing is marked");
 }
 
 #[test]
 fn a_token_that_is_not_shown_is_not_made_a_second_time() {
     let (token, faults) = faulty();
+    let before = tokens(&token);
     let list = || Fault::of(Function::C_GetSlotList, Kind::Short(Length::To(0)));
     // The bit that says that the token is initialised, in the flags behind 96 bytes of text.
     let initialised = || Fault::of(Function::C_GetTokenInfo, Kind::Corrupt { bit: 96 * 8 + 10 });
@@ -124,7 +128,7 @@ fn a_token_that_is_not_shown_is_not_made_a_second_time() {
         assert!(!said.contains(": made"), "{fault:?}: {said}");
         assert!(set.count() > 0);
         set.lift();
-        assert_eq!(tokens(&token), 1, "{fault:?}: {said}");
+        assert_eq!(tokens(&token), before, "{fault:?}: {said}");
         // It was not emptied either.
         token.custodian();
     }
@@ -132,22 +136,27 @@ fn a_token_that_is_not_shown_is_not_made_a_second_time() {
 
 #[test]
 fn what_a_database_needs_is_not_made_anew() {
-    let in_use = |token: &TestToken, needed: &[(KeyKind, u16)]| {
+    let of_set = |token: &TestToken, needed: &[(KeyKind, u16)], token_only| {
         let mut boot = token.boot.clone();
         boot.in_use = true;
         let so_pin_file = Some(token.file("officer", SO_PIN));
-        token.set_up_with(&Setup { boot, needed: needed.to_vec(), so_pin_file })
+        token.set_up_with(&Setup { boot, needed: needed.to_vec(), so_pin_file, token_only })
     };
+    let in_use = |token: &TestToken, needed: &[(KeyKind, u16)]| of_set(token, needed, false);
     let bare = TestToken::bare();
     let said = is_refused(&in_use(&bare, &[(KeyKind::Row, 1)]));
     assert!(said.contains("move the database away") && !said.contains(HARMFUL[0]), "{said}");
-    assert_eq!(tokens(&bare), 0);
+    assert!(passed_over(Feature::ObjectFiles) || tokens(&bare) == 0);
 
     let token = TestToken::new();
     intrude(&token, "remove hsm-authd/kek/v1");
     let said = is_refused(&in_use(&token, &[(KeyKind::Kek, 1), (KeyKind::Row, 1)]));
     assert!(said.contains("there is no key hsm-authd/kek/v1, and there is a database"), "{said}");
     assert!(!said.contains(": made") && HARMFUL.iter().all(|words| !said.contains(words)), "{said}");
+    // Nor are other keys made for several tokens, the first of which is this one.
+    let said = is_refused(&of_set(&token, &[(KeyKind::Kek, 1)], true));
+    assert!(said.contains("there is no key hsm-authd/kek/v1, and there is a database"), "{said}");
+    assert!(of_set(&token, &[(KeyKind::Row, 1)], true).status.success());
     // A database of an earlier release cannot be asked what it needs; a `row` it has.
     intrude(&token, "remove hsm-authd/row/v1");
     assert!(is_refused(&in_use(&token, &[])).contains("there is no key hsm-authd/row/v1"));
@@ -282,6 +291,38 @@ fn an_anchor_that_is_not_shown_is_not_gone_and_none_is_written_beside_it() {
     intrude(&token, "anchors 1");
 }
 
+/// The binding believes what a module says that it found, and looks behind the array that it gave.
+#[test]
+fn more_objects_than_were_asked_for_are_a_lie_and_no_panic() {
+    let (token, faults) = faulty();
+    for count in [10, 11, 12, 1 << 40, u64::MAX] {
+        let long = Fault::of(Function::C_FindObjects, Kind::Long(count));
+        for fault in (1..=10).map(|call| long.from_call(call).once()).chain([long, long.from_call(4)]) {
+            let set = faults.set(fault);
+            let mut custodian = token.spawn();
+            custodian.send(&token.boot);
+            let up = custodian.hello().is_some();
+            let (_, said) = custodian.end_anyhow();
+            assert!(!said.contains("panicked"), "{fault:?}: {said}");
+            // Of ten that are there ten are no lie.
+            assert!(up == (set.count() == 0) || count == 10, "{fault:?}: up {up}: {said}");
+            assert!(up || said.contains("C_FindObjects: more objects than it gave out"), "{fault:?}: {said}");
+            set.lift();
+        }
+    }
+    // The same of a search in service.
+    let mut custodian = token.custodian();
+    let set = faults.set(Fault::of(Function::C_FindObjects, Kind::Long(11)));
+    match custodian.call(Request::ReadAnchor) {
+        Err(Refusal::Hsm(failure)) => {
+            assert_eq!(failure.to_string(), "C_FindObjects: more objects than it gave out");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+    set.lift();
+    token.custodian();
+}
+
 /// What a module says that a length is the binding asks the system for, before it looks.
 #[test]
 fn a_length_that_cannot_be_costs_a_process_and_no_answer() {
@@ -307,7 +348,6 @@ fn a_length_that_cannot_be_costs_a_process_and_no_answer() {
     for function in [
         Function::C_GetSlotList,
         Function::C_GetMechanismList,
-        Function::C_FindObjects,
         Function::C_GetAttributeValue,
         Function::C_WrapKey,
     ] {
@@ -360,6 +400,9 @@ fn init_beside_a_database_makes_neither_token_nor_keys() {
     intrude(&token, "remove hsm-authd/row/v1");
     let words = init();
     assert!(words.contains("there is no key hsm-authd/row/v1") && !words.contains(": made"), "{words}");
+    if passed_over(Feature::Removal) {
+        return;
+    }
     let (there, away) = (daemon.dir().join("token"), daemon.dir().join("away"));
     fs::rename(&there, &away).unwrap();
     fs::create_dir(&there).unwrap();
@@ -382,6 +425,9 @@ fn a_module_that_kills_who_loads_it_is_named() {
         Fault::of(Function::C_GetFunctionList, Kind::Fail(CKR_OK)),
         Fault::of(Function::C_Initialize, Kind::Segfault),
     ] {
+        if fault.function == Some(Function::C_GetFunctionList) && passed_over(Feature::FunctionList) {
+            continue;
+        }
         let set = faults.set(fault);
         for arguments in [&["init"][..], &["check"], &["keys", "list"]] {
             let output = run(arguments, &config);

@@ -154,3 +154,17 @@ async fn a_retry_finds_its_answer_whichever_custodian_is_asked() {
     let enrolment = json!({ "type": "hotp", "account": "acct-2", "seed_hex": SEED_HEX });
     assert_eq!(bank.post("/v1/credentials", &enrolment).await.unwrap().status, 201);
 }
+
+/// Keys of one kind may be in one token and not in another for as long as an interrupted command is not run again.
+#[test]
+fn who_lacks_a_key_of_one_kind_answers_what_is_of_another() {
+    let token = TestToken::new();
+    let mut custodian = token.custodian();
+    has_just_looked(&mut custodian);
+    let newest = |kind| NewestKeys::new([(kind, 9)]);
+    assert!(custodian.fingerprints(newest(KeyKind::Kek)).is_ok());
+    assert_eq!(custodian.fingerprints(newest(KeyKind::Row)).err(), Some(Fault::Later));
+    let mut anchor = |kind| custodian.call_knowing(newest(kind), Request::ReadAnchor).0.map(drop);
+    assert_eq!(anchor(KeyKind::Row), Ok(()));
+    assert_eq!(anchor(KeyKind::Audit), Err(Fault::Later));
+}

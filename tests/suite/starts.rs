@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
@@ -17,6 +18,7 @@ use crate::client::{Connection, Http, Identity};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code};
 use crate::device_pki::{Certificate, DAY_S, Kind, List, Party, certificates_pem, lists_pem, party};
 use crate::intruder::intrude;
+use crate::modules::TestModule;
 use crate::processes::{Started, await_gone, children, ended, eventually, terminate};
 use crate::scratch::Scratch;
 use crate::served::{Served, configuration, ops_get, section};
@@ -33,6 +35,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 fn start_dev(dir: &Path) -> Started {
     let mut command = Command::new(BINARY);
     command.args(["dev", "--listen", "127.0.0.1:0", "--custodians", "3", "--dir"]).arg(dir);
+    command.args(TestModule::dev_arguments(dir));
     Started::by(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
 }
 
@@ -166,13 +169,17 @@ async fn interrupt_starts(mut dice: Dice, end: impl Fn(&mut Child)) {
             tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
         } else {
             // While it makes the token, if there is none.
-            let (token, unfinished) = (dir.join("token"), dir.join("token.unfinished"));
-            eventually("a token", async || (unfinished.is_dir() || token.is_dir()).then_some(())).await;
+            eventually("a token", async || (dir.join("token").is_dir() || makes_token(&dir)).then_some(()))
+                .await;
         }
         end(&mut child);
+        // The database with them: some starts come far enough to write into it, and then it needs its token.
         if dice.below(2) == 0 {
             fs::remove_dir_all(dir.join("token")).ok();
             fs::remove_dir_all(dir.join("pki")).ok();
+            for end in ["", "-wal", "-shm"] {
+                fs::remove_file(dir.join(format!("hsm-authd.db{end}"))).ok();
+            }
         }
     }
     let mut child = start_dev(&dir);
@@ -185,6 +192,38 @@ async fn interrupt_starts(mut dice: Dice, end: impl Fn(&mut Child)) {
     let id = enrol_hotp(&bank, "acct-1").await;
     assert_eq!(Submission::new(&id, &rfc_code(0)).send(&bank).await, Outcome::Yes);
     assert_eq!(terminate(&mut child).code(), Some(0));
+}
+
+/// Whether there is the folder of a token that is not finished.
+fn makes_token(dir: &Path) -> bool {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().starts_with("token.unfinished"))
+}
+
+/// A process that was killed ends its last call when it comes to it.
+#[test]
+fn a_setup_that_has_not_quite_ended_is_in_no_starts_way() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().join("dev");
+    let others = dir.join("token.unfinished-1");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0_u64.. {
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let _ = fs::create_dir_all(&others);
+                let _ = fs::write(others.join(number.to_string()), "");
+            }
+        });
+        let mut child = start_dev(&dir);
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        is_over.store(true, Ordering::Relaxed);
+        assert!(line.starts_with("ready on "), "{:?}", last_words(&mut child));
+        assert_eq!(terminate(&mut child).code(), Some(0));
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,7 +245,8 @@ async fn starts_that_are_terminated_anywhere_end_in_time() {
         let begun = Instant::now();
         let status = terminate(child);
         // By the signal itself before there is anything to end in order.
-        assert!(status.success() || status.signal() == Some(Signal::SIGTERM as i32), "{status}");
+        let is_in_order = status.success() || status.signal() == Some(Signal::SIGTERM as i32);
+        assert!(is_in_order, "{status}: {:?}", last_words(child));
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     })
     .await;

@@ -1,6 +1,11 @@
 //! Every clause of `src/store.rs`, for any backend: a clause gets a way to open the same database
 //! again and again. Each ends by adding up the rows.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
 use hsm_authd::domain::account::Account;
 use hsm_authd::domain::attestation::Attestation;
 use hsm_authd::domain::audit::{AuditEntry, Event, Logged, RowMark, RowMarks};
@@ -20,8 +25,11 @@ use hsm_authd::domain::rolling::{Binding, LOOKUP_BYTES, Rolling, SALT_BYTES};
 use hsm_authd::domain::row::{Row, Sealed};
 use hsm_authd::domain::time::{BootId, Deadline, Now, RunId};
 use hsm_authd::domain::transaction::Transaction;
+use hsm_authd::lifeline::Lifeline;
+use hsm_authd::metrics;
 use hsm_authd::store::{Commit, CommitError, Page, Standing, Store};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::scratch::Scratch;
 use crate::store_samples::*;
@@ -58,6 +66,7 @@ mod sqlite {
         a_commit_that_names_a_row_twice_fails_alone,
         an_entry_is_in_the_log_for_each_commit_and_no_other,
         a_commit_goes_on_when_its_caller_stops_waiting,
+        a_request_is_not_dropped_before_it_knows_that_nothing_was_written,
         reopening_sees_everything,
         extreme_values_survive,
         every_kind_survives_and_its_tombstone,
@@ -802,4 +811,30 @@ async fn what_events_left_is_told_when_it_is_opened_again(open: Open<'_>) {
     assert!(stepped.clock_stepped && !stepped.ended && stepped.last_unix_ms == 7);
     let accepted = left(&[Event::ClockAccepted, Event::StartedUnclean, Event::Stopped]).await;
     assert!(!accepted.clock_stepped && accepted.ended && accepted.floor.lost_unix_ms == 7);
+}
+
+/// Objects in the HSM hang on that: whoever asked for them has them destroyed again.
+async fn a_request_is_not_dropped_before_it_knows_that_nothing_was_written(open: Open<'_>) {
+    let store = open();
+    let rows = one_of_each();
+    given(&store, insert(&rows)).await;
+    let conflicts = || store.metrics().commits.get_or_create(&metrics::Commit::Conflict).get();
+    for _ in 0..1_000 {
+        let line = Lifeline::until(Instant::now() + Duration::from_secs(3_600));
+        let before = conflicts();
+        let mut commit = pin!(line.clone().hold(store.commit(insert(&rows[..1]))));
+        let first = poll_fn(|context| Poll::Ready(commit.as_mut().poll(context))).await;
+        if first.is_ready() {
+            // The writer was quicker than this thread.
+            continue;
+        }
+        while conflicts() == before {
+            tokio::task::yield_now().await;
+        }
+        assert!(!line.let_go(), "dropped with an outcome that it has not seen");
+        let outcome = commit.await.map(drop);
+        assert_eq!(outcome, Err(CommitError::Abandoned), "it is not tried again for nobody");
+        return;
+    }
+    panic!("the writer was always quicker");
 }

@@ -30,7 +30,7 @@ pub struct Starts {
 impl Starts {
     pub async fn new(daemon: &Daemon) -> Self {
         let (events, mut told) = mpsc::unbounded_channel();
-        let hsm = Hsm::new(2, (Default::default(), 100), events);
+        let hsm = Hsm::new(&[2], (Default::default(), 100), events);
         // The folder stays the daemon's.
         let token = ManuallyDrop::new(TestToken::of(daemon));
         let mut custodians = Vec::new();
@@ -43,7 +43,7 @@ impl Starts {
             told.recv().await.unwrap();
             custodians.push(custodian);
         }
-        let anchor = hsm.read_anchor().await.unwrap().unwrap();
+        let anchor = hsm.read_anchor(0).await.unwrap().unwrap();
         Self { hsm, anchor, _custodians: custodians }
     }
 
@@ -69,7 +69,7 @@ impl Starts {
         let line = service.begin(false).await.err();
         let line = line.filter(|line| !line.contains("the token takes no anchor of the log"));
         if line.is_none() {
-            self.hsm.write_anchor(self.anchor.clone(), true).await.unwrap();
+            self.hsm.write_anchor(0, self.anchor.clone(), true).await.unwrap();
         }
         line
     }

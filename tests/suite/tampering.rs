@@ -311,13 +311,16 @@ fn indexes(world: &World, starts: &Starts, handle: &Handle, faults: &Mutex<Vec<S
             if ok || !said.contains(index.as_str()) {
                 faults.lock().unwrap().push(format!("NOT FOUND by audit verify: {index} is stale: {said}"));
             }
+            // The log may be long: who reads all of it looks. A start would succeed, and show the others its anchor.
+            if table == "audit" {
+                return;
+            }
             let _runtime = handle.enter();
             let refusal = match starts.service(&copy.path) {
                 Ok(service) => handle.block_on(starts.refusal(&service)),
                 Err(line) => Some(line),
             };
-            // The log may be long: who reads all of it looks.
-            if table != "audit" && !refusal.as_ref().is_some_and(|line| line.contains(index.as_str())) {
+            if !refusal.as_ref().is_some_and(|line| line.contains(index.as_str())) {
                 faults.lock().unwrap().push(format!("NOT FOUND by a start: {index} is stale: {refusal:?}"));
             }
         },

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hsm_authd::custodian::token::Setup;
-use hsm_authd::dev::SOFTHSM_MODULES;
 use hsm_authd::domain::system_key::NewestKeys;
 use hsm_authd::hsm::messages::{
     BUILD_ID, Boot, Call, Fault, Greeting, Hello, Reply, Request, Response, decode, encode, frame_length,
@@ -18,15 +17,21 @@ use hsm_authd::hsm::messages::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::daemon::Daemon;
+use crate::modules::TestModule;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_hsm-authd");
-pub const LABEL: &str = "hsm-authd test";
 pub const PIN: &str = "user-pin-5501";
 pub const SO_PIN: &str = "officer-pin-7702";
 
-/// A folder with a SoftHSM configuration, PIN files and room for tokens; removed on drop.
+/// What tokens of tests are labelled.
+pub fn label() -> String {
+    TestModule::chosen().label("hsm-authd test")
+}
+
+/// A folder with a module's configuration, PIN files and room for tokens; removed on drop.
 pub struct TestToken {
     folder: PathBuf,
+    tokens: PathBuf,
     pub boot: Boot,
     /// Variables for what is started, besides the one that names the token's configuration.
     pub environment: Vec<(&'static str, String)>,
@@ -36,16 +41,25 @@ impl TestToken {
     /// The token of a daemon that has ended, and leaves its folder to the test.
     pub fn of(daemon: &Daemon) -> Self {
         let folder = daemon.dir();
+        let tokens = folder.join("token");
+        Self::within(folder, tokens, crate::prepared::DEV_LABEL)
+    }
+
+    fn within(folder: PathBuf, tokens: PathBuf, label: &str) -> Self {
+        let module = TestModule::chosen();
         let boot = Boot {
-            module: SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
-            token_label: crate::prepared::DEV_LABEL.to_owned(),
+            module: module.library(),
+            module_arguments: module.arguments(&tokens),
+            token_label: module.label(label),
             pin_file: folder.join("pin"),
+            pin_cut_off: None,
             secrets_cached_max: 100,
             in_use: false,
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
+            shared_keys: false,
         };
-        Self { folder, boot, environment: Vec::new() }
+        Self { folder, tokens, boot, environment: Vec::new() }
     }
 
     /// A folder without a token.
@@ -58,23 +72,10 @@ impl TestToken {
         let folder = base.join(format!("hsm-authd-token-{}-{number}", std::process::id()));
         fs::create_dir_all(folder.join("tokens")).unwrap();
         let tokens = folder.join("tokens");
-        let conf = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            tokens.display()
-        );
-        fs::write(folder.join("softhsm2.conf"), conf).unwrap();
+        TestModule::chosen().configure(&folder, &tokens);
         fs::write(folder.join("pin"), format!("{PIN}\n")).unwrap();
         fs::write(folder.join("so-pin"), SO_PIN).unwrap();
-        let boot = Boot {
-            module: SOFTHSM_MODULES.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM"),
-            token_label: LABEL.to_owned(),
-            pin_file: folder.join("pin"),
-            secrets_cached_max: 100,
-            in_use: false,
-            unwraps_max: u64::MAX,
-            memory_bytes_max: u64::MAX,
-        };
-        Self { folder, boot, environment: Vec::new() }
+        Self::within(folder, tokens, "hsm-authd test")
     }
 
     /// A token with its system keys, which are those of every other such token.
@@ -95,7 +96,12 @@ impl TestToken {
     /// Runs `hsm-authd token-setup`, with the security officer's PIN or without.
     pub fn set_up(&self, with_so_pin: bool) -> Output {
         let so_pin_file = with_so_pin.then(|| self.folder.join("so-pin"));
-        self.set_up_with(&Setup { boot: self.boot.clone(), needed: Vec::new(), so_pin_file })
+        self.set_up_with(&Setup {
+            boot: self.boot.clone(),
+            needed: Vec::new(),
+            so_pin_file,
+            token_only: false,
+        })
     }
 
     pub fn set_up_with(&self, setup: &Setup) -> Output {
@@ -104,10 +110,18 @@ impl TestToken {
 
     /// The same without the security officer's PIN, under way.
     pub fn begin_set_up(&self) -> Child {
-        self.begin(&Setup { boot: self.boot.clone(), needed: Vec::new(), so_pin_file: None })
+        self.begin(&Setup {
+            boot: self.boot.clone(),
+            needed: Vec::new(),
+            so_pin_file: None,
+            token_only: false,
+        })
     }
 
     fn begin(&self, setup: &Setup) -> Child {
+        if setup.so_pin_file.is_some() {
+            TestModule::chosen().make_database(&self.tokens, &setup.boot.pin_file);
+        }
         let mut child = self
             .command(BINARY)
             .args(["token-setup", "--supervisor", &std::process::id().to_string()])
@@ -123,7 +137,7 @@ impl TestToken {
     /// A command in the environment that names this token's configuration.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
-        command.env("SOFTHSM2_CONF", self.folder.join("softhsm2.conf"));
+        command.envs(TestModule::chosen().environment(&self.folder));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -137,12 +151,12 @@ impl TestToken {
 
     /// Where the module keeps its tokens.
     pub fn tokens(&self) -> PathBuf {
-        self.folder.join("tokens")
+        self.tokens.clone()
     }
 
     /// Hides the tokens from the module, as a pulled cable would.
     pub fn pull(&self) {
-        fs::rename(self.folder.join("tokens"), self.folder.join("pulled")).unwrap();
+        fs::rename(&self.tokens, self.folder.join("pulled")).unwrap();
     }
 
     /// A custodian that has booted; panics with its last words if it did not.
@@ -153,7 +167,8 @@ impl TestToken {
             Some(hello) => {
                 assert_eq!(hello.build_id, BUILD_ID);
                 assert!(
-                    hello.token.contains(&self.boot.token_label) && hello.token.contains("SoftHSM"),
+                    hello.token.contains(&self.boot.token_label)
+                        && hello.token.contains(TestModule::chosen().model()),
                     "{}",
                     hello.token
                 );

@@ -1,7 +1,7 @@
 //! The flood of one tenant is a line of its own: another one is served as if it were alone, or nearly.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -109,4 +109,66 @@ async fn the_flood_of_one_tenant_does_not_starve_another() {
     assert_eq!((flood.no, flood.locked, flood.lost, flood.unavailable), (0, 0, 0, 0), "{flood:?}");
     assert!(flood_longer > FLOOD_LONGER_MIN, "{flood_longer:.1} times as long");
     assert!(longer < LONGER_MAX, "{longer:.1} times as long");
+}
+
+/// Senders of one tenant that all want one account, and tokens of another tenant, each an account of its own.
+const HOT: usize = 100;
+const TOKENS: usize = 16;
+/// How many right codes each of these sends.
+const CODES: u64 = 25;
+/// How many times as much is done for who shares nothing with itself. By places given out in turn it is as much.
+const MORE_MIN: f64 = 2.0;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_for_one_account_hold_no_more_than_their_share() {
+    let (daemon, served) = start(&[]);
+    let hot = Connection::open(&served.url, &daemon.identity("bank-a"), Http::Two).await.unwrap();
+    let other = Connection::open(&served.url, &daemon.identity("bank-b"), Http::Two).await.unwrap();
+    let account = Arc::new(Token::enrol(&hot, "hotp", None).await);
+    assert_eq!(account.submission(0).send(&hot).await, Outcome::Yes);
+    let mut tokens = Vec::new();
+    for _ in 0..TOKENS {
+        tokens.push(Token::enrol(&other, "hotp", None).await);
+    }
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut flood = JoinSet::new();
+    for _ in 0..HOT {
+        let (hot, account, stop, done) = (hot.clone(), account.clone(), stop.clone(), done.clone());
+        flood.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                // The code that was accepted last, which costs its owner nothing.
+                assert_eq!(account.submission(0).send(&hot).await, Outcome::No);
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    crate::processes::eventually("a line", async || {
+        let waiting = Scrape::at(&served.ops_url).value("hsm_authd_requests_waiting", &[]);
+        (waiting > HOT as f64 / 2.0).then_some(())
+    })
+    .await;
+    let before = done.load(Ordering::Relaxed);
+    let mut quick = JoinSet::new();
+    for token in tokens {
+        let other = other.clone();
+        quick.spawn(async move {
+            for counter in 0..CODES {
+                assert_eq!(token.submission(counter).send(&other).await, Outcome::Yes);
+            }
+        });
+    }
+    while let Some(ended) = quick.join_next().await {
+        ended.unwrap();
+    }
+    let meanwhile = done.load(Ordering::Relaxed) - before;
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = flood.join_next().await {
+        ended.unwrap();
+    }
+    let more = (TOKENS as u64 * CODES) as f64 / meanwhile as f64;
+    println!(
+        "{} answers for {TOKENS} accounts, {meanwhile} for one: {more:.1} times as many",
+        TOKENS as u64 * CODES
+    );
+    assert!(more > MORE_MIN, "{more:.1} times as many");
 }

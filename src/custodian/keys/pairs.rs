@@ -40,7 +40,14 @@ impl PublishedKey {
     /// # Errors
     /// It has no point on P-256, or the HSM failed.
     pub fn open(session: &Session, name: KeyName, public: Object) -> Result<Self, KeyError> {
-        let public = public_half(session, name, public, PairForm::P256)?;
+        Ok(Self::of(session, public_half(session, name, public, PairForm::P256)?)?)
+    }
+
+    /// The same of a key whose point was read.
+    ///
+    /// # Errors
+    /// The HSM failed.
+    pub fn of(session: &Session, public: PublicKey) -> Result<Self, Pkcs11Error> {
         let verifying = session.create_public_key(&public)?;
         Ok(Self { kid: public.thumbprint(), public, verifying })
     }
@@ -53,6 +60,11 @@ impl PublishedKey {
     /// Its thumbprint.
     pub fn kid(&self) -> &str {
         &self.kid
+    }
+
+    /// The same, to verify with.
+    pub fn verifying(&self) -> &VerifyingKey {
+        &self.verifying
     }
 
     /// Whether its private half made this signature.

@@ -6,6 +6,7 @@ use std::fmt;
 pub use crate::domain::system_key::KeyKind as Kind;
 
 use super::super::pkcs11::{Half, Material, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Use};
+use super::peers::{self, LabelledPeer};
 use crate::hsm::messages::Fault;
 
 /// What a key of some kind must be, in the token.
@@ -105,27 +106,25 @@ pub enum KeyError {
     #[error("the HSM failed: {0}")]
     Hsm(#[from] Pkcs11Error),
     /// A label that names no version.
-    #[error("the object labelled {0} names no version of a key: remove it or give it another label")]
+    #[error("the object labelled {0} names no version of a key")]
     Version(String),
     /// Two objects with one label.
-    #[error("two objects are labelled {0}: remove the one that wrapped or sealed nothing")]
+    #[error("two objects are labelled {0}")]
     Twice(KeyName),
     /// A key that is not what it must be.
     #[error("key {0} is not usable: {1}; it was not made by `hsm-authd init`, or not wholly")]
     Wrong(KeyName, Pkcs11Error),
     /// An object of a pair's label that is no key of a pair.
-    #[error("an object labelled {0} is neither a private nor a public key: remove it")]
+    #[error("an object labelled {0} is neither a private nor a public key")]
     NoHalf(KeyName),
     /// More than one private or public key of one pair.
-    #[error("several {0}s are labelled {1}: remove all but that of the pair that was used")]
+    #[error("several {0}s are labelled {1}")]
     HalfTwice(Half, KeyName),
     /// A half alone: what is missing, and what is there. Nothing in the token says whether the pair was ever used.
     #[error("the {0} of {1} is missing")]
     HalfMissing(Half, KeyName, Half),
     /// A half that is not what it must be.
-    #[error(
-        "the {0} of {1} is not usable: {2}; it was not made by `hsm-authd init`, or not wholly: remove it"
-    )]
+    #[error("the {0} of {1} is not usable: {2}; it was not made by `hsm-authd init`, or not wholly")]
     WrongHalf(Half, KeyName, Pkcs11Error),
     /// A pair that is being made, or whose making was interrupted.
     #[error("key {0} is not finished: run `hsm-authd init`")]
@@ -145,6 +144,9 @@ pub enum KeyError {
     /// The token's first anchor.
     #[error("the anchor of the log cannot be made: {0}")]
     Anchor(Fault),
+    /// A step of what several tokens do that is not to be taken.
+    #[error("{0}")]
+    Step(&'static str),
     /// A kind of which there is no version.
     #[error("there is no key hsm-authd/{}/v1", .0.name())]
     Missing(Kind),
@@ -177,6 +179,28 @@ impl KeyError {
                 ": put it back, or remove the {there} of that label and run `hsm-authd init`, which makes a new pair; what \
                  the old one signed then verifies no more, and what was wrapped for it opens no more"
             ),
+            (Self::Version(_), false) => ": remove it or give it another label".to_owned(),
+            (Self::Version(_) | Self::NoHalf(_), true) => {
+                ": give it another label with the HSM's own tools, and remove nothing: somebody may have labelled a key so \
+                 that the database needs"
+                    .to_owned()
+            }
+            (Self::Twice(_), false) => ": remove the one that wrapped or sealed nothing".to_owned(),
+            (Self::Twice(_), true) => ", and there is a database: what is stored was wrapped or sealed by one of them, and is \
+                 lost for good without that one. Back the HSM up before anything is removed (docs/hsm-faults.md)"
+                .to_owned(),
+            (Self::NoHalf(_) | Self::WrongHalf(..), false) => ": remove it".to_owned(),
+            (Self::HalfTwice(..), false) => ": remove all but that of the pair that was used".to_owned(),
+            (Self::WrongHalf(_, name, _) | Self::HalfTwice(_, name), true) => {
+                let lost = match name.kind {
+                    Kind::Import => "what was wrapped for it opens no more",
+                    _ => "what it signed verifies no more",
+                };
+                format!(
+                    ", and there is a database: if the pair that was used goes, {lost}. Put back what is missing from the \
+                     HSM's own backup, and back the HSM up before anything is removed (docs/hsm-faults.md)"
+                )
+            }
             _ => String::new(),
         }
     }
@@ -236,21 +260,39 @@ fn marked(session: &Session, object: Object, label: &str) -> Result<Option<KeyNa
     })
 }
 
-/// Keys whose making was interrupted: the marks, and the objects that were made.
+/// What there is of a key that is marked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Marks of who makes it, since before it was there, or removes it for good.
+    pub marks: Vec<Object>,
+    /// Marks of who looks whether it is to be removed, and when they were made, seconds since 1970.
+    pub removals: Vec<(Object, u64)>,
+    /// What has its label.
+    pub made: Vec<Object>,
+}
+
+/// Keys that are marked: being made, or interrupted in their making or their removal.
 ///
 /// # Errors
 /// The HSM failed.
-pub fn unfinished(session: &Session) -> Result<BTreeMap<KeyName, [Vec<Object>; 2]>, KeyError> {
-    let mut unfinished: BTreeMap<KeyName, [Vec<Object>; 2]> = BTreeMap::new();
+pub fn unfinished(session: &Session) -> Result<BTreeMap<KeyName, Unfinished>, KeyError> {
+    let mut unfinished: BTreeMap<KeyName, Unfinished> = BTreeMap::new();
     let labelled = session.labelled_objects()?;
     for (object, label) in &labelled {
         if let Some(name) = marked(session, *object, label)? {
-            unfinished.entry(name).or_default()[0].push(*object);
+            let of_it = unfinished.entry(name).or_default();
+            match session.removal_of(*object) {
+                Ok(None) => of_it.marks.push(*object),
+                Ok(Some(unix_s)) => of_it.removals.push((*object, unix_s)),
+                // Its run is at an end.
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
-    for (name, [_, made]) in &mut unfinished {
+    for (name, of_it) in &mut unfinished {
         let label = name.to_string();
-        made.extend(labelled.iter().filter(|(_, other)| *other == label).map(|(object, _)| *object));
+        of_it.made.extend(labelled.iter().filter(|(_, other)| *other == label).map(|(object, _)| *object));
     }
     Ok(unfinished)
 }
@@ -263,9 +305,22 @@ pub struct Survey {
     pub retired: BTreeMap<KeyName, Object>,
     /// What is left of pairs whose retirement was interrupted.
     pub halves: BTreeMap<KeyName, Vec<Object>>,
+    /// What is labelled as a key of another token.
+    pub peers: Vec<LabelledPeer>,
+    /// Keys that are marked, whatever there is of them.
+    unfinished: BTreeSet<KeyName>,
 }
 
 impl Survey {
+    /// Itself, if of whatever is unfinished there is another version of its kind.
+    fn begun_beside(self) -> Result<Self, KeyError> {
+        let is_alone = |name: &&KeyName| !self.keys.keys().any(|key| key.kind == name.kind);
+        match self.unfinished.iter().find(is_alone) {
+            Some(name) => Err(KeyError::Unfinished(*name)),
+            None => Ok(self),
+        }
+    }
+
     /// The newest version of a kind.
     pub fn newest(&self, kind: Kind) -> Option<u16> {
         self.keys.keys().filter(|name| name.kind == kind).map(|name| name.version).max()
@@ -278,6 +333,7 @@ struct Labels {
     objects: BTreeMap<KeyName, Vec<Object>>,
     unfinished: BTreeSet<KeyName>,
     retired: BTreeMap<KeyName, Vec<Object>>,
+    peers: Vec<LabelledPeer>,
 }
 
 /// How often the labels are read at most until it was the same twice.
@@ -287,7 +343,12 @@ impl Labels {
     fn read(session: &Session) -> Result<Self, KeyError> {
         let mut labels = Self::default();
         for (object, label) in session.labelled_objects()? {
-            if let Some(name) = marked(session, object, &label)? {
+            if let Some(kind) = peers::kind_of(&label) {
+                // As of a retired one: one that is not private needs no PIN.
+                if session.is_private(object)? {
+                    labels.peers.push(LabelledPeer { kind, label, object });
+                }
+            } else if let Some(name) = marked(session, object, &label)? {
                 labels.unfinished.insert(name);
             } else if let Some(name) = KeyName::of_retired(&label) {
                 // One that is not private needs no PIN, and would say what our signatures are.
@@ -314,7 +375,8 @@ impl Labels {
         let mut before = Self::read(session)?;
         for _ in 1..READINGS_MAX {
             let labels = Self::read(session)?;
-            if labels.counts().eq(before.counts()) && labels.unfinished == before.unfinished {
+            let is_same = labels.counts().eq(before.counts()) && labels.peers.len() == before.peers.len();
+            if is_same && labels.unfinished == before.unfinished {
                 return Ok(labels);
             }
             before = labels;
@@ -333,34 +395,51 @@ impl Labels {
 /// # Errors
 /// The first key that is not what it must be.
 pub fn survey(session: &Session) -> Result<Survey, KeyError> {
-    match surveyed(session) {
-        Ok(survey) => Ok(survey),
+    reading_twice(session, || surveyed(session)?.begun_beside())
+}
+
+/// The same, whether or not there is another version of a kind.
+///
+/// # Errors
+/// The first key that is not what it must be.
+pub fn survey_begun(session: &Session) -> Result<Survey, KeyError> {
+    reading_twice(session, || surveyed(session))
+}
+
+/// What is read, or what is wrong with it, of which an operator may be told to remove something: that is said of what was
+/// read twice.
+///
+/// # Errors
+/// What is wrong; or the HSM failed.
+pub fn reading_twice<T>(session: &Session, read: impl Fn() -> Result<T, KeyError>) -> Result<T, KeyError> {
+    match read() {
         Err(error @ KeyError::Hsm(_)) => Err(error),
-        // It has an operator remove something, perhaps: it is said of what was read twice.
-        Err(_) => match surveyed(session) {
+        Err(_) => match read() {
             Ok(_) => {
                 Err(Pkcs11Error::lie("C_GetAttributeValue: a key that was wrong a moment ago is right")
                     .into())
             }
             Err(error) => Err(error.established(session)),
         },
+        read => read,
     }
 }
 
+/// From here on the newest `row` that is finished is what the session must find: as long as it is open nobody retires that.
 fn surveyed(session: &Session) -> Result<Survey, KeyError> {
-    let Labels { mut objects, unfinished, retired } = Labels::agreed(session)?;
+    let there = read(session)?;
+    if let Some(version) = there.newest(Kind::Row) {
+        session.set_witness(KeyName { kind: Kind::Row, version }.to_string())?;
+    }
+    Ok(there)
+}
+
+fn read(session: &Session) -> Result<Survey, KeyError> {
+    let Labels { mut objects, unfinished, retired, peers } = Labels::agreed(session)?;
     objects.retain(|name, _| !unfinished.contains(name));
     let halves = objects.extract_if(.., |name, _| retired.contains_key(name)).collect();
-    if let Some(name) = unfinished.iter().find(|name| !objects.keys().any(|key| key.kind == name.kind)) {
-        return Err(KeyError::Unfinished(*name));
-    }
-    let found = |(name, objects): (KeyName, Vec<Object>)| {
-        let key = match name.kind.form() {
-            Form::Secret(shape, purpose) => secret(session, name, &shape, purpose, &objects),
-            Form::Pair(form) => pair(session, name, form, &objects),
-        };
-        key.map(|key| (name, key))
-    };
+    let found =
+        |(name, objects): (KeyName, Vec<Object>)| whole(session, name, &objects).map(|key| (name, key));
     let kept = |(name, objects): (KeyName, Vec<Object>)| {
         let [object] = *objects else { return Err(KeyError::HalfTwice(Half::Public, name)) };
         let checked = session.check_retired(object);
@@ -370,7 +449,20 @@ fn surveyed(session: &Session) -> Result<Survey, KeyError> {
         keys: objects.into_iter().map(found).collect::<Result<_, _>>()?,
         retired: retired.into_iter().map(kept).collect::<Result<_, _>>()?,
         halves,
+        peers,
+        unfinished,
     })
+}
+
+/// The key that these objects of its label are, attributes checked.
+///
+/// # Errors
+/// It is not what it must be, or not all of it.
+pub fn whole(session: &Session, name: KeyName, objects: &[Object]) -> Result<Found, KeyError> {
+    match name.kind.form() {
+        Form::Secret(shape, purpose) => secret(session, name, &shape, purpose, objects),
+        Form::Pair(form) => pair(session, name, form, objects),
+    }
 }
 
 fn secret(
@@ -381,10 +473,7 @@ fn secret(
     objects: &[Object],
 ) -> Result<Found, KeyError> {
     let [object] = *objects else { return Err(KeyError::Twice(name)) };
-    let checked = session
-        .check(object, shape)
-        .and_then(|()| session.check_purpose(object, purpose))
-        .and_then(|()| session.check_made_inside(object));
+    let checked = session.check_own(object, shape).and_then(|()| session.check_purpose(object, purpose));
     let wrong = |error| KeyError::of_object(error, |error| KeyError::Wrong(name, error));
     checked.map(|()| Found::Secret(object)).map_err(wrong)
 }

@@ -1,7 +1,8 @@
 //! Encryption of small secrets (AES-256-GCM, NIST SP 800-38D), inside the module.
 
-use cryptoki::mechanism::Mechanism;
-use cryptoki::mechanism::aead::GcmParams;
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::aead::{GcmMessageParams, GcmParams, GeneratorFunction};
+use cryptoki::mechanism::{Mechanism, MessageParam};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -28,16 +29,46 @@ impl Session {
     ) -> Result<Vec<u8>, Pkcs11Error> {
         let mut parameter = nonce;
         let mechanism = gcm(&mut parameter, associated_data)?;
-        let sealed = self.raw.encrypt(&mechanism, self.handle(key)?, plaintext)?;
+        let sealed = match self.raw.encrypt(&mechanism, self.handle(key)?, plaintext) {
+            // NSS says that it needs room for the plaintext alone, and then that this was too little.
+            Err(too_small @ Error::Pkcs11(RvError::BufferTooSmall, _)) => {
+                match self.encrypt_message(key, nonce, associated_data, plaintext) {
+                    // A module of version 2.40: that was no answer, then.
+                    Err(Pkcs11Error(Cause::Returned(Error::NullFunctionPointer))) => {
+                        return Err(too_small.into());
+                    }
+                    other => other?,
+                }
+            }
+            other => other?,
+        };
         if sealed.len() != plaintext.len() + GCM_TAG_BYTES {
             return Err(Pkcs11Error(Cause::Length("C_Encrypt")));
         }
-        match self.decrypt(key, nonce, associated_data, &sealed) {
-            Ok(decrypted) if decrypted.ct_eq(plaintext).into() => Ok(sealed),
-            Ok(_) => Err(Pkcs11Error::lie("C_Encrypt: what does not decrypt to the same")),
-            // Of what was encrypted just now no code says that it is somebody else's fault.
-            Err(error) => Err(Pkcs11Error::lie(format!("C_Encrypt: what does not decrypt ({error})"))),
+        let decrypted = self.decrypt(key, nonce, associated_data, &sealed)?;
+        match decrypted.ct_eq(plaintext).into() {
+            true => Ok(sealed),
+            false => Err(Pkcs11Error::lie("C_Encrypt: what does not decrypt to the same")),
         }
+    }
+
+    /// The same by the functions of PKCS #11 3.0, which put the tag elsewhere.
+    fn encrypt_message(
+        &self,
+        key: Object,
+        nonce: [u8; GCM_NONCE_BYTES],
+        associated_data: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, Pkcs11Error> {
+        let (mut nonces, mut tags) = ([nonce; 2], [[0; GCM_TAG_BYTES]; 2]);
+        let ([of_all, of_one], [none, tag]) = (&mut nonces, &mut tags);
+        let given = GeneratorFunction::NoGenerate;
+        let mechanism = Mechanism::AesGcmMessage(GcmMessageParams::new(of_all, 0.into(), given, none)?);
+        self.raw.message_encrypt_init(&mechanism, self.handle(key)?)?;
+        let message = MessageParam::AesGcmMessage(GcmMessageParams::new(of_one, 0.into(), given, tag)?);
+        let encrypted = self.raw.encrypt_message(&message, associated_data, plaintext);
+        self.raw.message_encrypt_final()?;
+        Ok([encrypted?.as_slice(), tag].concat())
     }
 
     /// What [`Session::encrypt`] encrypted, zeroized on drop.

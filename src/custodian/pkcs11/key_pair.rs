@@ -136,7 +136,8 @@ impl Session {
                 Mechanism::RsaPkcsKeyPairGen
             }
         };
-        let (public, private) = self.made_for(form.purpose(), |allowed| {
+        let mine = [Attribute::Token(true), Attribute::Label(label.as_bytes().to_vec())];
+        let (public, private) = self.made_with(form.purpose().attribute(), &mine, |allowed| {
             let (public, private) = ([&of_public[..], allowed].concat(), [&of_private[..], allowed].concat());
             Ok(self.raw.generate_key_pair(&mechanism, &public, &private)?)
         })?;

@@ -39,36 +39,44 @@ impl Purpose {
     }
 }
 
-/// All that is asked of a module, by the names of the standard.
-const NEEDED: [(&str, MechanismType); 12] = [
-    ("CKM_SHA_1_HMAC", MechanismType::SHA1_HMAC),
-    ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC),
-    ("CKM_SHA512_HMAC", MechanismType::SHA512_HMAC),
-    ("CKM_AES_KEY_GEN", MechanismType::AES_KEY_GEN),
-    ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP),
-    ("CKM_AES_GCM", MechanismType::AES_GCM),
-    ("CKM_GENERIC_SECRET_KEY_GEN", MechanismType::GENERIC_SECRET_KEY_GEN),
-    ("CKM_EC_KEY_PAIR_GEN", MechanismType::ECC_KEY_PAIR_GEN),
-    ("CKM_ECDSA", MechanismType::ECDSA),
-    ("CKM_RSA_PKCS_KEY_PAIR_GEN", MechanismType::RSA_PKCS_KEY_PAIR_GEN),
-    ("CKM_RSA_PKCS", MechanismType::RSA_PKCS),
-    ("CKM_RSA_PKCS_OAEP", MechanismType::RSA_PKCS_OAEP),
+/// A mechanism that we use, by its name in the standard, with what it is for.
+struct Needed(&'static str, MechanismType, &'static str);
+
+/// All of them.
+const NEEDED: [Needed; 12] = [
+    Needed("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP, "secrets are wrapped with it"),
+    Needed("CKM_AES_KEY_GEN", MechanismType::AES_KEY_GEN, "it makes the keys kek and data"),
+    Needed("CKM_GENERIC_SECRET_KEY_GEN", MechanismType::GENERIC_SECRET_KEY_GEN, "it makes secrets"),
+    Needed("CKM_SHA_1_HMAC", MechanismType::SHA1_HMAC, "codes are computed with it"),
+    Needed("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC, "codes and seals are computed with it"),
+    Needed("CKM_SHA512_HMAC", MechanismType::SHA512_HMAC, "codes are computed with it"),
+    Needed("CKM_AES_GCM", MechanismType::AES_GCM, "PIN hashes are encrypted with it"),
+    Needed("CKM_EC_KEY_PAIR_GEN", MechanismType::ECC_KEY_PAIR_GEN, "it makes the keys attest and audit"),
+    Needed("CKM_ECDSA", MechanismType::ECDSA, "attestations are signed with it"),
+    Needed("CKM_RSA_PKCS_KEY_PAIR_GEN", MechanismType::RSA_PKCS_KEY_PAIR_GEN, "it makes the key import"),
+    Needed("CKM_RSA_PKCS", MechanismType::RSA_PKCS, "signers' RSA signatures are verified with it"),
+    Needed(
+        "CKM_RSA_PKCS_OAEP",
+        MechanismType::RSA_PKCS_OAEP,
+        "seeds that are imported are unwrapped with it",
+    ),
 ];
 
 impl Module {
-    /// Which of the mechanisms that we use the module does not have for this token (`C_GetMechanismList`).
+    /// The mechanisms that we use and that the module does not have for this token (`C_GetMechanismList`), each with what
+    /// it is for.
     ///
     /// # Errors
     /// The list cannot be read.
-    pub fn missing_mechanisms(&self, token: &Token) -> Result<Vec<&'static str>, Pkcs11Error> {
+    pub fn missing_mechanisms(&self, token: &Token) -> Result<Vec<String>, Pkcs11Error> {
         let there = self.0.get_mechanism_list(token.slot)?;
         Ok(missing(&there))
     }
 }
 
-fn missing(there: &[MechanismType]) -> Vec<&'static str> {
-    let absent = NEEDED.iter().filter(|(_, mechanism)| !there.contains(mechanism));
-    absent.map(|(name, _)| *name).collect()
+fn missing(there: &[MechanismType]) -> Vec<String> {
+    let absent = NEEDED.iter().filter(|Needed(_, mechanism, _)| !there.contains(mechanism));
+    absent.map(|Needed(name, _, purpose)| format!("{name} ({purpose})")).collect()
 }
 
 impl Session {
@@ -91,16 +99,25 @@ impl Session {
         }
     }
 
-    /// Makes something with this attribute, and without it where the module does not take it.
-    pub(super) fn made_for<T>(
+    /// Makes a token object with this attribute, and without it where the module does not take it. `mine`: by what the
+    /// object would be found.
+    pub(super) fn made_with<T>(
         &self,
-        purpose: Purpose,
+        attribute: Attribute,
+        mine: &[Attribute],
         make: impl Fn(&[Attribute]) -> Result<T, Pkcs11Error>,
     ) -> Result<T, Pkcs11Error> {
-        match make(&[purpose.attribute()]) {
-            Err(error) if error.is_key_refusal() => make(&[]),
-            made => made,
+        // Twice: of a failure that passes no key is to be weaker than it could be.
+        for _ in 0..2 {
+            match make(std::slice::from_ref(&attribute)) {
+                Err(error) if error.is_key_refusal() => break,
+                // NSS says it of what its database has no column for. But then there is nothing: of another failure there
+                // may be, and a second object beside it would be one too many.
+                Err(error) if error.is_general() && self.search(mine)?.is_empty() => {}
+                made => return made,
+            }
         }
+        make(&[])
     }
 }
 
@@ -110,10 +127,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let all: Vec<_> = NEEDED.iter().map(|(_, mechanism)| *mechanism).collect();
+        let all: Vec<_> = NEEDED.iter().map(|Needed(_, mechanism, _)| *mechanism).collect();
         assert!(missing(&all).is_empty());
         let without: Vec<_> =
             all.into_iter().filter(|mechanism| *mechanism != MechanismType::AES_GCM).collect();
-        assert_eq!(missing(&without), ["CKM_AES_GCM"]);
+        assert_eq!(missing(&without), ["CKM_AES_GCM (PIN hashes are encrypted with it)"]);
     }
 }

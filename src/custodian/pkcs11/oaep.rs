@@ -10,7 +10,7 @@ use super::session::{Object, Session};
 use super::shape::Shape;
 use super::{Cause, Pkcs11Error};
 
-fn oaep() -> Mechanism<'static> {
+pub(super) fn oaep() -> Mechanism<'static> {
     let mask = PkcsMgfType::MGF1_SHA1;
     Mechanism::RsaPkcsOaep(PkcsOaepParams::new(MechanismType::SHA1, mask, PkcsOaepSource::empty()))
 }

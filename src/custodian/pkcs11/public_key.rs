@@ -59,6 +59,11 @@ impl VerifyingKey {
     pub fn object(&self) -> Object {
         self.object
     }
+
+    /// Whether `signature` is one of the SHA-256 digest, by this key, as this process says.
+    pub fn is_right(&self, digest: &[u8; 32], signature: &Signature) -> bool {
+        self.verifier.verify(digest, signature)
+    }
 }
 
 impl Session {
@@ -83,7 +88,8 @@ impl Session {
         })
     }
 
-    /// Whether `signature` is one of the SHA-256 digest, by this key, as the HSM and this process say.
+    /// Whether `signature` is one of the SHA-256 digest, by this key, as the HSM and this process say; the HSM is not asked of
+    /// what can be none.
     ///
     /// # Errors
     /// `C_VerifyInit` failed, or `C_Verify` for another reason than the signature; or the two do not agree.
@@ -94,6 +100,9 @@ impl Session {
         signature: &Signature,
     ) -> Result<bool, Pkcs11Error> {
         let object = self.handle(key.object)?;
+        if !key.verifier.is_formed(signature) {
+            return Ok(false);
+        }
         let verified = match *key.verifier {
             Verifier::P256(_) => self.raw.verify(&Mechanism::Ecdsa, object, digest, signature.as_bytes()),
             Verifier::Rsa(_) => {
@@ -103,10 +112,16 @@ impl Session {
         };
         let is_right = match verified {
             Ok(()) => true,
-            Err(Error::Pkcs11(RvError::SignatureInvalid | RvError::SignatureLenRange, _)) => false,
+            Err(Error::Pkcs11(
+                RvError::SignatureInvalid
+                | RvError::SignatureLenRange
+                // NSS says it of the signature: what is signed has its one length here.
+                | RvError::DataLenRange,
+                _,
+            )) => false,
             Err(error) => return Err(error.into()),
         };
-        match is_right == key.verifier.verify(digest, signature) {
+        match is_right == key.is_right(digest, signature) {
             true => Ok(is_right),
             false => Err(Pkcs11Error::lie(format!(
                 "C_Verify: a signature is said to be {}, and is not",

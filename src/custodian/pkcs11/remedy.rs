@@ -23,11 +23,21 @@ impl Pkcs11Error {
             Cause::Stale => Remedy::Rebuild,
         }
     }
+
+    /// The same where nothing from outside was handed in: then it cannot be the request that is wrong.
+    pub fn healing(&self) -> Remedy {
+        match self.remedy() {
+            Remedy::Refuse => Remedy::NewSession,
+            // What may have been made goes with its session: it may be a secret that may leave.
+            Remedy::Repeat if self.changes_objects() => Remedy::NewSession,
+            remedy => remedy,
+        }
+    }
 }
 
 /// The remedy, and why it is that.
 pub(super) fn remedy(code: RvError) -> (Remedy, &'static str) {
-    use Remedy::{GiveUp, LogIn, NewProcess, NewSession, Rebuild, Refuse, Repeat};
+    use Remedy::{GiveUp, NewProcess, NewSession, Rebuild, Refuse, Repeat};
     match code {
         // The session, and what was begun in it.
         RvError::SessionClosed => (NewSession, "it was closed while the call ran"),
@@ -51,7 +61,9 @@ pub(super) fn remedy(code: RvError) -> (Remedy, &'static str) {
         RvError::BufferTooSmall => (NewSession, "the operation goes on, and the binding gives it up"),
 
         // The login, and what it makes visible.
-        RvError::UserNotLoggedIn => (LogIn, "the plain case"),
+        RvError::UserNotLoggedIn => {
+            (NewSession, "which tells whether it is so: then it takes another process")
+        }
         RvError::ObjectHandleInvalid => (
             Rebuild,
             "SoftHSM says it after a logout and after the token's loss, as of an object that is gone",
@@ -174,8 +186,8 @@ mod tests {
         match remedy {
             Remedy::Refuse => "none: the request is refused",
             Remedy::Repeat => "the same again, then another session",
-            Remedy::Rebuild | Remedy::LogIn | Remedy::NewSession => "another session",
-            Remedy::NewProcess => "another process",
+            Remedy::Rebuild | Remedy::NewSession => "another session",
+            Remedy::LogIn | Remedy::NewProcess => "another process",
             Remedy::GiveUp => "an operator",
         }
     }

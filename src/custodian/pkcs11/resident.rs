@@ -59,7 +59,7 @@ impl Session {
         let mut wanted = vec![Attribute::Token(true), label()];
         wanted.extend(id.map(|id| Attribute::Id(id.to_vec())));
         self.check_attributes(object, &wanted)?;
-        self.destroy(object)
+        self.destroy_surely(object)
     }
 
     /// Has the HSM make one of so many bytes: nobody ever sees it.
@@ -72,9 +72,12 @@ impl Session {
         algorithm: Algorithm,
         length_bytes: usize,
     ) -> Result<Object, Pkcs11Error> {
-        let mut template = template(id, algorithm);
+        let mut template = template(id);
         template.push(Attribute::ValueLen(length_bytes.try_into()?));
-        self.made("C_GenerateKey", self.raw.generate_key(&Mechanism::GenericSecretKeyGen, &template)?)
+        self.made_with(allowed(algorithm), &mine(id), |allowed| {
+            let template = [allowed, &template[..]].concat();
+            self.made("C_GenerateKey", self.raw.generate_key(&Mechanism::GenericSecretKeyGen, &template)?)
+        })
     }
 
     /// Makes one of `value`.
@@ -87,15 +90,16 @@ impl Session {
         algorithm: Algorithm,
         value: &[u8],
     ) -> Result<Object, Pkcs11Error> {
-        let mut template = template(id, algorithm);
-        template.push(Attribute::Value(value.to_vec()));
-        let created = self.raw.create_object(&template);
-        for attribute in &mut template {
-            if let Attribute::Value(copy) = attribute {
-                copy.zeroize();
+        self.made_with(allowed(algorithm), &mine(id), |allowed| {
+            let mut template = [allowed, &template(id)[..], &[Attribute::Value(value.to_vec())]].concat();
+            let created = self.raw.create_object(&template);
+            for attribute in &mut template {
+                if let Attribute::Value(copy) = attribute {
+                    copy.zeroize();
+                }
             }
-        }
-        self.made("C_CreateObject", created?)
+            self.made("C_CreateObject", created?)
+        })
     }
 
     /// Makes one of a blob that this `kek` wrapped. Of a session object it comes by this way, not by `C_CopyObject`: that
@@ -110,7 +114,9 @@ impl Session {
         id: &[u8],
         algorithm: Algorithm,
     ) -> Result<Object, Pkcs11Error> {
-        self.unwrap_with(kek, blob, &template(id, algorithm))
+        self.made_with(allowed(algorithm), &mine(id), |allowed| {
+            self.unwrap_with(kek, blob, &[allowed, &template(id)[..]].concat())
+        })
     }
 
     /// Reads the attributes of one back, and has the HSM use it: one that a crash left half made may lack nothing but
@@ -120,7 +126,14 @@ impl Session {
     /// It is not whole, or not for `algorithm`; or the HSM failed.
     pub fn check_resident(&self, object: Object, id: &[u8], algorithm: Algorithm) -> Result<(), Pkcs11Error> {
         self.check(object, &SHAPE)?;
-        self.check_attributes(object, &[label(), Attribute::Id(id.to_vec()), allowed(algorithm)])?;
+        self.check_attributes(object, &[label(), Attribute::Id(id.to_vec())])?;
+        // Of a module that keeps no such list it is not known.
+        match self.attributes(object, &[AttributeType::AllowedMechanisms]) {
+            Ok(found) if found.is_empty() => {}
+            Err(error) if error.is_unknown_attribute() => {}
+            Ok(_) => self.check_attributes(object, &[allowed(algorithm)])?,
+            Err(error) => return Err(error),
+        }
         self.hmac(algorithm, object, b"hsm-authd/secret/check/v1").map(drop)
     }
 }
@@ -138,11 +151,17 @@ fn allowed(algorithm: Algorithm) -> Attribute {
     }])
 }
 
-/// What a new one is given, but for what it is made of.
-fn template(id: &[u8], algorithm: Algorithm) -> Vec<Attribute> {
+/// What a new one is given, but for what it is made of and what it is good for. That comes before it: SoftHSM takes a
+/// template's attributes in their order, and nothing behind CKA_MODIFIABLE.
+fn template(id: &[u8]) -> Vec<Attribute> {
     let mut template = SHAPE.attributes();
-    template.extend([label(), Attribute::Id(id.to_vec()), allowed(algorithm), Attribute::Modifiable(false)]);
+    template.extend([label(), Attribute::Id(id.to_vec()), Attribute::Modifiable(false)]);
     template
+}
+
+/// By what it is found.
+fn mine(id: &[u8]) -> [Attribute; 3] {
+    [Attribute::Token(true), label(), Attribute::Id(id.to_vec())]
 }
 
 #[cfg(test)]

@@ -3,6 +3,11 @@
 //! SoftHSM finds nothing where its token's files are away, says that all is well, and goes on saying so. So that nothing
 //! was found is believed only of a session that finds what is known to be there, and only twice.
 
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Once;
+
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
 
 use super::Pkcs11Error;
@@ -91,9 +96,51 @@ impl Session {
         }
     }
 
+    /// What the module says that it found: each object once, and as many as there are handles.
     fn find(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
-        Ok(self.raw.find_objects(template)?)
+        let found = quietly(|| {
+            let (mut found, mut known) = (Vec::new(), HashSet::new());
+            for handle in self.raw.iter_objects(template)? {
+                let handle = handle?;
+                // A module that says more than it wrote leaves what was there before, or nothing.
+                if handle.handle() == 0 || found.len() >= OBJECTS_MAX || !known.insert(handle.handle()) {
+                    return Err(miscounted());
+                }
+                found.push(handle);
+            }
+            Ok(found)
+        });
+        // The binding takes a number above what it asked for, and looks behind its array.
+        found.unwrap_or_else(|_| Err(miscounted()))
     }
+}
+
+fn miscounted() -> Pkcs11Error {
+    Pkcs11Error::lie("C_FindObjects: more objects than it gave out")
+}
+
+/// More than a token has, and a search that goes on behind them has no end.
+const OBJECTS_MAX: usize = 1 << 20;
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does it, and says nothing of a panic: what it came from is told by whoever asked for it.
+fn quietly<T>(ask: impl FnOnce() -> T) -> std::thread::Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |told| {
+            if !QUIET.get() {
+                hook(told);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(ask));
+    QUIET.set(false);
+    done
 }
 
 fn by_label(label: &str) -> [Attribute; 2] {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
 use cryptoki::session::{SessionState, UserType};
 use cryptoki::types::AuthPin;
 use zeroize::{Zeroize, Zeroizing};
@@ -21,6 +21,9 @@ use crate::domain::otp::Algorithm;
 
 /// RFC 3394 adds one block of 8 bytes to what it wraps.
 pub const WRAP_OVERHEAD_BYTES: usize = 8;
+
+/// How the value of a removal's mark begins. The mark of who makes a key has a random value.
+const REMOVAL: &[u8] = b"removal\0";
 
 /// An object's handle; it means something to the session that found or made it, and is refused by any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub struct Session {
     pub(super) last_drawn: LastDrawn,
     /// The label of an object that is known to be there ([`Session::set_witness`]).
     pub(super) witness: RefCell<Option<String>>,
+    /// Whether it takes secret keys of ours that were not made in this token.
+    pub(super) accepting_shared_keys: bool,
 }
 
 impl Session {
@@ -63,6 +68,7 @@ impl Session {
             known_key: KnownKey::default(),
             last_drawn: LastDrawn::default(),
             witness: RefCell::default(),
+            accepting_shared_keys: false,
         }
     }
 
@@ -140,6 +146,14 @@ impl Session {
         self.check_attributes(object, &shape.all_attributes()?)
     }
 
+    /// Reads the label back.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub fn check_label(&self, object: Object, label: &str) -> Result<(), Pkcs11Error> {
+        self.check_attributes(object, &[Attribute::Token(true), Attribute::Label(label.as_bytes().to_vec())])
+    }
+
     /// Whether a key was made in the HSM and has never been outside: what came from outside is known to whoever brought
     /// it (PKCS #11 3.1, section 4.9).
     ///
@@ -184,11 +198,14 @@ impl Session {
         // A key that is to be copied to a session object must allow it: the copy's CKA_TOKEN is
         // a modification. No module lets go of CKA_SENSITIVE or non-extractability for that.
         let modifiable = Attribute::Modifiable(shape.purpose == Some(Use::Wrap));
+        let mine = [Attribute::Token(true), label.clone()];
         let besides = [label, modifiable];
-        self.made_for(purpose, |allowed| self.generate_with(shape, &[&besides[..], allowed].concat()))
+        self.made_with(purpose.attribute(), &mine, |allowed| {
+            self.generate_with(shape, &[&besides[..], allowed].concat())
+        })
     }
 
-    fn generate_with(&self, shape: &Shape, besides: &[Attribute]) -> Result<Object, Pkcs11Error> {
+    pub(super) fn generate_with(&self, shape: &Shape, besides: &[Attribute]) -> Result<Object, Pkcs11Error> {
         let mechanism = match shape.material {
             Material::Aes => Mechanism::AesKeyGen,
             Material::Generic => Mechanism::GenericSecretKeyGen,
@@ -198,15 +215,40 @@ impl Session {
         self.made("C_GenerateKey", self.raw.generate_key(&mechanism, &template)?)
     }
 
-    /// Makes a token object that is nothing but its label.
+    /// Makes a private token object that is nothing but its label.
     ///
     /// # Errors
-    /// `C_CreateObject` failed: not every module has such objects.
+    /// The module makes none.
     pub fn mark(&self, label: &str) -> Result<Object, Pkcs11Error> {
-        let class = Attribute::Class(ObjectClass::DATA);
-        let label = Attribute::Label(label.as_bytes().to_vec());
-        let template = [class, Attribute::Token(true), Attribute::Private(true), label];
-        self.made("C_CreateObject", self.raw.create_object(&template)?)
+        // A value of its own: two keys of one id are one to NSS.
+        let mut value = [0; 16];
+        self.random(&mut value)?;
+        self.create_data(label, &value)
+    }
+
+    /// Makes such an object that says, besides, when it was made: of who looks whether a key is to be removed.
+    ///
+    /// # Errors
+    /// The module makes none.
+    pub fn mark_removal(&self, label: &str, unix_s: u64) -> Result<Object, Pkcs11Error> {
+        let mut random = [0; 8];
+        self.random(&mut random)?;
+        self.create_data(label, &[REMOVAL, &unix_s.to_be_bytes(), &random].concat())
+    }
+
+    /// When an object was made that is such a mark, seconds since 1970; `None`: it is another one, both times that it was
+    /// read.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn removal_of(&self, mark: Object) -> Result<Option<u64>, Pkcs11Error> {
+        for _ in 0..2 {
+            let value = self.data_value(mark)?;
+            if let Some(rest) = value.strip_prefix(REMOVAL) {
+                return Ok(Some(rest.first_chunk().map_or(0, |unix_s| u64::from_be_bytes(*unix_s))));
+            }
+        }
+        Ok(None)
     }
 
     /// Makes a key of `value`.
@@ -336,6 +378,32 @@ impl Session {
             Err(error) => Err(error),
             Ok(_) => Err(Pkcs11Error::lie("C_DestroyObject: the object is still there")),
         }
+    }
+
+    /// Destroys the object of this label, and nothing else that its handle may be of: the label is read once more. Looks
+    /// whether it is there no more.
+    ///
+    /// # Errors
+    /// It is another object; or it was not destroyed, and may still be there.
+    pub fn destroy_labelled(&self, object: Object, label: &str) -> Result<(), Pkcs11Error> {
+        self.check_label(object, label).map_err(|error| match error.is_of_object() {
+            true => Pkcs11Error::lie(format!("C_GetAttributeValue: {label} is the label of another object")),
+            false => error,
+        })?;
+        self.destroy_surely(object)
+    }
+
+    /// The same of one that a search by the label finds, too: what goes for good is not read alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn destroy_named(&self, object: Object, label: &str) -> Result<(), Pkcs11Error> {
+        if !self.labelled(label)?.contains(&object) {
+            // Somebody else may have destroyed it.
+            self.check_label(object, label)?;
+            return Err(Pkcs11Error::lie(format!("C_FindObjects: not an object that is labelled {label}")));
+        }
+        self.destroy_labelled(object, label)
     }
 
     /// The bytes of a key, if the module gives them out.

@@ -19,12 +19,13 @@ pub enum Remedy {
     Refuse,
     /// The same once more, in this session.
     Repeat,
-    /// The session is there and logged in, and its handles mean nothing any more: keys are found again.
+    /// An object is not what it was, or another one: all are found again, in another session.
     Rebuild,
-    /// The session is there, and nobody is logged in: one login, then [`Remedy::Rebuild`].
-    LogIn,
-    /// The session is gone, or in no state that is known: another one, then [`Remedy::LogIn`] where that is needed.
+    /// The session is gone, or in no state that is known: another one, and all objects found again.
     NewSession,
+    /// Nobody is logged in in this process any more: the custodian ends, and another one starts, for starts alone log in,
+    /// one after the other. What was asked is not what is wrong.
+    LogIn,
     /// The module in this process is not to be believed any more: the custodian ends, and another one starts.
     NewProcess,
     /// No machine mends it: an operator has to. The custodian ends; whether it is mended is tried from time to time, but
@@ -41,6 +42,11 @@ impl Failure {
     /// One against which this helps.
     pub fn with(remedy: Remedy, what: impl Into<String>) -> Self {
         Self { what: what.into(), remedy }
+    }
+
+    /// The same, against which nothing helps that is milder than this.
+    pub fn at_least(self, remedy: Remedy) -> Self {
+        Self { remedy: self.remedy.max(remedy), ..self }
     }
 }
 

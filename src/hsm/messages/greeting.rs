@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::system_key::NewestKeys;
+use super::KeyCheck;
+use crate::domain::system_key::{KeyKind, NewestKeys};
 
 /// What a custodian says first: [`Greeting::Starting`] any number of times, then one of the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct Hello {
     pub token: String,
     /// The newest keys that it has: others may be newer since it looked.
     pub newest: NewestKeys,
+    /// A check value of each version of `kek`, `row` and `data`: two tokens that share keys have the same.
+    pub shared: Vec<(KeyKind, u16, KeyCheck)>,
 }
 
 /// A step of a start. Displays as what the HSM is asked for, after "while".
@@ -37,6 +40,8 @@ pub enum Step {
     Token,
     /// A session is opened, and the PIN given to the token.
     Login(PinFile),
+    /// What the token must be able to do is tried.
+    Abilities,
     /// The system keys are read.
     Keys,
     /// The secrets that are objects in the HSM are listed; again after each so many of them.
@@ -51,6 +56,7 @@ impl fmt::Display for Step {
             Self::Module => "its module is initialised",
             Self::Token => "its tokens are listed",
             Self::Login(_) => "the user is logged in",
+            Self::Abilities => "what it can do is tried",
             Self::Keys => "its keys are read",
             Self::Secrets => "its secrets are listed",
             Self::SelfTest => "its keys are tried",

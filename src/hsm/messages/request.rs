@@ -9,8 +9,9 @@ use crate::domain::checkpoint::Checkpoint;
 use crate::domain::credential::ObjectId;
 use crate::domain::id::{CredentialId, PresentationId};
 use crate::domain::otp::Algorithm;
-use crate::domain::row::SealedBytes;
+use crate::domain::row::{Row, SealedBytes, Table};
 use crate::domain::signer::signature::Signature;
+use crate::domain::system_key::KeyKind;
 use crate::domain::time::RunId;
 use crate::domain::wrapped_seed::WrappedSeed;
 use crate::secret::SecretBytes;
@@ -154,19 +155,36 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether its answer tells what is not there: only who knows the newest keys may say that.
-    pub fn searches(&self) -> bool {
+    /// Whether its answer tells what is not there, and by keys of which kind: only who knows the newest of that may say so.
+    pub fn searches(&self) -> Option<KeyKind> {
         match self {
-            Self::Fingerprint(_)
-            | Self::PresentationCode { code_hash: Some(_), .. }
-            | Self::VerifyAttestation { .. }
-            | Self::ImportWrapped { .. }
-            | Self::AttestationKeys
-            | Self::AuditKeys
-            | Self::ReadAnchor
-            | Self::WriteAnchor { .. } => true,
+            Self::Fingerprint(_) | Self::PresentationCode { code_hash: Some(_), .. } => Some(KeyKind::Row),
+            Self::VerifyAttestation { .. } | Self::AttestationKeys => Some(KeyKind::Attest),
+            Self::ImportWrapped { .. } => Some(KeyKind::Import),
+            Self::AuditKeys | Self::ReadAnchor | Self::WriteAnchor { .. } => Some(KeyKind::Audit),
             // Of what takes rows, they say by which keys they were made.
-            _ => false,
+            _ => None,
+        }
+    }
+
+    /// Whether it takes a secret that is an object: only the first token has those.
+    pub fn names_objects(&self) -> bool {
+        match self {
+            Self::Residents { .. } | Self::DestroyResidents { .. } => true,
+            Self::Generate { custody, .. }
+            | Self::Import { custody, .. }
+            | Self::ImportWrapped { custody, .. } => matches!(custody, Custody::Resident(_)),
+            // They look at rows, and open no secret.
+            Self::Seal(_) | Self::Sum(_) | Self::Renew(_) => false,
+            _ => self.standing().iter().any(|row| match row.bytes.table() {
+                Some(Table::Credential) => match row.bytes.decode() {
+                    Some(Row::Credential(credential)) => {
+                        credential.kind.secrets().any(|secret| secret.object().is_some())
+                    }
+                    _ => false,
+                },
+                _ => false,
+            }),
         }
     }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 fn state(custodians: u16) -> State {
-    State::new(custodians, HsmMetrics::new(custodians))
+    State::new(&[custodians], HsmMetrics::new(&[custodians]))
 }
 
 fn refusal(cause: Away, line: &str) -> Refusal {
@@ -22,13 +22,13 @@ async fn the_breaker_opens_with_the_first_start_that_fails_while_none_is_up() {
     assert_eq!(look(), (false, 0), "one is up");
     state.lost(0, 1, "it ended");
     assert_eq!(look(), (false, 0), "no start has failed since");
-    assert_eq!(state.objection(), None);
+    assert_eq!(state.objection(None), None);
     state.start_failed(1, 2, refusal(Away::TokenAway, "no token"));
     assert_eq!(look(), (true, 1));
-    assert_eq!(state.objection().unwrap(), "no token");
+    assert_eq!(state.objection(None).unwrap(), "no token");
     state.up(0, 2, "a token");
     assert_eq!(look(), (false, 0), "at once");
-    assert_eq!(state.objection(), None);
+    assert_eq!(state.objection(None), None);
     state.lost(0, 2, "it ended");
     assert_eq!(look(), (false, 0), "what failed before it was up counts no more");
 }
@@ -39,7 +39,7 @@ async fn a_successor_that_is_up_is_not_taken_for_its_predecessor() {
     state.up(0, 1, "a token");
     state.up(0, 2, "a token");
     state.lost(0, 1, "it was tired");
-    assert_eq!((state.trouble(), state.away_for()), (None, None));
+    assert_eq!((state.trouble(false), state.away_for()), (None, None));
     state.start_failed(0, 3, refusal(Away::Died, "it ended without a word"));
     assert!(!*state.breaker().borrow(), "the one that is there goes on");
     assert_eq!(away(&state, Away::Died), 0);
@@ -48,17 +48,17 @@ async fn a_successor_that_is_up_is_not_taken_for_its_predecessor() {
 #[tokio::test(start_paused = true)]
 async fn an_operator_is_told_why_since_when_and_what_to_do() {
     let state = state(2);
-    assert_eq!(state.trouble(), None, "they are being started");
+    assert_eq!(state.trouble(false), None, "they are being started");
     state.start_failed(0, 1, refusal(Away::TokenAway, "no token is labelled bank"));
     tokio::time::advance(Duration::from_secs(7)).await;
     assert_eq!(
-        state.trouble().unwrap(),
+        state.trouble(false).unwrap(),
         "the HSM cannot be used for 7 s (token-away): no token is labelled bank; see that the HSM is connected and has \
          this token; it is tried again by itself each second"
     );
     // What may be a second token of the same name would make the first one's keys useless.
     state.was_used();
-    assert!(state.trouble().unwrap().contains("do not run `hsm-authd init`"));
+    assert!(state.trouble(false).unwrap().contains("do not run `hsm-authd init`"));
     for (cause, said) in [
         (Away::Configuration, "mend that"),
         (Away::Module, "set up as its vendor says"),
@@ -70,18 +70,18 @@ async fn an_operator_is_told_why_since_when_and_what_to_do() {
         (Away::Died, "crashed"),
     ] {
         state.start_failed(0, 1, refusal(cause, "so it is"));
-        let told = state.trouble().unwrap();
+        let told = state.trouble(false).unwrap();
         assert!(told.contains(said) && told.contains("7 s") && told.contains("so it is"), "{told}");
         assert_eq!(told.contains("tried again by itself"), cause != Away::PinRefused, "{told}");
     }
 
     state.up(1, 1, "a token");
-    assert_eq!(state.trouble(), None);
+    assert_eq!(state.trouble(false), None);
     assert_eq!(state.missing(), "custodian 0 is away for 7 s (died): so it is\n");
     tokio::time::advance(Duration::from_secs(3)).await;
     state.lost(1, 1, "it missed its deadline");
     assert_eq!(
-        state.trouble().unwrap(),
+        state.trouble(false).unwrap(),
         "no custodian is up for 0 s: the last was lost (it missed its deadline); others are being started"
     );
     assert_eq!(state.away_for(), Some(Duration::ZERO), "since the last was lost");

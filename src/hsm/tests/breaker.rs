@@ -11,8 +11,9 @@ impl Fixture {
         let down = Down { cause, line, exit: 11 };
         theirs.write_all(&encode(&Greeting::Down(down)).unwrap()).await.unwrap();
         self.hsm.clone().adopt(slot, generation, ours).await;
+        let failure = StartFailed::Said { exit: 11, pin_file: None };
         // Before it is lost, and killed: how it ends may be worth more than that it does.
-        while self.event().await != (CustodianEvent::Down { slot, generation, exit: 11 }) {}
+        while self.event().await != (CustodianEvent::Down { slot, generation, failure }) {}
         while self.event().await != (CustodianEvent::Lost { slot, generation }) {}
     }
 
@@ -88,4 +89,39 @@ async fn who_can_wait_waits_for_a_custodian_that_is_replaced_and_for_no_other() 
     }
     fixture.custodian(0, 5, |_| Act::Answer).await;
     assert!(waiting.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_would_wait_for_a_process_that_cannot_be_started_is_told_at_once() {
+    let mut fixture = Fixture::new(1);
+    fixture.lose(1).await;
+    fixture.hsm.not_started(0, 2, "no process can be made");
+    let begun = Instant::now();
+    let error = fixture.ask().await.unwrap_err();
+    assert_eq!(error.to_string(), "the HSM cannot be used: no process can be made");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    let trouble = fixture.hsm.trouble().unwrap();
+    assert!(trouble.contains("(no-process)") && trouble.contains("descriptors"), "{trouble}");
+}
+
+/// A token that may be back in a moment is waited for, however long another one is away.
+#[tokio::test(start_paused = true)]
+async fn callers_are_told_at_once_only_if_no_token_may_come_back_soon() {
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut fixture = Fixture { hsm: Hsm::new(&[1, 1], (Keeping::Wrapped, 1), sender), events };
+    fixture.failed_start(1, 1).await;
+    fixture.lose(1).await;
+    assert!(fixture.hsm.has_token_failed(1) && !fixture.hsm.has_token_failed(0));
+    let begun = Instant::now();
+    assert!(matches!(fixture.ask().await, Err(HsmError::Unavailable(_))));
+    assert!(begun.elapsed().abs_diff(CALL_MAX) < Duration::from_millis(10), "{:?}", begun.elapsed());
+    fixture.failed_start(0, 2).await;
+    assert!(matches!(fixture.ask().await, Err(HsmError::Away(_))));
+    // Who needs the first one does not wait for it because another one is up.
+    fixture.custodian(1, 2, |_| Act::Answer).await;
+    assert_eq!(fixture.ask().await, Ok(()));
+    let request = Request::Seal(SealRows { standing: Vec::new(), outcome: Outcome::default() });
+    let begun = Instant::now();
+    assert!(matches!(fixture.hsm.call(Route::Token(0), request).await, Err(HsmError::Away(_))));
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }

@@ -21,7 +21,8 @@ impl Gated {
         let (permits, count) = (gate.clone(), read.clone());
         let answered = tokio::spawn(async move {
             let (build_id, token) = (BUILD_ID.to_owned(), "a test's".to_owned());
-            let hello = Greeting::Up(Hello { build_id, token, newest: NewestKeys::default() });
+            let hello =
+                Greeting::Up(Hello { build_id, token, newest: NewestKeys::default(), shared: Vec::new() });
             theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
             let mut answered = 0;
             loop {

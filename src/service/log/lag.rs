@@ -64,6 +64,12 @@ impl Lag {
         std::mem::take(&mut self.is_closed).then_some(Turn::Opened)
     }
 
+    /// Why the last attempt made no anchor.
+    #[cfg(test)]
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
     /// Why nothing is committed; `None`: it is.
     pub fn reason(&self) -> Option<String> {
         let cause = self.cause.as_deref().unwrap_or("it does not answer in time");

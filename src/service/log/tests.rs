@@ -1,7 +1,7 @@
 //! The keeper of the log against a token that takes no anchor. Time moves only where a test says so.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,17 +14,19 @@ use super::lag::BEHIND_MAX;
 use super::*;
 use crate::clock::SystemClock;
 use crate::domain::certificate::Trust;
+use crate::domain::credential::ObjectId;
 use crate::hsm::messages::{
     BUILD_ID, Call, Fault, Greeting, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
 use crate::service::Policies;
 
 /// A custodian whose token takes anchors as long as it is told so.
-async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>) {
+async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>, destroyed: Arc<AtomicUsize>) {
     let hello = Greeting::Up(Hello {
         build_id: BUILD_ID.to_owned(),
         token: "a test's".to_owned(),
         newest: Default::default(),
+        shared: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut header = [0; 4];
@@ -34,10 +36,15 @@ async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>) {
         let Call { id, request, .. } = decode(&body).unwrap();
         let result = match request {
             Request::SignCheckpoint(checkpoint) => Ok(Response::Checkpoint(checkpoint.to_string())),
+            Request::ReadAnchor => Ok(Response::Anchor(Some(first_anchor()))),
             Request::WriteAnchor { .. } if takes_anchors.load(Ordering::SeqCst) => {
                 Ok(Response::AnchorWritten)
             }
             Request::WriteAnchor { .. } => Err(Fault::Request("the token is full".to_owned())),
+            Request::DestroyResidents { ids, .. } => {
+                destroyed.fetch_add(ids.len(), Ordering::SeqCst);
+                Ok(Response::Destroyed { objects: ids.len() as u32 })
+            }
             _ => Ok(Response::Healthy),
         };
         stream
@@ -47,10 +54,16 @@ async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>) {
     }
 }
 
+/// That of a token that has just been made.
+fn first_anchor() -> String {
+    format!("{}\n\u{2014} hsm-authd.log/new AAAAAAA=\n", Checkpoint::unclaimed(1))
+}
+
 struct Fixture {
     folder: PathBuf,
     service: Arc<Service>,
     takes_anchors: Arc<AtomicBool>,
+    destroyed: Arc<AtomicUsize>,
     /// As long as it is there, nobody but the test moves the time.
     _still: std_mpsc::Sender<()>,
 }
@@ -69,10 +82,11 @@ impl Fixture {
         let folder = std::env::temp_dir().join(format!("hsm-authd-log-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let (events, mut told) = mpsc::unbounded_channel();
-        let hsm = Hsm::new(1, (Default::default(), 1), events);
+        let hsm = Hsm::new(&[1], (Default::default(), 1), events);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let takes_anchors = Arc::new(AtomicBool::new(true));
-        tokio::spawn(custodian(theirs, takes_anchors.clone()));
+        let destroyed = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(custodian(theirs, takes_anchors.clone(), destroyed.clone()));
         tokio::spawn(hsm.clone().adopt(0, 1, ours));
         told.recv().await.unwrap();
         let policies = Policies {
@@ -84,7 +98,7 @@ impl Fixture {
         let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).unwrap());
         let store = Store::open(&folder.join("store.db")).unwrap();
         let service = Arc::new(Service::new(store, hsm, clock, policies, Trust::none()));
-        let fixture = Self { folder, service, takes_anchors, _still: still };
+        let fixture = Self { folder, service, takes_anchors, destroyed, _still: still };
         fixture.log().note(fixture.entry()).await.map(drop).unwrap();
         fixture.log().anchor(true).await.unwrap();
         let keeper = fixture.service.clone();
@@ -198,4 +212,40 @@ async fn nor_where_each_answer_waits_for_its_anchor() {
     advance(RETRY_AFTER).await;
     fixture.until(|fixture| fixture.service.commits_nothing().is_none()).await;
     fixture.commit().await.unwrap();
+}
+
+/// What hangs on a place that is given back.
+struct Flag(Arc<AtomicBool>);
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_anchor_has_destroyed_what_no_row_names_and_holds_nobody_up() {
+    let fixture = Fixture::new("objects", AnchorMode::EveryCommit).await;
+    let line = || Lifeline::until(Instant::now() + BEHIND_MAX);
+    // Where an anchor covers it, nobody waits.
+    let (covered, ended) = (line(), Arc::new(AtomicBool::new(false)));
+    covered.begin_turn(Flag(ended.clone()));
+    covered.clone().hold(fixture.log().covers(1)).await.unwrap();
+    assert!(!ended.load(Ordering::SeqCst));
+
+    fixture.takes_anchors.store(false, Ordering::SeqCst);
+    let failed = fixture.failures();
+    let waiting = line();
+    waiting.begin_turn(Flag(ended.clone()));
+    let asked = {
+        let service = fixture.service.clone();
+        let (commit, object) = (Commit::of_entry(fixture.entry()), ObjectId::from_random([7; 16]));
+        let work = async move { service.commit_naming(commit, &mut [], vec![object]).await.map(drop) };
+        tokio::spawn(waiting.hold(work))
+    };
+    fixture.until(|fixture| fixture.failures() > failed).await;
+    fixture.until(|_| ended.load(Ordering::SeqCst)).await;
+    assert_eq!(fixture.destroyed.load(Ordering::SeqCst), 1);
+    fixture.fails_until(Instant::now() + COVER_MAX).await;
+    assert!(matches!(asked.await.unwrap(), Err(Refused::Unavailable { .. })), "what was committed stays");
 }

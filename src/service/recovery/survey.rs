@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{PAGE, Recovery, RecoveryError, persist};
+use super::{ASK_AGAIN_AFTER, PAGE, PATIENCE, Recovery, RecoveryError, persist};
 use crate::clock::STEP_MS_MAX;
-use crate::domain::checkpoint::{Checkpoint, Head, Note};
+use crate::domain::anchors::Seen;
+use crate::domain::checkpoint::{Checkpoint, Head};
 use crate::domain::row::{Row, RowKey, Sealed, Table, TableSums};
 use crate::domain::time::rfc3339;
+use crate::service::log::of_token;
+use crate::service::patience::Patience;
 use crate::store::{Damage, Found, JudgedLog, Place};
 
 /// From how many rows of one key on it is told from rows that were tampered with that the key is missing.
@@ -20,8 +23,10 @@ const DAY_MS: u64 = 86_400_000;
 /// What is found before anything is changed.
 #[derive(Clone, Debug)]
 pub struct Survey {
-    /// What the token knows; `None`: it has no anchor.
+    /// What the token knows; of several, what the one does that knows most. `None`: it has no anchor.
     pub anchor: Option<Checkpoint>,
+    /// What each token says, by its name.
+    pub tokens: Vec<(String, Seen)>,
     /// What the database has, as far as its log fits.
     pub head: Head,
     /// What does not fit of its log itself; `None`: all of it does.
@@ -39,6 +44,12 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// The tokens that were not asked.
+    pub fn away(&self) -> impl Iterator<Item = &str> {
+        let is_away = |(_, seen): &&(String, Seen)| *seen == Seen::Away;
+        self.tokens.iter().filter(is_away).map(|(name, _)| name.as_str())
+    }
+
     /// Whether the database is what the service left.
     pub fn is_sound(&self) -> bool {
         self.turned_back.is_none() && self.damaged.is_none()
@@ -51,11 +62,31 @@ impl Recovery {
     /// # Errors
     /// The database or the HSM cannot be asked, the HSM has not the keys of the rows, or the clock is behind what is known.
     pub async fn survey(&self) -> Result<Survey, RecoveryError> {
-        let note = persist(&self.hsm, || self.hsm.read_anchor()).await?;
-        let anchor = note.as_deref().and_then(Note::parse).map(|note| note.unverified().clone());
-        let size = anchor.as_ref().map_or(0, |anchor| anchor.head.size);
+        let seen = self.seen().await?;
+        let anchors = || {
+            seen.iter().filter_map(|seen| match seen {
+                Seen::Anchor(anchor) => Some(anchor),
+                Seen::Away | Seen::Nothing => None,
+            })
+        };
+        let anchor = anchors().max_by_key(|anchor| (anchor.head.size, anchor.unix_s)).cloned();
+        let sizes = anchors().map(|anchor| anchor.head.size).collect();
         let JudgedLog { head, roots, last_unix_ms, clock_stepped, damage: log } =
-            self.store.judged_log(vec![size]).await?;
+            self.store.judged_log(sizes).await?;
+        let objections = anchors().zip(roots).map(|(anchor, root)| {
+            // That it is too short is because it was damaged.
+            anchor.objection(&head, root).filter(|_| log.is_none() || root.is_some())
+        });
+        let mut objections = objections.collect::<Vec<_>>().into_iter();
+        let mut turned_back = None;
+        for (token, seen) in seen.iter().enumerate() {
+            let reason = match seen {
+                Seen::Away => None,
+                Seen::Nothing => Some("the token has no anchor of the log: it was removed".to_owned()),
+                Seen::Anchor(_) => objections.next().flatten(),
+            };
+            turned_back = turned_back.or(reason.map(|reason| of_token(&self.hsm, token, reason)));
+        }
         let known_ms = anchor.as_ref().map(|anchor| anchor.unix_s.saturating_mul(1_000)).max(last_unix_ms);
         self.check_clock(known_ms.unwrap_or(0))?;
         let clock_doubt = self.clock_doubt(known_ms, clock_stepped);
@@ -91,12 +122,6 @@ impl Recovery {
             )));
         }
         let is_summed = self.store.left().0.differing(&sums).is_none();
-        let turned_back = match &anchor {
-            Some(anchor) => anchor.objection(&head, roots.first().copied().flatten()),
-            None => Some("the token has no anchor of the log: it was removed".to_owned()),
-        };
-        // That it is too short is because it was damaged.
-        let turned_back = turned_back.filter(|_| log.is_none() || roots.first().is_some_and(Option::is_some));
         let damaged = match (wrong.is_empty(), is_summed) {
             _ if log.is_some() => log.as_ref().map(|damage| damage.reason.clone()),
             (false, _) => Some("rows are not what was sealed".to_owned()),
@@ -105,7 +130,23 @@ impl Recovery {
             // What else a start holds against it: a sum can be made to fit.
             (true, true) => self.service.objection().await,
         };
-        Ok(Survey { anchor, head, log, turned_back, damaged, rows, wrong, clock_doubt })
+        let named = |(token, seen)| (self.hsm.token_name(token), seen);
+        let tokens = seen.into_iter().enumerate().map(named).collect();
+        Ok(Survey { anchor, tokens, head, log, turned_back, damaged, rows, wrong, clock_doubt })
+    }
+
+    /// What the tokens say that are there.
+    async fn seen(&self) -> Result<Vec<Seen>, RecoveryError> {
+        let mut patience = Patience::new(&self.hsm, PATIENCE);
+        loop {
+            let (seen, failure) = self.service.see_anchors().await.map_err(RecoveryError)?;
+            let Some(failure) = failure.filter(|_| seen.iter().all(|seen| *seen == Seen::Away)) else {
+                return Ok(seen);
+            };
+            if !patience.again(ASK_AGAIN_AFTER).await {
+                return Err(failure.into());
+            }
+        }
     }
 
     /// Time marks are made of this clock: one that is behind would leave codes that were used within reach.

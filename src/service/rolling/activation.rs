@@ -107,7 +107,7 @@ impl Service {
         };
         let claims = std::slice::from_mut(&mut identity_key.claim);
         Ok(self
-            .commit_naming(commit, claims)
+            .commit_naming(commit, claims, Vec::new())
             .await?
             .map(|durable| RollingAnswer { answer: answer.release(durable), code: Some(opened.into()) }))
     }

@@ -69,8 +69,7 @@ impl Service {
                 sum_change: sealed.sum_change,
                 audit: audit(&ask, &now, Event::Rebound, id),
             };
-            if let Some(durable) = self.commit_naming(commit, std::slice::from_mut(claim)).await? {
-                self.hsm.destroy(replaced).await;
+            if let Some(durable) = self.commit_naming(commit, std::slice::from_mut(claim), replaced).await? {
                 return Ok(answer.release(durable));
             }
         }

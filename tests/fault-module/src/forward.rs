@@ -19,6 +19,8 @@ use crate::{BOARD, TARGET};
 /// The real module, and what stands before it.
 struct Loaded {
     real: CK_FUNCTION_LIST,
+    /// That of 3.0, if it has one.
+    newer: Option<CK_FUNCTION_LIST_3_0>,
     interception: Interception,
     /// Never unloaded: `real` points into it.
     _library: Library,
@@ -37,7 +39,8 @@ impl Loaded {
         let (target, board) = (variable(TARGET)?, variable(BOARD)?);
         let board = Shared::open(Path::new(&board)).map_err(|error| format!("{board:?}: {error}"))?;
         let (library, real) = open(&target)?;
-        Ok(Self { real, interception: Interception::new(board), _library: library })
+        let newer = newer(&library);
+        Ok(Self { real, newer, interception: Interception::new(board), _library: library })
     }
 }
 
@@ -56,6 +59,30 @@ fn open(path: &OsStr) -> Result<(Library, CK_FUNCTION_LIST), String> {
     }
     // SAFETY: it says that it has put a list there, which stays as long as the library.
     Ok((library, unsafe { *list }))
+}
+
+fn newer(library: &Library) -> Option<CK_FUNCTION_LIST_3_0> {
+    type GetInterface =
+        unsafe extern "C" fn(*mut CK_UTF8CHAR, *mut CK_VERSION, *mut *mut CK_INTERFACE, CK_FLAGS) -> CK_RV;
+    // SAFETY: that is its signature in every version of the standard that has it.
+    let get: Symbol<GetInterface> = unsafe { library.get(b"C_GetInterface\0") }.ok()?;
+    let mut interface = ptr::null_mut();
+    // SAFETY: it may be called before `C_Initialize`, with a place for a pointer.
+    let code = unsafe { get(ptr::null_mut(), ptr::null_mut(), &raw mut interface, 0) };
+    if code != CKR_OK || interface.is_null() {
+        return None;
+    }
+    // SAFETY: it says that it has put an interface there, which stays as long as the library. Each list begins with its
+    // version, and from 3.0 on with all that 3.0 has.
+    unsafe {
+        let list = (*interface).pFunctionList;
+        let version = *list.cast::<CK_VERSION>();
+        (version.major >= 3).then(|| {
+            let mut newer = *list.cast::<CK_FUNCTION_LIST_3_0>();
+            newer.version = CK_VERSION { major: 3, minor: 0 };
+            newer
+        })
+    }
 }
 
 impl Token for CK_FUNCTION_LIST {
@@ -159,9 +186,40 @@ macro_rules! define_all {
 }
 for_each_function!(define_all);
 
+/// What callers get of a real module that has 3.0: its list, with ours in place of those that 2.40 has.
+fn interface() -> Option<&'static SharedInterface> {
+    static INTERFACE: OnceLock<Option<SharedInterface>> = OnceLock::new();
+    let made = INTERFACE.get_or_init(|| {
+        let mut list = Loaded::get()?.newer?;
+        // SAFETY: the list of 3.0 begins as that of 2.40 does, behind the version; both are nothing but pointers.
+        unsafe {
+            let own = (&raw const LIST).cast::<u8>().add(FUNCTIONS_AT);
+            let place = (&raw mut list).cast::<u8>().add(FUNCTIONS_AT);
+            ptr::copy_nonoverlapping(own, place, size_of::<CK_FUNCTION_LIST>() - FUNCTIONS_AT);
+        }
+        let list = Box::leak(Box::new(list));
+        let name = c"PKCS 11".as_ptr().cast_mut().cast();
+        let interface =
+            CK_INTERFACE { pInterfaceName: name, pFunctionList: (&raw mut *list).cast(), flags: 0 };
+        Some(SharedInterface(Box::leak(Box::new(interface))))
+    });
+    made.as_ref()
+}
+
+/// Where the first function is.
+const FUNCTIONS_AT: usize = std::mem::offset_of!(CK_FUNCTION_LIST, C_Initialize);
+
+/// An interface that nobody changes any more.
+struct SharedInterface(*mut CK_INTERFACE);
+
+// SAFETY: it is only read from here on.
+unsafe impl Send for SharedInterface {}
+// SAFETY: the same.
+unsafe impl Sync for SharedInterface {}
+
 /// The way in.
 mod exported {
-    use super::{CK_FUNCTION_LIST, CK_RV};
+    use super::{CK_FLAGS, CK_FUNCTION_LIST, CK_INTERFACE, CK_RV, CK_UTF8CHAR, CK_VERSION, CKR_OK};
 
     /// # Safety
     /// As the standard says: `list` is null, or a place for a pointer.
@@ -170,5 +228,25 @@ mod exported {
     unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
         // SAFETY: the same function.
         unsafe { super::C_GetFunctionList(list) }
+    }
+
+    /// The default interface, whatever is asked for; of a real module that has none, a null one.
+    ///
+    /// # Safety
+    /// As the standard says: `interface` is null, or a place for a pointer.
+    // SAFETY: the name is that of the standard, with its signature.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn C_GetInterface(
+        _name: *mut CK_UTF8CHAR,
+        _version: *mut CK_VERSION,
+        interface: *mut *mut CK_INTERFACE,
+        _flags: CK_FLAGS,
+    ) -> CK_RV {
+        if !interface.is_null() {
+            let own = super::interface().map_or(std::ptr::null_mut(), |interface| interface.0);
+            // SAFETY: the caller's place for a pointer.
+            unsafe { *interface = own };
+        }
+        CKR_OK
     }
 }

@@ -5,8 +5,9 @@
 //! process did is known also after it was killed. The file is made by [`Shared::create`], and the module finds it and
 //! the real module by two variables of its environment, [`TARGET`] and [`BOARD`].
 //!
-//! Only the functions of PKCS#11 2.40 are there: `C_GetInterface` is not exported, so that `cryptoki` takes
-//! `C_GetFunctionList` whatever the real module has. A panic ends the process (`extern "C"`), with its words.
+//! The functions of PKCS#11 2.40 are there. If the real module has those of 3.0, `C_GetInterface` hands them out too, and
+//! what is new in them is the real module's own: no fault is met there. A panic ends the process (`extern "C"`), with its
+//! words.
 
 mod board;
 mod fault;

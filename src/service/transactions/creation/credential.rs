@@ -121,7 +121,7 @@ mod tests {
     fn service(store: Store, terminal_cooling_seconds: u32, has_stepped: bool) -> Service {
         Service::new(
             store,
-            Hsm::new(1, (Default::default(), 1), tokio::sync::mpsc::unbounded_channel().0),
+            Hsm::new(&[1], (Default::default(), 1), tokio::sync::mpsc::unbounded_channel().0),
             Arc::new(WatchedClock::new(Box::new(SystemClock), has_stepped).unwrap()),
             Policies {
                 credentials: CredentialPolicy { terminal_cooling_seconds, ..Default::default() },

@@ -1,0 +1,225 @@
+//! Starts custodians, and sees to what becomes of them.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::pin;
+use super::slot::{Gone, Role, Running};
+use super::token::finals;
+use super::{PAUSE_MIN, Supervisor, start_custodian};
+use crate::Ending;
+use crate::control::{self, ToFront};
+use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
+use crate::hsm::messages::{Boot, CustodianEvent, StartFailed};
+use crate::init;
+
+/// A custodian that lived this long died of something new: its successor waits for the shortest pause.
+const SETTLED: Duration = Duration::from_secs(30);
+/// The pause after a custodian whose keys are not those in use: an operator has to do something about it first.
+const UNFIT_PAUSE: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    /// Which of a token's slots gets a process next, and when; `None`: none does before something happens.
+    pub(super) fn next_start(&self, token: usize, now: Instant) -> Option<(Instant, usize)> {
+        let of = self.tokens.get(token)?;
+        let slots = || self.slots.iter().enumerate().filter(|(_, slot)| slot.token == token);
+        let undead = self.undead.iter().filter(|(of, _)| *of == token).count();
+        // Whoever tries again and again what hangs in the kernel has it full of processes.
+        let is_stuck = undead >= usize::from(of.hsm.custodians);
+        if self.draining_since.is_some() || is_stuck || slots().any(|(_, slot)| slot.is_starting()) {
+            return None;
+        }
+        // Those that are missing first.
+        let missing = slots().filter(|(_, slot)| slot.running.is_none());
+        let missing = missing.map(|(index, slot)| (slot.not_before, index)).min();
+        let (when, index) = match (missing, self.next_to_recycle(token)) {
+            (Some(missing), Some(spare)) if missing.0 > now.max(spare.0) => spare,
+            (missing, spare) => missing.or(spare)?,
+        };
+        Some((of.not_before().map_or(when, |not_before| not_before.max(when)), index))
+    }
+
+    pub(super) fn start_custodians(&mut self) -> Ending {
+        let now = Instant::now();
+        for token in 0..self.tokens.len() {
+            if let Some((_, index)) = self.next_start(token, now).filter(|(when, _)| *when <= now) {
+                self.start_custodian(index, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_custodian(&mut self, index: usize, now: Instant) -> Ending {
+        let ever_up = self.tokens.iter().any(|token| token.ever_up);
+        let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
+        let Some(token) = self.tokens.get_mut(slot.token) else { return Ok(()) };
+        let Some(attempt) = token.may_start(now) else { return Ok(()) };
+        slot.generation += 1;
+        let (number, generation) = (index as u16, slot.generation);
+        let is_start = token.begun() || !ever_up;
+        let boot = Boot { pin_cut_off: token.pin.cut_off(), ..init::boot(&token.hsm) };
+        let started = start_custodian(&token.hsm, &boot, finals(is_start)).and_then(|(child, ours)| {
+            let running = Running::new(child, generation, now);
+            slot.begin(Running { is_start, pin_file: attempt.pin_file, ..running });
+            let message = ToFront::Custodian { slot: number, generation };
+            match control::send(&self.channel, &message, &[ours.as_fd()]) {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // the front is ending
+                sent => sent.map_err(|e| format!("the front does not take it: {e}")),
+            }
+        });
+        let Err(reason) = started else { return Ok(()) };
+        if !ever_up {
+            return Err(Some(reason));
+        }
+        // The others go on; this one is tried again.
+        tracing::error!(slot = index, generation, reason, "a custodian cannot be started");
+        let is_spare = slot.running.is_some();
+        match slot.of(generation) {
+            Some(started) => started.kill(now),
+            None if is_spare => token.spares.rest(now),
+            None => slot.rest(now),
+        }
+        // Callers are not to wait for it. A front that does not listen is seen to elsewhere.
+        let _ = control::send(&self.channel, &ToFront::NotStarted { slot: number, generation, reason }, &[]);
+        Ok(())
+    }
+
+    /// The front has something to say of a custodian.
+    pub(super) fn told(&mut self, event: CustodianEvent) {
+        let now = Instant::now();
+        match event {
+            CustodianEvent::Up { slot, generation } => {
+                let Some(slot) = self.slots.get_mut(usize::from(slot)) else { return };
+                slot.came_up(generation, now);
+                if let Some(token) = self.tokens.get_mut(slot.token) {
+                    token.came_up();
+                }
+            }
+            CustodianEvent::Down { slot, generation, failure } => {
+                match (self.running(slot, generation), failure) {
+                    (Some(running), _) => running.failed = Some(failure),
+                    // It has ended, and was buried already.
+                    (None, StartFailed::PinInDoubt(file)) => {
+                        let token = self.slots.get(usize::from(slot)).map(|slot| slot.token);
+                        if let Some(token) = token.and_then(|token| self.tokens.get_mut(token)) {
+                            token.doubted(file);
+                        }
+                    }
+                    (None, _) => {}
+                }
+            }
+            CustodianEvent::Lost { slot, generation } => {
+                if let Some(running) = self.running(slot, generation) {
+                    running.kill(now);
+                }
+            }
+            CustodianEvent::Tired { slot, generation } => self.recycle(slot, generation),
+        }
+    }
+
+    fn running(&mut self, slot: u16, generation: u64) -> Option<&mut Running> {
+        self.slots.get_mut(usize::from(slot))?.of(generation)
+    }
+
+    pub(super) fn look_at_custodians(&mut self) -> Ending {
+        let now = Instant::now();
+        self.undead.retain_mut(|(_, process)| process.has_ended().is_none());
+        let before = self.refused();
+        for index in 0..self.slots.len() {
+            for role in Role::ALL {
+                let gone = self.slots.get_mut(index).and_then(|slot| slot.take_gone(role, now));
+                if let Some(gone) = gone {
+                    self.bury(index, role, gone, now)?;
+                }
+            }
+        }
+        let refused = self.refused();
+        let is_any_left = self.slots.iter().any(|slot| slot.running.is_some());
+        if self.draining_since.is_some() || is_any_left || refused < self.tokens.len() {
+            return Ok(());
+        }
+        // Somebody has written another one meanwhile: that is to be tried.
+        if self.tokens.iter().any(|token| token.pin.allows(pin::look(&token.hsm.pin_file))) {
+            return Ok(());
+        }
+        // Who was refused just now has said it.
+        let has_said = refused > before;
+        Err((!has_said).then(|| "no custodian is left, and the token refuses the PIN".to_owned()))
+    }
+
+    /// How many tokens refuse their PIN.
+    fn refused(&self) -> usize {
+        self.tokens.iter().filter(|token| token.pin.is_refused()).count()
+    }
+
+    /// Sees to it that what has gone is replaced, if it has to be.
+    fn bury(&mut self, index: usize, role: Role, gone: (Running, Gone), now: Instant) -> Ending {
+        let (process, gone) = gone;
+        let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
+        let Some(token) = self.tokens.get_mut(slot.token) else { return Ok(()) };
+        let (generation, was_up) = (process.generation, process.up);
+        let status = match &gone {
+            Gone::Ended(status) => status.to_string(),
+            Gone::Undead => "it was killed and does not end: it hangs in the kernel".to_owned(),
+        };
+        let (said, pin_file) = match process.failed {
+            Some(StartFailed::Said { exit, pin_file }) => (Some(exit), pin_file),
+            _ => (None, None),
+        };
+        let code = said.map(i32::from).or(match gone {
+            Gone::Ended(status) => status.code(),
+            Gone::Undead => None,
+        });
+        if process.is_start && !was_up && code == Some(i32::from(EXIT_MISCONFIGURED)) {
+            return Err(None); // it has said why
+        }
+        let is_refused = code == Some(i32::from(EXIT_PIN_REFUSED));
+        match process.failed {
+            _ if is_refused => token.refused(pin_file.or(process.pin_file)),
+            Some(StartFailed::PinInDoubt(file)) => token.doubted(file),
+            _ => {}
+        }
+        let is_draining = self.draining_since.is_some();
+        match role {
+            Role::Running => {
+                if was_up && process.since.elapsed() >= SETTLED {
+                    slot.pause = PAUSE_MIN;
+                }
+                slot.running = slot.recycling.spare.take();
+                // Of one that did not come up the front tells, and not each second.
+                let has_left = matches!(gone, Gone::Ended(status) if status.success());
+                let is_expected = !was_up || has_left && slot.running.is_some();
+                if !is_draining && !is_expected {
+                    tracing::warn!(slot = index, generation, status, "custodian ended; replacing it");
+                }
+                if slot.running.is_none() {
+                    slot.rest(now);
+                    if process.failed == Some(StartFailed::Unfit) {
+                        slot.not_before = now + UNFIT_PAUSE;
+                    }
+                }
+            }
+            Role::Spare => {
+                token.spares.rest(now);
+                if !is_refused && !is_draining {
+                    tracing::warn!(
+                        slot = index,
+                        generation,
+                        status,
+                        "no successor; the old custodian goes on"
+                    );
+                }
+            }
+            Role::Leaving => {}
+        }
+        if let Gone::Undead = gone {
+            tracing::error!(
+                slot = index,
+                generation,
+                "a custodian cannot be killed; another one gets its place"
+            );
+            self.undead.push((slot.token, process));
+        }
+        Ok(())
+    }
+}

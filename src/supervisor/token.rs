@@ -1,0 +1,101 @@
+//! One of the configured tokens: how its custodians are started.
+
+use std::time::{Duration, Instant};
+
+use super::pin::{self, PinRule};
+use super::recycling::Spares;
+use crate::config::HsmConfig;
+use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
+use crate::hsm::messages::PinFile;
+
+/// How often a PIN file is looked at that has to be another one.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A token. One of its custodians is started at a time: should the PIN be wrong, it is tried once and not by all of them.
+pub(super) struct Token {
+    /// The configuration, with this token alone.
+    pub hsm: HsmConfig,
+    /// What an operator calls it.
+    pub name: String,
+    /// How many custodians were started.
+    starts: u64,
+    /// Whether any of them has ever come up.
+    pub ever_up: bool,
+    pub spares: Spares,
+    pub pin: PinRule,
+    look_at: Instant,
+}
+
+impl Token {
+    pub(super) fn new((name, hsm): (String, HsmConfig), now: Instant) -> Self {
+        let (pin, spares) = (PinRule::default(), Spares::new(now));
+        Self { hsm, name, starts: 0, ever_up: false, spares, pin, look_at: now }
+    }
+
+    /// Which PIN a start would try now; `None`: it must not, or there is none and it would say so.
+    pub(super) fn may_start(&mut self, now: Instant) -> Option<Attempt> {
+        if self.pin.needs_another() && self.look_at > now {
+            return None;
+        }
+        self.look_at = now + LOOK_EVERY;
+        let pin_file = pin::look(&self.hsm.pin_file);
+        self.pin.allows(pin_file).then_some(Attempt { pin_file })
+    }
+
+    /// One is started. Whether it is the first.
+    pub(super) fn begun(&mut self) -> bool {
+        self.starts = self.starts.saturating_add(1);
+        self.starts == 1
+    }
+
+    /// Not before this, for its PIN's sake.
+    pub(super) fn not_before(&self) -> Option<Instant> {
+        self.pin.needs_another().then_some(self.look_at)
+    }
+
+    /// An operator asks for other custodians, and may have mended what was wrong.
+    pub(super) fn asked_for(&mut self, now: Instant) {
+        self.pin.asked_for();
+        self.spares = Spares::new(now);
+        self.look_at = now;
+    }
+
+    /// One has come up.
+    pub(super) fn came_up(&mut self) {
+        self.ever_up = true;
+        self.spares.went_well();
+        self.pin.accepted();
+    }
+
+    pub(super) fn refused(&mut self, file: Option<PinFile>) {
+        self.pin.refused(file);
+        tracing::error!(
+            token = self.name,
+            "the token refuses the PIN: no custodian of it is started before its PIN file is another one; the others go on"
+        );
+    }
+
+    pub(super) fn doubted(&mut self, file: PinFile) {
+        if self.pin.doubted(file) {
+            tracing::error!(
+                token = self.name,
+                "nobody came back who tried this PIN, and it may be wrong: no custodian is started before its PIN file is \
+                 another one, or SIGHUP; the others go on"
+            );
+        }
+    }
+}
+
+/// What a start tries.
+pub(super) struct Attempt {
+    pub pin_file: Option<PinFile>,
+}
+
+/// The exit codes that a custodian says the reason of on standard error. The service may end with it: with a refused PIN if
+/// no other token is left, and with what is wrong in a configuration while an operator waits for a start.
+pub(super) fn finals(is_start: bool) -> &'static [u8] {
+    match is_start {
+        true => &[EXIT_PIN_REFUSED, EXIT_MISCONFIGURED],
+        false => &[EXIT_PIN_REFUSED],
+    }
+}

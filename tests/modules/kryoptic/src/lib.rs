@@ -1,0 +1,1 @@
+//! Nothing: what is built are the dependencies.
