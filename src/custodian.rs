@@ -14,6 +14,7 @@ mod connection;
 mod frames;
 mod hashes;
 mod imports;
+mod key_making;
 pub mod key_task;
 mod keys;
 mod looks;
@@ -23,6 +24,7 @@ mod pin_hash;
 mod pkcs11;
 mod presented;
 mod probe;
+mod removal;
 mod renewal;
 mod residents;
 mod rolling;
@@ -42,7 +44,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::control;
 use crate::hsm::messages::{BUILD_ID, Boot, Call, Down, DownCause, Fault, Greeting, Hello, Reply};
@@ -295,4 +297,9 @@ fn serve(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the clock says. A lie of it costs time, no key.
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

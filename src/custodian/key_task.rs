@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::attempts::{may_log_in, pin_file};
 use super::check_values::{check_value, of_public};
+use super::key_making::make_key;
 use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
 use super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
+use super::removal::discard_unfinished;
 use super::shared_keys::{self, SharedDone, SharedTask};
-use super::token::{discard_unfinished, make_key};
 use super::{Frames, StartFailure, find_token, load_module, login, probe, read_pin, shut_in, write_frame};
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Boot;

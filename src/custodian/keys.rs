@@ -3,6 +3,7 @@
 mod known;
 mod pairs;
 mod peers;
+mod removal_mark;
 mod survey;
 
 use std::cell::RefCell;
@@ -26,6 +27,9 @@ use survey::KEK;
 
 pub use pairs::{ImportKey, PublishedKey, SigningKey};
 pub use peers::{Peer, ReadPeers, peer_label, read_peers};
+#[cfg(test)]
+pub use removal_mark::Maker;
+pub use removal_mark::RemovalMark;
 pub use survey::{
     Form, Found, KeyError, KeyName, Kind, Survey, Unfinished, reading_twice, survey, survey_begun,
     unfinished, whole,

@@ -5,19 +5,19 @@
 //! holds the lock of the keys. A key stands under its mark ([`KeyName::mark`]) from before its first object until every
 //! token has it. What goes from one token to another is wrapped for the `import` key of the other (RSAES-OAEP).
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 
 use super::StartFailure;
 use super::anchor;
 use super::check_values::{of_key, of_secret};
+use super::key_making::{FIRST_AUDIT, is_unmarked, make_pair};
 use super::keys::{
     Form, Found, KeyError, KeyName, Kind, ReadPeers, Survey, Unfinished, peer_label, read_peers,
     reading_twice, survey_begun, unfinished, whole,
 };
 use super::pkcs11::{Object, PairForm, Pkcs11Error, Session, Shape};
-use super::token::{FIRST_AUDIT, discard, is_unmarked, make_pair};
+use super::removal::discard;
+use super::since_1970;
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::{Boot, KeyCheck};
 
@@ -257,8 +257,8 @@ fn make(session: &Session, name: KeyName) -> Result<(), KeyError> {
         let objects = unfinished(session)?.remove(&name).unwrap_or_default().made;
         if let Found::Pair { private, public } = whole(session, name, &objects)? {
             let public = session.public_half(public, form)?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            anchor::make_first(session, private, &public, now.as_secs()).map_err(KeyError::Anchor)?;
+            anchor::make_first(session, private, &public, since_1970().as_secs())
+                .map_err(KeyError::Anchor)?;
         }
     }
     Ok(())

@@ -6,17 +6,18 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::anchor;
 use super::attempts::{may_log_in, pin_file};
-use super::keys::{Form, KeyError, KeyName, Kind, Survey, Unfinished, survey, survey_begun, unfinished};
+use super::key_making::make_key;
+use super::keys::{KeyError, KeyName, Kind, Survey, survey, survey_begun};
 use super::pin::Pin;
-use super::pkcs11::{DataForm, Module, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Token};
+use super::pkcs11::{DataForm, Module, Pkcs11Error, Session, Token};
 use super::probe;
-use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in};
+use super::removal::discard_unfinished;
+use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in, since_1970};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -136,8 +137,6 @@ fn no_so_pin(label: &str, state: &str) -> StartFailure {
 const WITNESS: &str = "hsm-authd/witness/";
 /// How long a setup takes at most, and how far clocks of hosts may differ.
 const WITNESS_MAX: Duration = Duration::from_secs(3_600);
-/// The same of a removal.
-const REMOVAL_MAX_S: u64 = 60;
 
 /// Makes the first version of every kind of key that has none, but none that a database says was there.
 fn make_keys_beside(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
@@ -152,10 +151,6 @@ fn make_keys_beside(session: &Session, setup: &Setup, out: &mut impl Write) -> R
         }
     }
     made
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn make_what_lacks(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
@@ -257,158 +252,7 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
     make_keys_beside(session, &setup, out)
 }
 
-/// Removes what a crash left of keys that were being made: half of a pair, or a whole one. A half without a mark is
-/// nobody's to remove: it may be what is left of a pair that signed.
-pub(super) fn discard_unfinished(
-    session: &Session,
-    label: &str,
-    out: &mut impl Write,
-) -> Result<(), StartFailure> {
-    let found = unfinished(session).map_err(|error| StartFailure::keys(label, false, &error))?;
-    for name in found.into_keys() {
-        let removed = discard(session, name).map_err(|error| {
-            StartFailure::new(format!("what is unfinished of key {name} cannot be removed ({error})"))
-        })?;
-        if removed {
-            say(out, format_args!("key {name}: unfinished, removed"))?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes what was made under a mark; `false`: nobody marks it any more as being made, and it stays.
-pub(super) fn discard(session: &Session, name: KeyName) -> Result<bool, KeyError> {
-    // A mark of our own first, so that no custodian starts on what is being removed. It is of another sort: two hosts
-    // that look at once must not take each other's for the sign of what was never used.
-    let own = session.mark_removal(&name.mark(), since_1970().as_secs())?;
-    let removed = discard_beside(session, name, own);
-    let unmarked = destroy_if_there(session, own, &name.mark());
-    let removed = removed?;
-    unmarked?;
-    Ok(removed)
-}
-
-/// What is still marked as being made has been so since before it was there, and `own` stands since before that was seen:
-/// nobody has used it, and nobody can. Its mark goes last: what interrupts this leaves it for the next run.
-fn discard_beside(session: &Session, name: KeyName, own: Object) -> Result<bool, KeyError> {
-    let Unfinished { marks, removals, made } = unfinished(session)?.remove(&name).unwrap_or_default();
-    let is_unused = !marks.is_empty();
-    if is_unused {
-        for object in made {
-            destroy_if_there(session, object, &name.to_string())?;
-        }
-    }
-    // Another removal may be at work, unless it is old: without its mark what it removes would be used.
-    let is_left = |set_s: u64| since_1970().as_secs() > set_s.saturating_add(REMOVAL_MAX_S);
-    let left = removals.into_iter().filter(|(mark, set_s)| *mark != own && is_left(*set_s));
-    for mark in left.map(|(mark, _)| mark).chain(marks) {
-        destroy_if_there(session, mark, &name.mark())?;
-    }
-    Ok(is_unused)
-}
-
-/// `false`: somebody else has destroyed it.
-fn destroy_if_there(session: &Session, object: Object, label: &str) -> Result<bool, Pkcs11Error> {
-    match session.destroy_named(object, label) {
-        Err(error) if error.is_gone() => Ok(false),
-        destroyed => destroyed.map(|()| true),
-    }
-}
-
-/// Whether nothing marks a key that is to be made.
-///
-/// # Errors
-/// Something does; or the HSM failed.
-pub(super) fn is_unmarked(session: &Session, name: KeyName) -> Result<(), KeyError> {
-    match unfinished(session)?.contains_key(&name) {
-        true => {
-            Err(KeyError::Step("another run is at work on it, or was interrupted: try again in a minute"))
-        }
-        false => Ok(()),
-    }
-}
-
-/// Makes a key and reads it back; one that came out otherwise than asked for is destroyed.
-pub(super) fn make_key(session: &Session, name: KeyName) -> Result<(), KeyError> {
-    if !session.labelled(&name.to_string())?.is_empty() {
-        return Err(
-            Pkcs11Error::lie(format!("C_FindObjects: {name} is there, and was not a moment ago")).into()
-        );
-    }
-    is_unmarked(session, name)?;
-    match name.kind.form() {
-        // A mark says what may be removed, and the first version of a secret never may.
-        Form::Secret(shape, purpose) if name.version == 1 => Ok(make_secret(session, name, &shape, purpose)?),
-        Form::Secret(shape, purpose) => {
-            marked(session, name, || Ok(make_secret(session, name, &shape, purpose)?))
-        }
-        Form::Pair(form) => marked(session, name, || make_pair(session, name, form)),
-    }
-}
-
-/// A crash can halve what is made: a mark says until the end that it was never used.
-fn marked(
-    session: &Session,
-    name: KeyName,
-    make: impl FnOnce() -> Result<(), KeyError>,
-) -> Result<(), KeyError> {
-    // A module without such objects leaves more to an operator after a crash, and is otherwise none the worse.
-    let mark = session.mark(&name.mark()).ok();
-    match make() {
-        Ok(()) => {
-            let Some(mark) = mark else { return Ok(()) };
-            let is_ours = destroy_if_there(session, mark, &name.mark())?;
-            // Another host may have taken it for what an interruption left.
-            match is_ours && !session.labelled(&name.to_string())?.is_empty() {
-                true => Ok(()),
-                false => Err(KeyError::Step("another run has removed it meanwhile: try again")),
-            }
-        }
-        Err(error) => {
-            // The mark goes with what was made, and stays where that cannot be removed: the next run tries again.
-            let _ = discard(session, name);
-            Err(error)
-        }
-    }
-}
-
-/// The key with which the token's first anchor is made, under the same mark: so there is one as soon as there is an
-/// `audit` key that was used, and a token that has lost its anchor is given no new one.
-pub(super) const FIRST_AUDIT: KeyName = KeyName { kind: Kind::Audit, version: 1 };
-
-fn make_secret(session: &Session, name: KeyName, shape: &Shape, purpose: Purpose) -> Result<(), Pkcs11Error> {
-    let object = session.generate_labelled(shape, &name.to_string(), purpose)?;
-    let checked = session
-        .check(object, shape)
-        .and_then(|()| session.check_purpose(object, purpose))
-        .and_then(|()| session.check_made_inside(object));
-    checked.inspect_err(|_| {
-        // Nothing was wrapped or sealed with it; if it cannot be destroyed, the next run names it.
-        let _ = session.destroy(object);
-    })
-}
-
-pub(super) fn make_pair(session: &Session, name: KeyName, form: PairForm) -> Result<(), KeyError> {
-    let halves = session.generate_pair(&name.to_string(), form)?;
-    let made = || {
-        halves.into_iter().try_for_each(|(half, object)| session.check_half(object, half, form))?;
-        match (name, halves) {
-            (FIRST_AUDIT, [(_, private), (_, public)]) => {
-                let public = session.public_half(public, form)?;
-                anchor::make_first(session, private, &public, since_1970().as_secs())
-                    .map_err(KeyError::Anchor)
-            }
-            _ => Ok(()),
-        }
-    };
-    made().inspect_err(|_| {
-        for (_, object) in halves {
-            let _ = session.destroy(object);
-        }
-    })
-}
-
-fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartFailure> {
+pub(super) fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartFailure> {
     writeln!(out, "{line}")
         .and_then(|()| out.flush())
         .map_err(|error| StartFailure::new(format!("standard output: {error}")))
@@ -418,61 +262,6 @@ fn say(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), StartF
 mod tests {
     use super::super::test_token::with_session;
     use super::*;
-
-    #[test]
-    fn what_was_finished_meanwhile_stays_and_no_mark_is_left() {
-        const NAME: &str = "custodian::token::tests::what_was_finished_meanwhile_stays_and_no_mark_is_left";
-        with_session(NAME, |session| {
-            make_keys(&session, "unit", &mut io::sink()).unwrap();
-            let kek = KeyName { kind: Kind::Kek, version: 2 };
-            make_key(&session, kek).unwrap();
-            // It was unfinished when this run looked, and its maker removed the mark since.
-            assert!(!discard(&session, kek).unwrap());
-            assert!(unfinished(&session).unwrap().is_empty());
-            assert!(survey(&session).unwrap().keys.contains_key(&kek));
-
-            session.mark(&kek.mark()).unwrap();
-            assert!(discard(&session, kek).unwrap());
-            assert!(unfinished(&session).unwrap().is_empty());
-            assert!(!survey(&session).unwrap().keys.contains_key(&kek));
-            let gone = session.mark(&kek.mark()).unwrap();
-            assert!(destroy_if_there(&session, gone, &kek.mark()).unwrap());
-            assert!(!destroy_if_there(&session, gone, &kek.mark()).unwrap());
-            // By its own label, and by none that it has not.
-            let mark = session.mark(&kek.mark()).unwrap();
-            assert!(destroy_if_there(&session, mark, &kek.to_string()).is_err());
-            assert!(discard(&session, kek).unwrap());
-        });
-    }
-
-    #[test]
-    fn two_removals_at_once_leave_what_was_finished() {
-        const NAME: &str = "custodian::token::tests::two_removals_at_once_leave_what_was_finished";
-        with_session(NAME, |session| {
-            make_keys(&session, "unit", &mut io::sink()).unwrap();
-            let kek = KeyName { kind: Kind::Kek, version: 2 };
-            make_key(&session, kek).unwrap();
-            // Another host looks at it, too.
-            let now_s = since_1970().as_secs();
-            let other = session.mark_removal(&kek.mark(), now_s).unwrap();
-            assert!(!discard(&session, kek).unwrap());
-            assert_eq!(unfinished(&session).unwrap()[&kek].removals, [(other, now_s)], "it is at work");
-            let next = make_key(&session, KeyName { version: 3, ..kek });
-            next.unwrap();
-            session.destroy(other).unwrap();
-            assert!(survey(&session).unwrap().keys.contains_key(&kek), "it is whole, and used");
-            // Nor is one made where a removal may be at work; what is left of an old one goes.
-            let four = KeyName { version: 4, ..kek };
-            session.mark_removal(&four.mark(), now_s).unwrap();
-            let error = make_key(&session, four).unwrap_err();
-            assert!(error.to_string().contains("try again in a minute"), "{error}");
-            let five = KeyName { version: 5, ..kek };
-            session.mark_removal(&five.mark(), now_s - 2 * REMOVAL_MAX_S).unwrap();
-            assert!(!discard(&session, five).unwrap());
-            make_key(&session, five).unwrap();
-            assert!(survey(&session).unwrap().keys.contains_key(&five));
-        });
-    }
 
     /// A setup of another host needs its own; one that is old is left of a crash.
     #[test]

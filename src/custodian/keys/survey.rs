@@ -7,6 +7,7 @@ pub use crate::domain::system_key::KeyKind as Kind;
 
 use super::super::pkcs11::{Half, Material, Object, PairForm, Pkcs11Error, Purpose, Session, Shape, Use};
 use super::peers::{self, LabelledPeer};
+use super::removal_mark::RemovalMark;
 use crate::hsm::messages::Fault;
 
 /// What a key of some kind must be, in the token.
@@ -265,8 +266,8 @@ fn marked(session: &Session, object: Object, label: &str) -> Result<Option<KeyNa
 pub struct Unfinished {
     /// Marks of who makes it, since before it was there, or removes it for good.
     pub marks: Vec<Object>,
-    /// Marks of who looks whether it is to be removed, and when they were made, seconds since 1970.
-    pub removals: Vec<(Object, u64)>,
+    /// Marks of who looks whether it is to be removed.
+    pub removals: Vec<(Object, RemovalMark)>,
     /// What has its label.
     pub made: Vec<Object>,
 }
@@ -281,9 +282,9 @@ pub fn unfinished(session: &Session) -> Result<BTreeMap<KeyName, Unfinished>, Ke
     for (object, label) in &labelled {
         if let Some(name) = marked(session, *object, label)? {
             let of_it = unfinished.entry(name).or_default();
-            match session.removal_of(*object) {
+            match RemovalMark::read(session, *object) {
                 Ok(None) => of_it.marks.push(*object),
-                Ok(Some(unix_s)) => of_it.removals.push((*object, unix_s)),
+                Ok(Some(removal)) => of_it.removals.push((*object, removal)),
                 // Its run is at an end.
                 Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error.into()),

@@ -22,9 +22,6 @@ use crate::domain::otp::Algorithm;
 /// RFC 3394 adds one block of 8 bytes to what it wraps.
 pub const WRAP_OVERHEAD_BYTES: usize = 8;
 
-/// How the value of a removal's mark begins. The mark of who makes a key has a random value.
-const REMOVAL: &[u8] = b"removal\0";
-
 /// An object's handle; it means something to the session that found or made it, and is refused by any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object {
@@ -224,31 +221,6 @@ impl Session {
         let mut value = [0; 16];
         self.random(&mut value)?;
         self.create_data(label, &value)
-    }
-
-    /// Makes such an object that says, besides, when it was made: of who looks whether a key is to be removed.
-    ///
-    /// # Errors
-    /// The module makes none.
-    pub fn mark_removal(&self, label: &str, unix_s: u64) -> Result<Object, Pkcs11Error> {
-        let mut random = [0; 8];
-        self.random(&mut random)?;
-        self.create_data(label, &[REMOVAL, &unix_s.to_be_bytes(), &random].concat())
-    }
-
-    /// When an object was made that is such a mark, seconds since 1970; `None`: it is another one, both times that it was
-    /// read.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn removal_of(&self, mark: Object) -> Result<Option<u64>, Pkcs11Error> {
-        for _ in 0..2 {
-            let value = self.data_value(mark)?;
-            if let Some(rest) = value.strip_prefix(REMOVAL) {
-                return Ok(Some(rest.first_chunk().map_or(0, |unix_s| u64::from_be_bytes(*unix_s))));
-            }
-        }
-        Ok(None)
     }
 
     /// Makes a key of `value`.
