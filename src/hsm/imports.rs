@@ -4,7 +4,7 @@
 use super::calls::wrong_kind;
 use super::messages::{Custody, Request, Response};
 use super::residents::Claim;
-use super::{Hsm, HsmError, NewSecret, Route};
+use super::{FIRST, Hsm, HsmError, NewSecret, Route};
 use crate::domain::credential::{Keeping, StoredSecret};
 use crate::domain::otp::Algorithm;
 use crate::domain::signer::PublicKey;
@@ -84,8 +84,8 @@ impl Hsm {
     pub async fn import_key(&self) -> Result<PublicKey, HsmError> {
         let first_up = || (0..self.tokens()).find(|token| self.is_token_up(*token));
         let token = match self.inner.room.keeping() {
-            Keeping::Resident => 0,
-            Keeping::Wrapped => first_up().unwrap_or(0),
+            Keeping::Resident => FIRST,
+            Keeping::Wrapped => first_up().unwrap_or(FIRST),
         };
         match self.call(Route::Token(token), Request::ImportKey).await? {
             Response::ImportKey(key) => Ok(key),

@@ -127,10 +127,15 @@ impl LogKeeper {
         self.anchors.knows(token)
     }
 
+    /// Why this database is not the one that a token knows of.
+    pub fn doubt(&self) -> Option<String> {
+        self.anchors.doubt()
+    }
+
     /// Why nothing is committed: the anchor is too far behind the log, or a token that came up knows of another one.
     /// `None`: it is.
     pub fn objection(&self) -> Option<String> {
-        if let Some(doubt) = self.anchors.doubt() {
+        if let Some(doubt) = self.doubt() {
             return Some(doubt);
         }
         let size = self.store.head().borrow().size;
@@ -161,7 +166,7 @@ impl LogKeeper {
     /// # Errors
     /// [`Refused::Unavailable`]: the token takes no anchor now. What was committed stays.
     pub async fn covers(&self, size: u64) -> Result<(), Refused> {
-        if let Some(doubt) = self.anchors.doubt() {
+        if let Some(doubt) = self.doubt() {
             return Err(Refused::unavailable(doubt));
         }
         if self.mode == AnchorMode::Interval {

@@ -16,7 +16,8 @@ impl Service {
     /// to an older one the objects of newer credentials are nobody's.
     ///
     /// # Errors
-    /// One line for the operator: the rows or the objects could not be read for a minute.
+    /// One line for the operator: the rows or the objects could not be read for a minute, or this is not the present
+    /// database.
     pub async fn sweep(&self) -> Result<(), String> {
         self.sweep_within(PATIENCE).await
     }
@@ -29,6 +30,9 @@ impl Service {
                 Err(Refused::Unavailable { cause, .. }) => cause,
                 Err(refused) => format!("{refused:?}"),
             };
+            if let Some(doubt) = self.log.doubt() {
+                return Err(doubt);
+            }
             if told.as_ref() != Some(&cause) {
                 tracing::warn!(cause, "the secrets in the HSM cannot be held against the rows yet");
                 told = Some(cause.clone());

@@ -17,22 +17,25 @@ use crate::config::{AnchorMode, AuditPolicy};
 use crate::domain::audit::{AuditEntry, Event};
 use crate::domain::certificate::Trust;
 use crate::domain::checkpoint::{Head, Origin};
-use crate::hsm::CustodianEvent;
+use crate::domain::credential::ObjectId;
 use crate::hsm::messages::{
     BUILD_ID, Call, Fault, Greeting, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
+use crate::hsm::{CustodianEvent, FIRST};
 use crate::store::Commit;
 
 /// What a token holds, whoever asks it.
 struct Token {
     anchor: Mutex<Option<String>>,
     takes_anchors: Mutex<bool>,
+    /// How many objects it was told to destroy.
+    destroyed: Mutex<usize>,
 }
 
 impl Token {
     fn new() -> Arc<Self> {
         let anchor = Mutex::new(Some(signed(&Checkpoint::unclaimed(1))));
-        Arc::new(Self { anchor, takes_anchors: Mutex::new(true) })
+        Arc::new(Self { anchor, takes_anchors: Mutex::new(true), destroyed: Mutex::default() })
     }
 
     fn anchor(&self) -> Checkpoint {
@@ -53,6 +56,15 @@ impl Token {
             Request::WriteAnchor { note, .. } => {
                 *self.anchor.lock().unwrap() = Some(note);
                 Ok(Response::AnchorWritten)
+            }
+            // One object, which no row names.
+            Request::Residents { after } => {
+                let ids = if after.is_none() { vec![ObjectId::from_random([7; 16])] } else { Vec::new() };
+                Ok(Response::Residents { ids, nameless: 0 })
+            }
+            Request::DestroyResidents { ids, .. } => {
+                *self.destroyed.lock().unwrap() += ids.len();
+                Ok(Response::Destroyed { objects: 1 })
             }
             _ => Ok(Response::Healthy),
         }
@@ -261,5 +273,31 @@ async fn what_a_token_that_comes_later_knows_of_is_held_against_the_database_and
         fixture.service.end().await;
         let left = fixture.tokens[1].anchor.lock().unwrap().clone();
         assert_eq!(left, there.as_ref().map(signed), "{case}: it stays what it was");
+    }
+}
+
+/// To an older database what newer credentials have is nobody's.
+#[tokio::test]
+async fn nothing_is_destroyed_in_a_first_token_that_came_after_the_start_and_knows_more() {
+    for newer_entries in [0, 7] {
+        let mut fixture = Fixture::new(AnchorMode::Interval).await;
+        fixture.goes(FIRST).await;
+        fixture.note().await;
+        fixture.service.log.anchor(true).await.unwrap();
+        let known = fixture.tokens[1].anchor();
+        let head = Head { size: known.head.size + newer_entries, ..known.head };
+        fixture.tokens[FIRST].put(Some(&Checkpoint { head, ..known }));
+        fixture.comes(FIRST).await;
+        let swept =
+            timeout(Duration::from_secs(20), fixture.service.sweep()).await.expect("it goes on for ever");
+        let destroyed = *fixture.tokens[FIRST].destroyed.lock().unwrap();
+        match newer_entries {
+            0 => assert_eq!((swept, destroyed), (Ok(()), 1)),
+            _ => {
+                let reason = swept.unwrap_err();
+                assert!(reason.contains("and the token knows of 8"), "{reason}");
+                assert_eq!(destroyed, 0);
+            }
+        }
     }
 }
