@@ -288,7 +288,10 @@ fn serve(
         let newest = (own != told).then(|| own.clone());
         told = own;
         let tired = wear.tired(connection.unwraps());
-        let heard = write_frame(&mut peer, &Reply { id, busy_ns, newest, tired, result })?;
+        let heard = write_frame(
+            &mut peer,
+            &Reply { id, busy_ns, newest, tired, healed: connection.healed(), result },
+        )?;
         if hsm_failed {
             return Ok(ExitCode::from(EXIT_HSM_FAILED));
         }

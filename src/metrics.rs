@@ -21,7 +21,7 @@ mod labels;
 
 pub use labels::{
     Away, Certificate, Checkpointing, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd,
-    Replacement, Route, StoreError, Token, TurnedAway, Verdict, Whose,
+    Remedied, Replacement, Route, StoreError, Token, TurnedAway, Verdict, Whose,
 };
 
 /// Times by a label, in seconds.
@@ -118,6 +118,8 @@ pub struct HsmMetrics {
     pub starts: Family<Custodian, Counter>,
     /// How many were lost.
     pub losses: Family<Loss, Counter>,
+    /// What the HSM failed in while it was asked, by what was done about it.
+    pub failures: Family<Remedied, Counter>,
     /// How many worked and were replaced.
     pub replacements: Family<Replacement, Counter>,
     /// How many are not up, by why.
@@ -148,6 +150,7 @@ impl HsmMetrics {
             busy: from_the_start(Family::default(), custodians()),
             starts: counters(custodians()),
             losses: counters(Loss::all()),
+            failures: counters(Remedied::all()),
             replacements: counters(Replacement::all()),
             away: from_the_start(Family::default(), Away::all()),
             start_failures: counters(
@@ -180,6 +183,11 @@ impl HsmMetrics {
         );
         registry.register("hsm_authd_custodian_starts", "Custodians that came up", self.starts.clone());
         registry.register("hsm_authd_custodian_losses", "Custodians that were given up", self.losses.clone());
+        registry.register(
+            "hsm_authd_hsm_failures",
+            "Failures of the HSM while it was asked, by what was done about them",
+            self.failures.clone(),
+        );
         registry.register(
             "hsm_authd_custodian_replacements",
             "Custodians that worked and were replaced",

@@ -26,6 +26,8 @@ pub struct Connection {
     unwraps_before: u64,
     /// How long it took to read its keys, the last time.
     load_took: Duration,
+    /// What helped against failures since somebody asked for it.
+    healed: Vec<Remedy>,
 }
 
 /// What it takes to go on after a failure.
@@ -88,7 +90,15 @@ impl Connection {
         let begun = Instant::now();
         let operations = operations(boot, session, told)?;
         let load_took = begun.elapsed();
-        Ok(Self { boot: boot.clone(), module, token, operations, unwraps_before: 0, load_took })
+        Ok(Self {
+            boot: boot.clone(),
+            module,
+            token,
+            operations,
+            unwraps_before: 0,
+            load_took,
+            healed: Vec::new(),
+        })
     }
 
     /// For the log: the token's label, manufacturer and model.
@@ -104,6 +114,11 @@ impl Connection {
     /// How many secrets were unwrapped and public keys made in this process.
     pub fn unwraps(&self) -> u64 {
         self.unwraps_before.saturating_add(self.operations.unwraps())
+    }
+
+    /// What helped against what the HSM failed in since the last time.
+    pub fn healed(&mut self) -> Vec<Remedy> {
+        std::mem::take(&mut self.healed)
     }
 
     /// A check value of each version of the keys that tokens share.
@@ -133,13 +148,17 @@ impl Connection {
             begun = true;
             match tried.next(failure.remedy) {
                 None => return Err(Fault::Hsm(failure)),
-                Some(Next::Repeat) => tracing::warn!(%failure, "custodian: tried once more"),
+                Some(Next::Repeat) => {
+                    tracing::warn!(%failure, "custodian: tried once more");
+                    self.healed.push(Remedy::Repeat);
+                }
                 Some(Next::Renew) => {
                     tracing::warn!(%failure, "custodian: opens another session");
                     if let Err(second) = self.renew() {
                         tracing::error!(reason = %second, "custodian: no other session");
                         return Err(Fault::Hsm(Failure::with(second.remedy, failure.to_string())));
                     }
+                    self.healed.push(Remedy::NewSession);
                 }
             }
         }

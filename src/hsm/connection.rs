@@ -16,10 +16,11 @@ use zeroize::Zeroizing;
 use super::Answer;
 use super::changes::Change;
 use super::messages::{
-    Call, FRAME_BYTES_MAX, Fault, FrameError, Reply, Response, Tired, decode, encode, frame_length, repeated,
+    Call, FRAME_BYTES_MAX, Fault, FrameError, Remedy, Reply, Response, Tired, decode, encode, frame_length,
+    repeated,
 };
 use crate::domain::system_key::NewestKeys;
-use crate::metrics::{Custodian, Held, HsmMetrics, Loss};
+use crate::metrics::{Custodian, Held, HsmMetrics, Loss, Remedied};
 
 /// How many requests are handed to a custodian ahead of their turn.
 const WINDOW: usize = 16;
@@ -196,11 +197,18 @@ pub(super) async fn serve(
                 if let Some(tired) = reply.tired {
                     tire(tired);
                 }
-                let failed = matches!(reply.result, Err(Fault::Hsm(_)));
+                let last = match &reply.result {
+                    Err(Fault::Hsm(failure)) => Some(failure.remedy),
+                    _ => None,
+                };
+                let healed = reply.healed.into_iter().map(|remedy| remedied(remedy, true));
+                for remedied in healed.chain(last.map(|remedy| remedied(remedy, false))) {
+                    metrics.failures.get_or_create(&remedied).inc();
+                }
                 let reason = reply.result.as_ref().err().map(ToString::to_string);
                 metrics.busy.get_or_create(&custodian).inc_by(reply.busy_ns as f64 / 1e9);
                 job.end(Ok(reply.result));
-                if failed {
+                if last.is_some() {
                     // It ends by itself now; what waits behind this one is not to blame.
                     break End { answered: true, ..End::because(Loss::HsmFailed, reason.unwrap_or_default()) };
                 }
@@ -223,6 +231,17 @@ pub(super) async fn serve(
         job.end(Err(Lost { suspect: false, reason: end.reason.clone() }));
     }
     end
+}
+
+/// What a failure is counted as that a custodian told of: one that it healed, or one that ends it.
+fn remedied(remedy: Remedy, is_healed: bool) -> Remedied {
+    match remedy {
+        Remedy::LogIn => Remedied::LogIn,
+        Remedy::GiveUp => Remedied::GiveUp,
+        Remedy::Repeat if is_healed => Remedied::Repeat,
+        Remedy::Rebuild | Remedy::NewSession if is_healed => Remedied::NewSession,
+        _ => Remedied::NewProcess,
+    }
 }
 
 /// Whether one more may be handed over: not behind a suspect, and not too many.

@@ -124,6 +124,8 @@ pub struct Reply {
     pub newest: Option<NewestKeys>,
     /// Whether it is to be replaced, and why; from then on it says so each time.
     pub tired: Option<Tired>,
+    /// What the HSM failed in on the way and this custodian healed: by which remedy, each time.
+    pub healed: Vec<Remedy>,
     /// What came of it.
     pub result: Result<Response, Fault>,
 }

@@ -12,9 +12,13 @@ use messages::{BUILD_ID, Greeting, Hello, Reply, decode, encode, frame_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::messages::{Failure, Outcome, SealRows, SealedRows};
+use tokio::time::Instant;
+
+use super::asking::CALL_MAX;
+use super::messages::{Call, Failure, Outcome, Remedy, SealRows, SealedRows};
 use super::*;
 use crate::domain::credential::StoredSecret;
+use crate::domain::id::CredentialId;
 use crate::domain::otp::Algorithm;
 use crate::domain::row::TableSums;
 use crate::domain::system_key::KeyKind;
@@ -123,49 +127,71 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, repeated, newest, .. } = decode(&body).unwrap();
         let reply = match act(read.fetch_add(1, Ordering::SeqCst)) {
-            Act::Later => Reply { id, busy_ns: 0, newest: None, tired: None, result: Err(Fault::Later) },
+            Act::Later => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                tired: None,
+                healed: Vec::new(),
+                result: Err(Fault::Later),
+            },
             Act::Learn(version) => {
                 let newest = Some(NewestKeys::new([(KeyKind::Row, version)]));
-                Reply { id, busy_ns: 0, newest, tired: None, result: Ok(sealed()) }
+                Reply { id, busy_ns: 0, newest, tired: None, healed: Vec::new(), result: Ok(sealed()) }
             }
             Act::Expect(version) if newest.of(KeyKind::Row) != version => Reply {
                 id,
                 busy_ns: 0,
                 newest: None,
                 tired: None,
+                healed: Vec::new(),
                 result: Err(Fault::Request("told of others".to_owned())),
             },
-            Act::Expect(_) => Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) },
-            Act::Miss => {
-                Reply { id, busy_ns: 0, newest: None, tired: None, result: Err(Fault::Missing(OBJECT)) }
+            Act::Expect(_) => {
+                Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result: Ok(sealed()) }
             }
+            Act::Miss => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                tired: None,
+                healed: Vec::new(),
+                result: Err(Fault::Missing(OBJECT)),
+            },
             Act::AnswerRepeated if !repeated => Reply {
                 id,
                 busy_ns: 0,
                 newest: None,
                 tired: None,
+                healed: Vec::new(),
                 result: Err(Fault::Request("it is new".to_owned())),
             },
             Act::Answer | Act::AnswerRepeated => {
-                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) }
+                Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result: Ok(sealed()) }
             }
             Act::Make => {
                 let made = Response::Secret { stored: StoredSecret::Resident(OBJECT), exported: None };
-                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(made) }
+                Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result: Ok(made) }
             }
             Act::Destroy => Reply {
                 id,
                 busy_ns: 0,
                 newest: None,
                 tired: None,
+                healed: Vec::new(),
                 result: Ok(Response::Destroyed { objects: 1 }),
             },
-            Act::Refuse => {
-                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(Response::Imported(None)) }
-            }
+            Act::Refuse => Reply {
+                id,
+                busy_ns: 0,
+                newest: None,
+                tired: None,
+                healed: Vec::new(),
+                result: Ok(Response::Imported(None)),
+            },
             Act::Open => {
                 let opened = Response::Imported(Some(StoredSecret::Resident(OBJECT)));
-                Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(opened) }
+                Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result: Ok(opened) }
             }
             Act::Die => return,
             Act::Hang => std::future::pending().await,
@@ -174,15 +200,28 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
                 busy_ns: 0,
                 newest: None,
                 tired: None,
+                healed: Vec::new(),
                 result: Err(Fault::hsm("C_Sign: CKR_DEVICE_ERROR")),
             },
             Act::LoggedOut => {
                 let failure = Failure::with(Remedy::LogIn, "C_SignInit: CKR_SESSION_HANDLE_INVALID");
-                Reply { id, busy_ns: 0, newest: None, tired: None, result: Err(Fault::Hsm(failure)) }
+                Reply {
+                    id,
+                    busy_ns: 0,
+                    newest: None,
+                    tired: None,
+                    healed: Vec::new(),
+                    result: Err(Fault::Hsm(failure)),
+                }
             }
-            Act::WrongNumber => {
-                Reply { id: id + 1, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) }
-            }
+            Act::WrongNumber => Reply {
+                id: id + 1,
+                busy_ns: 0,
+                newest: None,
+                tired: None,
+                healed: Vec::new(),
+                result: Ok(sealed()),
+            },
         };
         if stream.write_all(&encode(&reply).unwrap()).await.is_err() {
             return;
@@ -474,8 +513,15 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             let Call { id, .. } = decode(&body).unwrap();
             theirs
                 .write_all(
-                    &encode(&Reply { id, busy_ns: 0, newest: None, tired: None, result: Ok(sealed()) })
-                        .unwrap(),
+                    &encode(&Reply {
+                        id,
+                        busy_ns: 0,
+                        newest: None,
+                        tired: None,
+                        healed: Vec::new(),
+                        result: Ok(sealed()),
+                    })
+                    .unwrap(),
                 )
                 .await
                 .unwrap();
@@ -524,7 +570,8 @@ async fn last_words(mut stream: UnixStream) {
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, .. } = decode(&body).unwrap();
         words.extend_from_slice(
-            &encode(&Reply { id, busy_ns: 0, newest: None, tired: None, result }).unwrap(),
+            &encode(&Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result })
+                .unwrap(),
         );
     }
     stream.write_all(&words).await.unwrap();

@@ -125,6 +125,16 @@ label! {
 }
 
 label! {
+    /// What was done about something that the HSM failed in.
+    Remedied as "remedy":
+    Repeat "repeat",
+    NewSession "new-session",
+    LogIn "log-in",
+    NewProcess "new-process",
+    GiveUp "give-up",
+}
+
+label! {
     /// Why a custodian that worked was replaced.
     Replacement as "reason":
     Unwraps "unwraps",

@@ -1,5 +1,6 @@
 //! A service whose HSM fails: what its callers notice, and how it comes back, without a restart.
 
+use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -121,17 +122,18 @@ async fn what_goes_wrong_once_costs_a_custodian_at_most_and_nobody_an_error() {
     let world = World::start().await;
     let token = world.token().await;
     let (mut logins, mut rounds) = (2, 0);
-    // How many custodians stay, and how many logins it takes.
-    for (counter, (kind, stay, more_logins)) in [
-        (Kind::Fail(CKR_GENERAL_ERROR), 2, 0),
-        (Kind::FailDone(CKR_DEVICE_ERROR), 2, 0),
-        (Kind::ForgetLogin, 1, 1),
-        (Kind::CloseSessions, 1, 1),
-        (Kind::Vanish(Vanishing::NotPresent), 1, 1),
-        (Kind::Vanish(Vanishing::Removed), 1, 1),
-        (Kind::Vanish(Vanishing::Quietly), 1, 1),
-        (Kind::Segfault, 1, 1),
-        (Kind::Exit(0), 1, 1),
+    // How many custodians stay, how many logins it takes, and what is counted.
+    for (counter, (kind, stay, more_logins, remedy)) in [
+        (Kind::Fail(CKR_GENERAL_ERROR), 2, 0, "repeat"),
+        (Kind::FailDone(CKR_DEVICE_ERROR), 2, 0, "new-session"),
+        (Kind::ForgetLogin, 1, 1, "log-in"),
+        (Kind::CloseSessions, 1, 1, "log-in"),
+        (Kind::Vanish(Vanishing::NotPresent), 1, 1, "new-process"),
+        (Kind::Vanish(Vanishing::Removed), 1, 1, "new-process"),
+        (Kind::Vanish(Vanishing::Quietly), 1, 1, "new-process"),
+        // It told of nothing.
+        (Kind::Segfault, 1, 1, ""),
+        (Kind::Exit(0), 1, 1, ""),
     ]
     .into_iter()
     .enumerate()
@@ -143,6 +145,15 @@ async fn what_goes_wrong_once_costs_a_custodian_at_most_and_nobody_an_error() {
         }
         rounds += 1;
         let before = world.custodians();
+        let failures = || -> BTreeMap<String, f64> {
+            let scrape = Scrape::at(&world.served.ops_url);
+            let counted = scrape.counted("hsm_authd_hsm_failures_total");
+            counted.into_iter().map(|(remedy, count)| (remedy.to_owned(), count)).collect()
+        };
+        let mut expected = failures();
+        if !remedy.is_empty() {
+            *expected.entry(remedy.to_owned()).or_default() += 1.0;
+        }
         let set = world.faults.set(Fault::of(Function::C_SignInit, kind).once());
         let begun = Instant::now();
         assert_eq!(world.verify(&token, counter as u64).await, Outcome::Yes, "{kind:?}");
@@ -154,6 +165,7 @@ async fn what_goes_wrong_once_costs_a_custodian_at_most_and_nobody_an_error() {
         let after = world.custodians();
         assert_eq!(before.iter().filter(|pid| after.contains(pid)).count(), stay, "{kind:?}");
         assert_eq!(world.faults.counts().sessions_open(), 2, "{kind:?}");
+        assert_eq!(failures(), expected, "{kind:?}");
         assert_eq!(world.verify(&token, counter as u64).await, Outcome::No, "{kind:?}");
     }
     assert_eq!(world.faults.counts().fired(), rounds);

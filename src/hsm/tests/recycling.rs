@@ -41,7 +41,8 @@ impl Gated {
                     }
                     _ => sealed(),
                 };
-                let reply = Reply { id, busy_ns: 0, newest: None, tired, result: Ok(response) };
+                let reply =
+                    Reply { id, busy_ns: 0, newest: None, tired, healed: Vec::new(), result: Ok(response) };
                 theirs.write_all(&encode(&reply).unwrap()).await.unwrap();
                 answered += 1;
             }

@@ -48,7 +48,10 @@ async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>, destr
             _ => Ok(Response::Healthy),
         };
         stream
-            .write_all(&encode(&Reply { id, busy_ns: 0, newest: None, tired: None, result }).unwrap())
+            .write_all(
+                &encode(&Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result })
+                    .unwrap(),
+            )
             .await
             .unwrap();
     }

@@ -90,7 +90,7 @@ async fn custodian(mut stream: UnixStream, token: Arc<Token>) {
         stream.read_exact(&mut body).await.unwrap();
         let Call { id, request, .. } = decode(&body).unwrap();
         let result = token.answer(request);
-        let reply = Reply { id, busy_ns: 0, newest: None, tired: None, result };
+        let reply = Reply { id, busy_ns: 0, newest: None, tired: None, healed: Vec::new(), result };
         stream.write_all(&encode(&reply).unwrap()).await.unwrap();
     }
 }
