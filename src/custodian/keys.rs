@@ -1,6 +1,8 @@
 //! The system keys of a custodian, and the keys that are derived from `row`.
 
+mod error;
 mod known;
+mod name;
 mod pairs;
 mod peers;
 mod removal_mark;
@@ -22,18 +24,17 @@ use crate::domain::time::RunId;
 use crate::hsm::messages::KeyCheck;
 use crate::secret::{MacKey, SecretBytes};
 use known::{Data, Kek};
+use name::KEK;
 use peers::LabelledPeer;
-use survey::KEK;
 
+pub use error::KeyError;
+pub use name::{Form, KeyName, Kind};
 pub use pairs::{ImportKey, PublishedKey, SigningKey};
 pub use peers::{Peer, ReadPeers, peer_label, read_peers};
 #[cfg(test)]
 pub use removal_mark::Maker;
 pub use removal_mark::RemovalMark;
-pub use survey::{
-    Form, Found, KeyError, KeyName, Kind, Survey, Unfinished, reading_twice, survey, survey_begun,
-    unfinished, whole,
-};
+pub use survey::{Found, Survey, Unfinished, reading_twice, survey, survey_begun, unfinished, whole};
 
 /// The versions of one thing: at least one.
 struct Versions<T> {

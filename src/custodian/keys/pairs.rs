@@ -6,7 +6,8 @@ use super::super::pkcs11::{
     Half, Material, Object, PairForm, Pkcs11Error, Session, Shape, Use, VerifyingKey,
 };
 use super::super::secrets::departing;
-use super::survey::{KeyError, KeyName, Kind, wrong_half};
+use super::survey::wrong_half;
+use super::{KeyError, KeyName, Kind};
 use crate::domain::otp::Algorithm;
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::{Signature, SignatureFormat};

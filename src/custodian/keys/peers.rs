@@ -4,7 +4,7 @@
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 
 use super::super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
-use super::survey::{Form, Kind};
+use super::{Form, Kind};
 use crate::domain::signer::PublicKey;
 
 /// What is labelled as a peer, unread.
@@ -85,7 +85,7 @@ fn read(session: &Session, peer: &LabelledPeer) -> Result<Option<PublicKey>, Pkc
 
 #[cfg(test)]
 mod tests {
-    use super::super::survey::KeyName;
+    use super::super::KeyName;
     use super::*;
     use crate::domain::signer::tests::key_named;
 
