@@ -2,9 +2,10 @@
 //! accepted, nothing right is charged, nothing is lost or done twice, and the service goes on by itself.
 //!
 //! `HSM_AUTHD_FAULT_TABLE=some` for one cell of each function and kind instead of a third of those, `full` for all cells;
-//! `HSM_AUTHD_FAULT_MINUTES` (60) bounds it, `HSM_AUTHD_FAULT_WORKERS` (4) is how many services there are, and `HSM_AUTHD_FAULT_CELL` has only those cells done
-//! whose name contains it, each in a story of its own; several, with ", " between them as the table prints them, in one. `HSM_AUTHD_FAULT_DONE` is
-//! a file with what an earlier run printed: what was right there is not done again.
+//! `HSM_AUTHD_FAULT_MINUTES` (60) bounds it, and `HSM_AUTHD_FAULT_WORKERS` (4) is how many services there are.
+//! `HSM_AUTHD_FAULT_CELL` has only those cells done whose name contains it, each in a story of its own; several, with ", "
+//! between them as the table prints them, in one. `HSM_AUTHD_FAULT_DONE` is a file with what an earlier run printed: what was
+//! right there is not done again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::env;
