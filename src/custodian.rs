@@ -30,6 +30,7 @@ mod residents;
 mod rolling;
 mod secrets;
 pub mod shared_keys;
+mod staleness;
 mod terminals;
 #[cfg(test)]
 mod test_token;
@@ -47,7 +48,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::control;
-use crate::hsm::messages::{BUILD_ID, Boot, Call, Down, DownCause, Fault, Greeting, Hello, Reply};
+use crate::hsm::messages::{BUILD_ID, Boot, Call, Down, DownCause, Fault, Greeting, Hello, Reply, Tired};
 use connection::Connection;
 use frames::{Frames, write_frame};
 use keys::KeyError;
@@ -287,7 +288,8 @@ fn serve(
         let own = connection.newest_keys();
         let newest = (own != told).then(|| own.clone());
         told = own;
-        let tired = wear.tired(connection.unwraps());
+        let stale = connection.is_stale().then_some(Tired::Stale);
+        let tired = stale.or(wear.tired(connection.unwraps()));
         let heard = write_frame(
             &mut peer,
             &Reply { id, busy_ns, newest, tired, healed: connection.healed(), result },

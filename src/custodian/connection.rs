@@ -8,6 +8,7 @@ use super::keys::Keys;
 use super::operations::Operations;
 use super::pkcs11::{Module, Session, Token};
 use super::residents::Residents;
+use super::staleness::Staleness;
 use super::{StartFailure, find_token, load_module, login, probe, read_pin};
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::messages::{Boot, DownCause, Failure, Fault, KeyCheck, Remedy, Request, Response, Step};
@@ -28,6 +29,7 @@ pub struct Connection {
     load_took: Duration,
     /// What helped against failures since somebody asked for it.
     healed: Vec<Remedy>,
+    staleness: Staleness,
 }
 
 /// What it takes to go on after a failure.
@@ -98,6 +100,7 @@ impl Connection {
             unwraps_before: 0,
             load_took,
             healed: Vec::new(),
+            staleness: Staleness::default(),
         })
     }
 
@@ -129,6 +132,13 @@ impl Connection {
     /// Looks for keys that others know of and that are not known here.
     pub fn keep_up(&mut self, newest: &NewestKeys) {
         self.operations.keep_up(newest);
+        let own = self.operations.newest_keys();
+        self.operations.unseen = self.staleness.unseen(newest, &own, Instant::now());
+    }
+
+    /// Whether it still does not see what others have, so that only another process will.
+    pub fn is_stale(&self) -> bool {
+        self.staleness.is_stale()
     }
 
     /// Answers one request; `repeated`: another custodian may have worked on it before. What the HSM fails in is tried again as

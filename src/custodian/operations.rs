@@ -8,7 +8,7 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use super::anchor::Anchor;
-use super::keys::{ImportKey, KeyError, Keys, Missed};
+use super::keys::{ImportKey, KeyError, KeyName, Keys, Missed};
 use super::looks::Looks;
 use super::pkcs11::{Object, Pkcs11Error, Session};
 use super::residents::Residents;
@@ -63,6 +63,8 @@ pub struct Operations {
     looks: Looks,
     /// The keys that others know of, and that are not known here.
     behind: Vec<(KeyKind, u16)>,
+    /// Those of them that are there for certain.
+    pub unseen: Vec<(KeyKind, u16)>,
     /// What is asked now was begun here before, and failed.
     pub begun: bool,
 }
@@ -80,6 +82,7 @@ impl Operations {
             last_generated: LastGenerated::default(),
             looks: Looks::default(),
             behind: Vec::new(),
+            unseen: Vec::new(),
             begun: false,
         }
     }
@@ -154,10 +157,14 @@ impl Operations {
         if missed.is_none() || matches!(result, Err(Fault::Hsm(_))) {
             return result;
         }
-        if self.looks.was_in_vain(&missed, Instant::now()) {
+        let is_unseen = |name: &KeyName| self.unseen.contains(&(name.kind, name.version));
+        let is_there = result.is_err() && missed.versions.iter().any(is_unseen);
+        if !is_there && self.looks.was_in_vain(&missed, Instant::now()) {
             return result;
         }
         match self.look(&missed) {
+            // Others have it: what it made is neither forged nor of a key that is gone.
+            Some(0) | None if is_there => Err(Fault::Later),
             Some(0) => result,
             Some(_) => self.answer_with_known_keys(request, repeated),
             // Only what a key made can name its version: it is not nothing before it was looked for.

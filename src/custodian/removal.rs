@@ -49,8 +49,13 @@ fn discard_beside(session: &Session, name: KeyName, own: Object) -> Result<bool,
         }
     }
     // Another removal may be at work: without its mark what it removes would be used.
-    let left = removals.into_iter().filter(|(mark, removal)| *mark != own && removal.is_left());
-    for mark in left.map(|(mark, _)| mark).chain(marks) {
+    for (mark, removal) in removals.into_iter().filter(|(mark, removal)| *mark != own && removal.is_left()) {
+        // Read twice: a wrong bit would make a process that is at work another one, which is gone.
+        if RemovalMark::read(session, mark).is_ok_and(|again| again == Some(removal)) {
+            destroy_if_there(session, mark, &name.mark())?;
+        }
+    }
+    for mark in marks {
         destroy_if_there(session, mark, &name.mark())?;
     }
     Ok(is_unused)

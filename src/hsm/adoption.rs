@@ -163,6 +163,7 @@ impl Hsm {
         let reason = match before.tired.get() {
             Some(Tired::Unwraps) => Replacement::Unwraps,
             Some(Tired::Memory) => Replacement::Memory,
+            Some(Tired::Stale) => Replacement::Stale,
             None => Replacement::Reload,
         };
         self.inner.metrics.replacements.get_or_create(&reason).inc();

@@ -153,11 +153,13 @@ impl Hsm {
         let (mut job, mut answer) = Job::new(&call).map_err(|e| unavailable(&e.to_string()))?;
         drop(call);
         let mut missed_by: Option<Arc<Custodian>> = None;
+        // It does not see a key yet that others may.
+        let mut behind: Option<Arc<Custodian>> = None;
         // A connection to the HSM that broke logs all of them out: each may say so once, and it is not the request's doing.
         let (mut logged_out, mut lost_over_it) = (0, false);
         loop {
             let came_up = self.inner.came_up.notified();
-            let Some(custodian) = self.pick(route, token, missed_by.as_ref()) else {
+            let Some(custodian) = self.pick(route, token, missed_by.as_ref().or(behind.as_ref())) else {
                 if let Some(reason) = self.inner.state.objection(token) {
                     return Err(HsmError::Away(reason));
                 }
@@ -229,6 +231,8 @@ impl Hsm {
                     if timeout_at(deadline, sleep(ASK_AGAIN_AFTER)).await.is_err() {
                         return Err(unavailable(LOOKING));
                     }
+                    // Who changes the token stays who does.
+                    behind = Some(custodian).filter(|_| !matches!(route, Route::Writer | Route::WriterOf(_)));
                     (job, answer) = again;
                     continue;
                 }

@@ -87,13 +87,15 @@ pub struct Boot {
     pub shared_keys: bool,
 }
 
-/// Why a custodian asks to be replaced. It goes on until it is: nothing is wrong with its answers.
+/// Why a custodian asks to be replaced. It goes on until it is: nothing is wrong with what it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tired {
     /// It has unwrapped as much as [`Boot::unwraps_max`] says: modules lose memory with each.
     Unwraps,
     /// It has more memory than [`Boot::memory_bytes_max`].
     Memory,
+    /// Its module does not show it a key that others have seen.
+    Stale,
 }
 
 /// What tells two keys apart, and says next to nothing of either: 16 bytes.

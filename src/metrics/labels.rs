@@ -139,6 +139,7 @@ label! {
     Replacement as "reason":
     Unwraps "unwraps",
     Memory "memory",
+    Stale "stale",
     Reload "reload",
 }
 

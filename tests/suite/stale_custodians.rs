@@ -1,13 +1,14 @@
 //! Custodians that have not seen yet that there is a newer key: they never say that what was made with it is nothing.
 
 use std::mem::ManuallyDrop;
+use std::time::{Duration, Instant};
 
 use hsm_authd::domain::id::PresentationId;
 use hsm_authd::domain::idempotency::Fingerprint;
 use hsm_authd::domain::presentation::PresentationCode;
 use hsm_authd::domain::row::SealedBytes;
 use hsm_authd::domain::system_key::{KeyKind, NewestKeys};
-use hsm_authd::hsm::messages::{Fault, Outcome, Request, Response, SealRows};
+use hsm_authd::hsm::messages::{Fault, Outcome, Request, Response, SealRows, Tired};
 use hsm_authd::secret::SecretBytes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -123,6 +124,37 @@ fn a_row_of_a_new_version_is_never_said_to_be_forged() {
     assert_eq!(stale.call(Request::LoadKeys).map(drop), Ok(()));
     forged[0].seal.key_version = 3;
     assert_eq!(stale.is_right(&forged), Err(Fault::Seal(0)));
+}
+
+/// As SoftHSM now and then shows a process no more of what others change.
+#[test]
+fn who_goes_on_not_seeing_what_others_have_asks_to_be_replaced() {
+    let token = TestToken::made();
+    let mut stale = token.custodian();
+    let mut rows = stale.seal(&[store_samples::state(1, "t").into()]);
+    rows[0].seal.key_version = 2;
+    let is_right = |custodian: &mut Custodian, told| {
+        let rows = SealRows { standing: rows.clone(), outcome: Outcome::default() };
+        custodian.call_knowing(told, Request::Seal(rows)).0.map(drop)
+    };
+    // Nobody has told of it: it is forged.
+    assert_eq!(once_it_has_looked(|| is_right(&mut stale, row(1))), Err(Fault::Seal(0)));
+    let begun = Instant::now();
+    while stale.tired.is_none() && begun.elapsed() < Duration::from_secs(30) {
+        assert_eq!(is_right(&mut stale, row(2)), Err(Fault::Later), "others have seen it");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(stale.tired, Some(Tired::Stale));
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+
+    // Whoever comes next was told before it began, and goes on: it may be gone.
+    let mut next = token.custodian();
+    assert_eq!(once_it_has_looked(|| is_right(&mut next, row(2))), Err(Fault::Seal(0)));
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1_500) {
+        assert_eq!((is_right(&mut next, row(2)), next.tired), (Err(Fault::Seal(0)), None));
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// One of two custodians is new, and has the newer key; the other one has not seen it.

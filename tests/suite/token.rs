@@ -12,7 +12,8 @@ use std::time::Duration;
 use hsm_authd::custodian::token::Setup;
 use hsm_authd::domain::system_key::NewestKeys;
 use hsm_authd::hsm::messages::{
-    BUILD_ID, Boot, Call, Fault, Greeting, Hello, Reply, Request, Response, decode, encode, frame_length,
+    BUILD_ID, Boot, Call, Fault, Greeting, Hello, Reply, Request, Response, Tired, decode, encode,
+    frame_length,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -196,7 +197,7 @@ impl TestToken {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Custodian { child, stream: Some(ours), calls: 0 }
+        Custodian { child, stream: Some(ours), calls: 0, tired: None }
     }
 
     /// Boots a custodian that is expected to refuse: its exit code and standard error.
@@ -220,6 +221,8 @@ pub struct Custodian {
     child: Child,
     stream: Option<UnixStream>,
     calls: u64,
+    /// Whether it has asked to be replaced, the last time that it answered.
+    pub tired: Option<Tired>,
 }
 
 impl Custodian {
@@ -284,6 +287,7 @@ impl Custodian {
         self.send(&Call { repeated: false, id: self.calls, newest, request });
         let reply: Reply = self.receive().expect("a reply");
         assert_eq!(reply.id, self.calls);
+        self.tired = reply.tired;
         (reply.result, reply.newest)
     }
 

@@ -16,6 +16,9 @@ const PREFIX: &[u8] = b"removal\0";
 /// How long a removal takes at most, and how far clocks of hosts may differ.
 pub(super) const REMOVAL_MAX_S: u64 = 60;
 
+/// How long a boot id is: 32 digits in 5 groups.
+const UUID_LENGTH: usize = 36;
+
 /// What such a mark says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemovalMark {
@@ -86,6 +89,10 @@ impl RemovalMark {
 impl Maker {
     fn this() -> Option<Self> {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        // A sandbox may put nothing in its place, and would make all machines one.
+        if boot_id.trim().len() != UUID_LENGTH {
+            return None;
+        }
         let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
         let place = format!("{} {}", boot_id.trim(), namespace.to_str()?);
         Some(Self { place, pid: i32::try_from(process::id()).ok()? })
