@@ -44,6 +44,8 @@ pub enum Feature {
     ObjectFiles,
     /// Functions that are handed out by `C_GetFunctionList`.
     FunctionList,
+    /// A token that says that a PIN was refused since the last login.
+    Refusals,
     /// Session objects that a logout ends.
     Logout,
     /// A label of each token's own, by which a test tells several apart.
@@ -224,6 +226,7 @@ impl TestModule {
             (_, Feature::BadPublicKeys) => Some("it takes no public key that is none"),
             (_, Feature::PublicObjects) => Some("it makes no object without a login"),
             (_, Feature::ObjectFiles) => Some("its objects are rows of one database"),
+            (_, Feature::Refusals) => Some("it says nothing of attempts before the last one"),
             (_, Feature::FunctionList) => Some("it hands its functions out by C_GetInterface"),
             (Self::Kryoptic, _) => None,
             (Self::Nss, Feature::Officer) => Some("its database is made by certutil, with the PIN"),
