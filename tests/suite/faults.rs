@@ -157,7 +157,7 @@ fn a_custodian_whose_hsm_fails_says_so_and_leaves() {
         (C_SignInit, Kind::Vanish(Vanishing::Removed), "C_SignInit: CKR_DEVICE_REMOVED"),
         (C_Sign, Kind::FailDone(CKR_DEVICE_ERROR), "C_Sign: CKR_DEVICE_ERROR"),
         (C_Sign, Kind::Fail(CKR_OK), "C_Sign: a result of the wrong length"),
-        // As softokn takes a MAC of no bytes and of one byte for what it is asked to compare with.
+        // Nothing that is compared with may be shorter than a MAC.
         (C_Sign, Kind::Short(Length::To(0)), "C_Sign: a result of the wrong length"),
         (C_Sign, Kind::Short(Length::To(1)), "C_Sign: a result of the wrong length"),
         (C_Sign, Kind::Short(Length::LessByOne), "C_Sign: a result of the wrong length"),

@@ -5,6 +5,7 @@
 
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::process::Output;
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, fs};
 
@@ -20,7 +21,15 @@ use crate::token::{SO_PIN, TestToken, label};
 
 /// Has `act` done to the token.
 pub fn intrude(token: &TestToken, act: &str) {
-    let output = token
+    let output = attempt(token, act);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let panicked = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{act}: {said}{panicked}");
+}
+
+/// Has `act` tried, and tells how the process ended.
+pub fn attempt(token: &TestToken, act: &str) -> Output {
+    token
         .command(env::current_exe().unwrap())
         .args(["--exact", "intruder::acts", "--ignored", "--nocapture"])
         .env("INTRUDER_ACT", act)
@@ -29,10 +38,7 @@ pub fn intrude(token: &TestToken, act: &str) {
         .env("INTRUDER_LABEL", &token.boot.token_label)
         .env("INTRUDER_PIN", fs::read_to_string(&token.boot.pin_file).unwrap().trim_end())
         .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let panicked = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{act}: {said}{panicked}");
+        .unwrap()
 }
 
 #[test]
@@ -50,7 +56,9 @@ fn acts() {
     match act.as_str() {
         "a token without user PIN" => init_token(&pkcs11),
         "a second token of the label" => init_token(&pkcs11),
-        "one byte of a MAC is taken for it" => truncated(&login(&pkcs11)),
+        "a MAC is read behind its end" => short_mac(&login(&pkcs11), |mac| &mac[..1]),
+        // It lies nowhere.
+        "a MAC of no bytes is read" => short_mac(&login(&pkcs11), |_| &[]),
         "read and wrap every system key" => read_and_wrap(&login(&pkcs11)),
         act => match act.strip_prefix("without the PIN: ") {
             Some(label) => plant_without_pin(&open(&pkcs11), label),
@@ -121,8 +129,8 @@ fn half(session: &Session, class: ObjectClass, label: &str) -> ObjectHandle {
     found[0]
 }
 
-/// What NSS does, and what nobody who uses it may rely on.
-fn truncated(session: &Session) {
+/// What NSS takes for a MAC: whatever its length is said to be, as many bytes as it wants are read.
+fn short_mac(session: &Session, short: impl Fn(&[u8]) -> &[u8]) {
     let made = [
         Attribute::Token(false),
         Attribute::Sign(true),
@@ -131,7 +139,7 @@ fn truncated(session: &Session) {
     ];
     let key = session.generate_key(&Mechanism::GenericSecretKeyGen, &made).unwrap();
     let mac = session.sign(&Mechanism::Sha256Hmac, key, b"message").unwrap();
-    session.verify(&Mechanism::Sha256Hmac, key, b"message", &mac[..1]).unwrap();
+    session.verify(&Mechanism::Sha256Hmac, key, b"message", short(&mac)).unwrap();
 }
 
 fn read_and_wrap(session: &Session) {

@@ -1,6 +1,7 @@
 //! Modules that cannot serve: what the probe says of them, at `init` and at a start, before anything of a customer is
 //! touched. Those that exist are refused by `make test-modules`; others are imitated by the fault module.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use nix::unistd::Pid;
 
 use crate::custodian::{account, check, credential, state};
 use crate::daemon::code;
-use crate::intruder::intrude;
+use crate::intruder::{attempt, intrude};
 use crate::modules::TestModule;
 use crate::scratch::Scratch;
 use crate::token::TestToken;
@@ -109,14 +110,16 @@ fn a_token_that_cannot_hold_the_anchor_is_refused_and_one_without_data_objects_i
     assert!(said.contains("has no data objects; the anchor of the log is the id of a key"), "{said}");
 }
 
-/// NSS's `C_Verify` takes one byte of an HMAC for the whole of it, and ends the process over none. Nobody asks it: a code
-/// is compared with one that was made, and that has its whole length.
+/// NSS's `C_Verify` reads a whole HMAC whatever length it is told: of one byte it reads what lies behind, and over none the
+/// process ends. Nobody asks it: a code is compared with one that was made, and that has its whole length.
 #[test]
 fn no_code_is_judged_by_the_modules_own_comparison() {
     const SEED: &[u8] = b"compared outside of it";
     let mut token = TestToken::new();
     if TestModule::chosen() == TestModule::Nss {
-        intrude(&token, "one byte of a MAC is taken for it");
+        intrude(&token, "a MAC is read behind its end");
+        let ended = attempt(&token, "a MAC of no bytes is read");
+        assert!(ended.status.signal().is_some(), "{ended:?}");
     }
     let faults = token.with_faults();
     let mut custodian = token.custodian();
