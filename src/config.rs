@@ -1,4 +1,5 @@
-//! The configuration file: strict TOML, every path relative to the file's own folder.
+//! The configuration file: strict TOML, every path relative to the file's own folder; a secret's file may also be what
+//! systemd hands over by its name (`LoadCredential=`, systemd.exec(5)).
 
 mod policies;
 #[cfg(test)]
@@ -279,26 +280,30 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
         let absolute = std::path::absolute(path).map_err(|e| fail(e.to_string()))?;
         let folder = absolute.parent().unwrap_or(Path::new("/"));
-        Self::parse(&text, folder).map_err(fail)
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        Self::parse(&text, folder, credentials.as_deref()).map_err(fail)
     }
 
-    /// Parses and checks a configuration whose relative paths begin at `folder`.
+    /// Parses and checks a configuration whose relative paths begin at `folder`. What is secret and has a name without a
+    /// folder is taken from `credentials` if there is a file of that name.
     ///
     /// # Errors
     /// One line that says what to mend.
-    pub fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+    pub fn parse(text: &str, folder: &Path, credentials: Option<&Path>) -> Result<Self, String> {
         let mut config: Self = toml::from_str(text).map_err(|e| one_line(text, &e))?;
-        for path in [
-            &mut config.server.certificate,
-            &mut config.server.key,
-            &mut config.server.client_ca,
-            &mut config.store.path,
-            &mut config.hsm.pin_file,
-        ]
-        .into_iter()
-        .chain(&mut config.signers.trust_anchors)
-        .chain(&mut config.signers.crls)
-        .chain(config.hsm.replicas.iter_mut().map(|replica| &mut replica.pin_file))
+        let replicas = config.hsm.replicas.iter_mut().map(|replica| &mut replica.pin_file);
+        for path in [&mut config.server.key, &mut config.hsm.pin_file].into_iter().chain(replicas) {
+            let handed_over = credentials.map(|credentials| credentials.join(&*path));
+            let is_name = path.components().count() == 1 && path.file_name().is_some();
+            *path = match handed_over.filter(|file| is_name && file.exists()) {
+                Some(file) => file,
+                None => folder.join(&*path),
+            };
+        }
+        for path in [&mut config.server.certificate, &mut config.server.client_ca, &mut config.store.path]
+            .into_iter()
+            .chain(&mut config.signers.trust_anchors)
+            .chain(&mut config.signers.crls)
         {
             *path = folder.join(&*path);
         }

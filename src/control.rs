@@ -71,6 +71,11 @@ pub enum ToSupervisor {
     Ready,
     /// What became of a custodian.
     Custodian(CustodianEvent),
+    /// It works: its runtime runs, and its store's writer has come through what was before it. With what there is to say
+    /// of it, in one line.
+    Alive(String),
+    /// What [`ToFront::Reload`] asked for is done, or was refused and nothing has changed.
+    Reloaded,
 }
 
 /// A new channel; both ends are closed on exec, unless made a child's standard input.

@@ -89,6 +89,7 @@ pub fn run(options: Options) -> Ending {
         let _ = writeln!(std::io::stdout(), "ready on {url}; {} says how to ask", path.display());
         Ok(())
     })
+    .map_err(|failure| failure.reason)
 }
 
 fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {

@@ -33,6 +33,8 @@ const PRUNE_EVERY_MS: u64 = 60_000;
 const KEYS_PAUSE: Duration = Duration::from_millis(100);
 /// How often the wall clock is held against the time since boot.
 const CLOCK_WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How often the supervisor hears that this process works.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// Draining: how long requests may take that outlived their connection.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 /// How long callers are answered once the store has failed.
@@ -93,9 +95,18 @@ impl Channel {
         self.received.recv().await.transpose()
     }
 
+    fn voice(&self) -> Voice {
+        Voice(self.socket.clone())
+    }
+}
+
+/// What the supervisor hears.
+struct Voice(Arc<OwnedFd>);
+
+impl Voice {
     fn send(&self, message: &ToSupervisor) {
         // A supervisor that does not listen is gone, and this process with it.
-        if let Err(error) = control::send(&*self.socket, message, &[]) {
+        if let Err(error) = control::send(&*self.0, message, &[]) {
             tracing::error!(%error, "the supervisor does not listen");
         }
     }
@@ -138,6 +149,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         metrics: ConnectionMetrics::default(),
     });
 
+    let voice = channel.voice();
     let (drain, draining) = watch::channel(false);
     let (checked, is_checked) = watch::channel(false);
     let mut control = tokio::spawn(listen(
@@ -158,6 +170,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
         service.clone(),
         (is_checked, draining.clone()),
     );
+    tokio::spawn(beat(voice, store.clone(), ops.clone()));
     tokio::spawn(async move {
         if let Err(error) = ops.serve(TcpListener::from(ops_socket)).await {
             tracing::error!(%error, "the operator's listener ended");
@@ -278,7 +291,7 @@ async fn listen(
     config: std::path::PathBuf,
     (drain, mut is_checked): (watch::Sender<bool>, watch::Receiver<bool>),
 ) -> Result<(), String> {
-    let mut ready = false;
+    let (mut ready, voice) = (false, channel.voice());
     loop {
         tokio::select! {
             received = channel.receive() => match received? {
@@ -298,7 +311,10 @@ async fn listen(
                 Some((ToFront::NotStarted { slot, generation, reason }, _)) => {
                     hsm.not_started(slot, generation, &reason);
                 }
-                Some((ToFront::Reload, _)) => reload(&server, &service, &config),
+                Some((ToFront::Reload, _)) => {
+                    reload(&server, &service, &config);
+                    voice.send(&ToSupervisor::Reloaded);
+                }
                 Some((ToFront::Drain, _)) => {
                     tracing::info!("draining");
                     let _ = drain.send(true);
@@ -308,9 +324,9 @@ async fn listen(
             // It takes custodians to check the database: one has come up by then.
             Ok(_) = is_checked.wait_for(|is_checked| *is_checked), if !ready => {
                 ready = true;
-                channel.send(&ToSupervisor::Ready);
+                voice.send(&ToSupervisor::Ready);
             }
-            Some(event) = events.recv() => channel.send(&ToSupervisor::Custodian(event)),
+            Some(event) = events.recv() => voice.send(&ToSupervisor::Custodian(event)),
         }
     }
 }
@@ -378,6 +394,18 @@ async fn watch_clock(clock: Arc<WatchedClock>, store: Store, accepted: bool) {
 async fn record(store: &Store, unix_ms: u64, event: Event) -> Result<(), String> {
     let commit = Commit::of_entry(AuditEntry::of_appliance(unix_ms, event));
     store.commit(commit).await.map(drop).map_err(|e| e.to_string())
+}
+
+/// Tells the supervisor that this process works, for as long as it does: systemd ends one of which it hears nothing.
+async fn beat(supervisor: Voice, store: Store, ops: Arc<Ops>) {
+    let mut pause = tokio::time::interval(BEAT_EVERY);
+    loop {
+        pause.tick().await;
+        if !store.beats().await {
+            return;
+        }
+        supervisor.send(&ToSupervisor::Alive(ops.status().into_owned()));
+    }
 }
 
 async fn keep_log(service: Arc<Service>) {

@@ -11,7 +11,7 @@
 //! ```text
 //! domain  <-  clock, lifeline, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
 //! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
-//! supervisor knows no more of the others than how to start them and what their ends mean
+//! supervisor knows no more of the others than how to start them and what their ends mean; systemd is whom it tells
 //! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian
 //! ```
 //!
@@ -44,6 +44,7 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod supervisor;
+pub mod systemd;
 pub mod tls;
 pub mod trust;
 

@@ -115,6 +115,9 @@ enum Command {
     },
 }
 
+/// EX_CONFIG of sysexits.h: systemd does not start the service again (`RestartPreventExitStatus=`).
+const EXIT_NEEDS_OPERATOR: u8 = 78;
+
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     // An operator's command says in plain words what it does.
@@ -137,9 +140,15 @@ fn main() -> ExitCode {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .init();
+    let mut needs_operator = false;
     let ending = match command {
         Command::Dev(options) => dev::run(options),
-        Command::Serve { config, accept_clock } => supervisor::serve(&config, accept_clock),
+        Command::Serve { config, accept_clock } => {
+            supervisor::serve(&config, accept_clock).map_err(|failure| {
+                needs_operator = failure.needs_operator;
+                failure.reason
+            })
+        }
         Command::Check { config } => check::run(&config),
         Command::Init { config, so_pin_file } => keys::init(&config, &so_pin_file),
         Command::Audit { command } => audit::run(command),
@@ -160,5 +169,5 @@ fn main() -> ExitCode {
         // In one piece: other processes write there too.
         let _ = std::io::stderr().write_all(format!("hsm-authd: {reason}\n").as_bytes());
     }
-    ExitCode::FAILURE
+    if needs_operator { ExitCode::from(EXIT_NEEDS_OPERATOR) } else { ExitCode::FAILURE }
 }

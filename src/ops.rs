@@ -112,6 +112,17 @@ impl Ops {
         }
     }
 
+    /// What there is to say of the service, in one line.
+    pub fn status(&self) -> Cow<'static, str> {
+        match self.is_ready() {
+            Ok(()) => match self.hsm.missing().lines().next() {
+                Some(missing) => format!("serving; {missing}").into(),
+                None => "serving".into(),
+            },
+            Err(reason) => reason,
+        }
+    }
+
     /// Whether requests can be decided, or why not.
     fn is_ready(&self) -> Result<(), Cow<'static, str>> {
         if *self.draining.borrow() {

@@ -31,6 +31,7 @@ use crate::config::{Config, HsmConfig};
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED, EXIT_START_FAILED};
 use crate::hsm::messages::{self, Boot};
+use crate::systemd::{self, Inherited, Notify};
 use slot::{Running, Slot};
 use token::Token;
 
@@ -65,19 +66,37 @@ const DESCRIPTORS_BESIDES: u64 = 128;
 /// How long a start waits for an instance that is ending.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// Why the service ended.
+pub struct Failure {
+    /// One line for the operator; `None`: the process that failed has said it already.
+    pub reason: Option<String>,
+    /// Nothing changes before somebody does something about it: the configuration is wrong, or the PIN. Each start that
+    /// tries a wrong PIN again brings its token nearer to being locked.
+    pub needs_operator: bool,
+}
+
+impl From<Option<String>> for Failure {
+    fn from(reason: Option<String>) -> Self {
+        Self { reason, needs_operator: false }
+    }
+}
+
 /// The main of `hsm-authd serve`.
 ///
 /// # Errors
-/// See [`Ending`].
-pub fn serve(path: &Path, accept_clock: bool) -> Ending {
-    let config = Config::load(path).map_err(|e| e.to_string())?;
+/// See [`Failure`].
+pub fn serve(path: &Path, accept_clock: bool) -> Result<(), Failure> {
+    let misconfigured = |reason: String| Failure { reason: Some(reason), needs_operator: true };
+    let config = Config::load(path).map_err(|e| misconfigured(e.to_string()))?;
     for path in config.exposed_files() {
         tracing::warn!(path = %path.display(), "everybody may read it; try chmod o= on it");
     }
-    let lock = lock(&config.store.path)?;
-    let (api, ops) = (bind(config.server.listen)?, bind(config.ops.listen)?);
+    let lock = lock(&config.store.path).map_err(Some)?;
+    let Inherited { api, ops } = Inherited::take().map_err(misconfigured)?;
+    let api = api.map_or_else(|| bind(config.server.listen), Ok).map_err(Some)?;
+    let ops = ops.map_or_else(|| bind(config.ops.listen), Ok).map_err(Some)?;
     let start = Start {
-        config: std::path::absolute(path).map_err(|e| e.to_string())?,
+        config: std::path::absolute(path).map_err(|e| Some(e.to_string()))?,
         accept_clock,
         clock_file: None,
     };
@@ -135,13 +154,13 @@ fn hold(path: &Path, busy: &str) -> Result<OwnedFd, String> {
 /// answers requests.
 ///
 /// # Errors
-/// See [`Ending`].
-pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Ending {
-    raise_descriptor_limit(&plan.config)?;
+/// See [`Failure`].
+pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Result<(), Failure> {
+    raise_descriptor_limit(&plan.config).map_err(Some)?;
     let mut supervisor = Supervisor::start(plan)?;
     let ending = supervisor.watch(on_ready);
     supervisor.end_children();
-    ending
+    ending.map_err(|reason| Failure { reason, needs_operator: supervisor.needs_operator })
 }
 
 /// A connection needs a descriptor, and the limit that a shell sets is lower than the one that is allowed.
@@ -168,7 +187,10 @@ struct Supervisor {
     slots: Vec<Slot>,
     /// Of which token they are, and processes that were killed and do not end.
     undead: Vec<(usize, Running)>,
+    notify: Notify,
     draining_since: Option<Instant>,
+    /// What it ends with is for somebody to mend.
+    needs_operator: bool,
     /// The front has closed its end of the channel: it is ending, or should be.
     unheard_since: Option<Instant>,
 }
@@ -195,7 +217,9 @@ impl Supervisor {
             channel,
             slots,
             undead: Vec::new(),
+            notify: Notify::from_env(),
             draining_since: None,
+            needs_operator: false,
             unheard_since: None,
         })
     }
@@ -208,6 +232,7 @@ impl Supervisor {
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo as i32) {
                     Ok(Signal::SIGHUP) => {
+                        self.notify.reloading();
                         self.tell(&ToFront::Reload)?;
                         self.recycle_all();
                     }
@@ -219,9 +244,12 @@ impl Supervisor {
                 match message {
                     ToSupervisor::Ready => {
                         if let Some(on_ready) = on_ready.take() {
+                            self.notify.ready();
                             on_ready().map_err(Some)?;
                         }
                     }
+                    ToSupervisor::Reloaded => self.notify.ready(),
+                    ToSupervisor::Alive(status) => self.notify.alive(&status),
                     ToSupervisor::Custodian(event) => self.told(event),
                 }
             }
@@ -292,6 +320,7 @@ impl Supervisor {
             return Err(Some("ended before everything was answered".into()));
         }
         self.draining_since = Some(Instant::now());
+        self.notify.stopping();
         self.tell(&ToFront::Drain)
     }
 
@@ -373,6 +402,7 @@ pub fn spawn(role: &str, stdin: OwnedFd, prepare: impl FnOnce(&mut Command)) -> 
     let mut command = Command::new("/proc/self/exe");
     command.arg(role).arg("--supervisor").arg(std::process::id().to_string());
     command.stdin(Stdio::from(stdin));
+    systemd::hide(&mut command);
     prepare(&mut command);
     command.spawn().map_err(|e| format!("the {role} process cannot be started: {e}"))
 }

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 const SAMPLE: &str = include_str!("../../softhsm-setup/hsm-authd.toml");
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text, Path::new("/etc/hsm-authd"))
+    Config::parse(text, Path::new("/etc/hsm-authd"), None)
 }
 
 #[test]
@@ -47,6 +47,32 @@ fn the_sample_is_accepted_and_shows_the_defaults() {
     bare.hsm.custodians = sample.hsm.custodians;
     bare.hsm.environment = sample.hsm.environment.clone();
     assert_eq!(format!("{bare:?}"), format!("{sample:?}"));
+}
+
+#[test]
+fn a_secret_that_is_handed_over_by_its_name_comes_before_one_beside_the_file() {
+    let credentials = std::env::temp_dir().join(format!("hsm-authd-credentials-{}", std::process::id()));
+    std::fs::create_dir(&credentials).unwrap();
+    for name in ["pin", "server.key", "client-ca.pem"] {
+        std::fs::write(credentials.join(name), "").unwrap();
+    }
+    let parsed = |text: &str| {
+        let config = Config::parse(text, Path::new("/etc/hsm-authd"), Some(&credentials)).unwrap();
+        [config.hsm.pin_file, config.server.key, config.server.client_ca]
+    };
+    let beside = Path::new("/etc/hsm-authd").join("client-ca.pem");
+    let [pin, key, authority] = parsed(SAMPLE);
+    assert_eq!([pin, key, authority], [credentials.join("pin"), credentials.join("server.key"), beside]);
+    // A path is where it says that it is; and what is not handed over is looked for beside the file.
+    let mut elsewhere: Table = SAMPLE.parse().unwrap();
+    elsewhere["hsm"].as_table_mut().unwrap().insert("pin_file".into(), Value::from("/etc/hsm-authd/pin"));
+    elsewhere["server"].as_table_mut().unwrap().insert("key".into(), Value::from("./server.key"));
+    std::fs::remove_file(credentials.join("client-ca.pem")).unwrap();
+    let [pin, key, _] = parsed(&elsewhere.to_string());
+    assert_eq!([pin, key], ["pin", "server.key"].map(|name| Path::new("/etc/hsm-authd").join(name)));
+    std::fs::remove_file(credentials.join("pin")).unwrap();
+    assert_eq!(parsed(SAMPLE)[0], Path::new("/etc/hsm-authd/pin"));
+    std::fs::remove_dir_all(credentials).unwrap();
 }
 
 /// The parser names the keys it expects when it meets one that it does not know.

@@ -227,6 +227,13 @@ impl Store {
         self.ask(|answer| Work::Hold(Holding { key, found }, answer)).await
     }
 
+    /// Comes back once the writer has come through what was before it, however long that takes; `false`: there is no
+    /// writer any more.
+    pub async fn beats(&self) -> bool {
+        let (answer, outcome) = oneshot::channel();
+        self.inner.queue.send(Work::Beat(answer)).await.is_ok() && outcome.await.is_ok()
+    }
+
     /// Where its database is.
     pub fn path(&self) -> &Path {
         &self.inner.path

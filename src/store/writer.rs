@@ -42,6 +42,8 @@ pub(super) enum Work {
     Upkeep(Upkeep, oneshot::Sender<Result<(), CommitError>>),
     /// What the writer holds in memory from here on.
     Hold(Holding, oneshot::Sender<Result<(), CommitError>>),
+    /// Nothing: an answer says that the writer has come so far.
+    Beat(oneshot::Sender<()>),
 }
 
 /// What the writer holds in memory during a run.
@@ -121,7 +123,8 @@ impl Writer {
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) {
         let mut taken = Vec::with_capacity(GROUP_MAX);
         while queue.blocking_recv_many(&mut taken, GROUP_MAX) > 0 {
-            let (mut group, mut upkeep, mut held) = (Vec::with_capacity(taken.len()), Vec::new(), Vec::new());
+            let mut group = Vec::with_capacity(taken.len());
+            let (mut upkeep, mut held, mut beats) = (Vec::new(), Vec::new(), Vec::new());
             for work in taken.drain(..) {
                 match work {
                     Work::Commit(request) => match &request.line {
@@ -130,6 +133,7 @@ impl Writer {
                     },
                     Work::Upkeep(change, answer) => upkeep.push((change, answer)),
                     Work::Hold(holding, answer) => held.push((holding, answer)),
+                    Work::Beat(answer) => beats.push(answer),
                 }
             }
             if !group.is_empty() {
@@ -143,6 +147,10 @@ impl Writer {
                 let _ = answer.send(self.hold(holding));
             }
             checkpoint::cut_if_past_cap(&self.connection, PATIENCE, &self.wal, &self.metrics);
+            // Who waits for them waits for all of this.
+            for answer in beats {
+                let _: Result<(), ()> = answer.send(());
+            }
         }
     }
 

@@ -144,6 +144,7 @@ impl Supervisor {
         }
         // Who was refused just now has said it.
         let has_said = refused > before;
+        self.needs_operator = true;
         Err((!has_said).then(|| "no custodian is left, and the token refuses the PIN".to_owned()))
     }
 
@@ -171,6 +172,7 @@ impl Supervisor {
             Gone::Undead => None,
         });
         if process.is_start && !was_up && code == Some(i32::from(EXIT_MISCONFIGURED)) {
+            self.needs_operator = true;
             return Err(None); // it has said why
         }
         let is_refused = code == Some(i32::from(EXIT_PIN_REFUSED));

@@ -169,6 +169,7 @@ mod store_sqlite;
 mod store_terminals;
 mod store_transactions;
 mod submissions;
+mod systemd;
 mod tampered_service;
 mod tampered_tables;
 mod tampered_world;
