@@ -13,6 +13,7 @@ use crate::config::{Config, HsmConfig};
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
 use crate::{init, server, supervisor, trust};
 
+const DAY_S: u64 = 24 * 60 * 60;
 /// How long the HSM may take to answer.
 const HSM_MAX: Duration = Duration::from_secs(30);
 
@@ -27,9 +28,19 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: everybody may read it; try chmod o= on it", path.display())));
     }
     say(format_args!("private files: readable by their owner and group alone"));
-    server::Identities::load(&config).map_err(|e| e.to_string())?;
-    say(format_args!("certificates: usable"));
+    let identities = server::Identities::load(&config).map_err(|e| e.to_string())?;
     let now = SystemClock.read().ok_or_else(|| "the clock cannot be read".to_owned())?;
+    for (what, ends_unix_s) in [
+        ("the server's certificate", identities.certificate_ends_unix_s),
+        ("client authorities", identities.client_ca_ends_unix_s),
+        ("revocation lists of clients", identities.client_crls_end_unix_s),
+    ] {
+        let Some(ends_unix_s) = ends_unix_s else { continue };
+        let Some(left_s) = ends_unix_s.checked_sub(now.unix_ms / 1_000) else {
+            return Err(Some(format!("{what}: out of date; put current ones in their place, and reload")));
+        };
+        say(format_args!("{what}: usable, days left: {}", left_s / DAY_S));
+    }
     trust::check(&config.signers, now.unix_ms).map_err(|e| e.to_string())?;
     match &config.signers.trust_anchors {
         Some(_) => {

@@ -66,6 +66,9 @@ pub struct Server {
     pub key: PathBuf,
     /// The authorities that client certificates must come from, PEM.
     pub client_ca: PathBuf,
+    /// Revocation lists for client certificates, PEM. If there is any, every issuer of a client's chain needs a current one.
+    #[serde(default)]
+    pub client_crls: Vec<PathBuf>,
     /// Deadlines and bounds.
     #[serde(default)]
     pub limits: Limits,
@@ -80,6 +83,10 @@ pub struct Limits {
     /// Those of one tenant's clients; a further one is closed after its handshake. Without it half of `connections_max`;
     /// [`Config::parse`] puts that there.
     pub connections_per_tenant_max: Option<usize>,
+    /// Those of one client; without it as many as of its tenant.
+    pub connections_per_client_max: Option<usize>,
+    /// How long a connection may be open before it is ended in order, so that what its handshake found is looked at again.
+    pub connection_age_max_seconds: u64,
     /// Requests at once, those that wait for their turn included; further ones are 503. A tenant may have as many as are
     /// still free: alone it has half of them.
     pub requests_max: usize,
@@ -105,6 +112,8 @@ impl Default for Limits {
         Self {
             connections_max: 4_096,
             connections_per_tenant_max: None,
+            connections_per_client_max: None,
+            connection_age_max_seconds: 3_600,
             requests_max: 2_048,
             request_timeout_ms: 15_000,
             handshakes_max: 512,
@@ -302,6 +311,7 @@ impl Config {
         }
         for path in [&mut config.server.certificate, &mut config.server.client_ca, &mut config.store.path]
             .into_iter()
+            .chain(&mut config.server.client_crls)
             .chain(&mut config.signers.trust_anchors)
             .chain(&mut config.signers.crls)
         {
@@ -309,7 +319,8 @@ impl Config {
         }
         config.hsm.database.clone_from(&config.store.path);
         let limits = &mut config.server.limits;
-        limits.connections_per_tenant_max.get_or_insert(limits.connections_max.div_ceil(2));
+        let tenant_max = *limits.connections_per_tenant_max.get_or_insert(limits.connections_max.div_ceil(2));
+        limits.connections_per_client_max.get_or_insert(tenant_max);
         config.validate()?;
         Ok(config)
     }
@@ -374,6 +385,12 @@ impl Config {
         }
         if limits.connections_per_tenant_max == Some(0) {
             return Err("server.limits.connections_per_tenant_max must be at least 1".into());
+        }
+        if limits.connections_per_client_max == Some(0) {
+            return Err("server.limits.connections_per_client_max must be at least 1".into());
+        }
+        if !(1..=604_800).contains(&limits.connection_age_max_seconds) {
+            return Err("server.limits.connection_age_max_seconds must be 1 to 604800".into());
         }
         let timeouts = [
             limits.handshake_timeout_ms,

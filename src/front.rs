@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -143,7 +142,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
     let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock.clone(), policies, trust));
     let api = Api::new(service.clone(), &config.server.limits, custodians.iter().sum());
     let server = Arc::new(Server {
-        identities: ArcSwap::from_pointee(identities),
+        identities: watch::Sender::new(Arc::new(identities)),
         router: api::router(&api),
         limits: config.server.limits,
         metrics: ConnectionMetrics::default(),
@@ -342,7 +341,7 @@ fn reload(server: &Server, service: &Service, path: &Path) {
     };
     match load() {
         Ok((identities, trust)) => {
-            server.identities.store(Arc::new(identities));
+            server.identities.send_replace(Arc::new(identities));
             service.reload(trust);
             tracing::info!("certificates, revocation lists and clients reloaded");
         }

@@ -20,8 +20,8 @@ use crate::domain::audit::Event;
 mod labels;
 
 pub use labels::{
-    Away, Certificate, Checkpointing, Commit, Custodian, Exchange, Handshake, Loss, Operation, OperationEnd,
-    Remedied, Replacement, Route, StoreError, Token, TurnedAway, Verdict, Whose,
+    Away, Certificate, Checkpointing, Commit, Custodian, Ended, Exchange, Handshake, Loss, Operation,
+    OperationEnd, Remedied, Replacement, Route, StoreError, Token, TurnedAway, Verdict, Whose,
 };
 
 /// Times by a label, in seconds.
@@ -341,6 +341,8 @@ pub struct ConnectionMetrics {
     pub open: Gauge,
     /// Those that were closed after their handshake because there were as many of theirs as may be.
     pub refused: Family<Whose, Counter>,
+    /// Those that were ended from this side later, by the reason.
+    pub ended: Family<Ended, Counter>,
     /// How handshakes ended.
     pub handshakes: Family<Handshake, Counter>,
     /// Handshakes that have begun and not ended.
@@ -354,6 +356,7 @@ impl Default for ConnectionMetrics {
         Self {
             open: Gauge::default(),
             refused: counters(Whose::all()),
+            ended: counters(Ended::all()),
             handshakes: counters(Handshake::all()),
             handshaking: Gauge::default(),
             handshakes_full: Counter::default(),
@@ -369,6 +372,11 @@ impl ConnectionMetrics {
             "hsm_authd_connections_refused",
             "Connections closed because there were as many of theirs as may be",
             self.refused.clone(),
+        );
+        registry.register(
+            "hsm_authd_connections_ended",
+            "Connections that were ended from this side",
+            self.ended.clone(),
         );
         registry.register(
             "hsm_authd_handshakes",
@@ -413,7 +421,7 @@ pub struct StateMetrics {
     pub rewrap_rows: Gauge,
     /// How many of them it has looked at.
     pub rewrap_rows_done: Gauge,
-    /// Seconds until a certificate expires; NaN if that cannot be read from it.
+    /// Seconds until a certificate expires, or a revocation list; NaN if there is none, or that cannot be read from it.
     pub certificates: Family<Certificate, Gauge<f64, AtomicU64>>,
     /// When the front started, seconds since 1970.
     pub started: Gauge<f64, AtomicU64>,

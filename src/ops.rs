@@ -176,11 +176,12 @@ impl Ops {
         self.state.rewrap_failed.set(flag(matches!(rewrap.state, RewrapState::Failed(_))));
         self.state.rewrap_rows.set(rows(rewrap.total));
         self.state.rewrap_rows_done.set(rows(rewrap.done));
-        let identities = self.server.identities.load();
+        let identities = self.server.identities.borrow().clone();
         let left_s = |ends_unix_s: u64| ends_unix_s as f64 - now.unix_ms as f64 / 1e3;
         for (certificate, ends_unix_s) in [
             (Certificate::Server, identities.certificate_ends_unix_s),
             (Certificate::ClientCa, identities.client_ca_ends_unix_s),
+            (Certificate::ClientCrls, identities.client_crls_end_unix_s),
         ] {
             self.state.certificate_expires(certificate, ends_unix_s.map(left_s));
         }

@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -14,6 +13,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -24,15 +25,17 @@ use tower::ServiceExt;
 
 use crate::api::Peer;
 use crate::config::{Config, Limits};
-use crate::metrics::{ConnectionMetrics, Held};
-use crate::tls::{self, Client, Clients, TlsError};
+use crate::metrics::{ConnectionMetrics, Ended, Held};
+use crate::tls::{self, Clients, TlsError};
 use activity::Activity;
 use handshakes::Handshakes;
 use shares::Shares;
+use standing::{Lost, Standing};
 
 mod activity;
 mod handshakes;
 mod shares;
+mod standing;
 
 /// How long draining waits for connections to end; with what the front waits for after that, 10 s.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
@@ -55,11 +58,14 @@ const STREAMS_MAX: u32 = 256;
 /// What a connection begins with. Replaced as a whole by a reload.
 pub struct Identities {
     acceptor: TlsAcceptor,
+    verifier: Arc<dyn ClientCertVerifier>,
     clients: Clients,
     /// When the first certificate of the server's chain expires, seconds since 1970; `None`: not readable.
     pub certificate_ends_unix_s: Option<u64>,
     /// The same of the client authorities.
     pub client_ca_ends_unix_s: Option<u64>,
+    /// When the first of the clients' revocation lists is out of date; `None`: there is none.
+    pub client_crls_end_unix_s: Option<u64>,
 }
 
 impl Identities {
@@ -71,17 +77,29 @@ impl Identities {
         let listener = tls::listener(&config.server)?;
         Ok(Self {
             acceptor: TlsAcceptor::from(listener.config),
+            verifier: listener.verifier,
             clients: Clients::new(&config.clients),
             certificate_ends_unix_s: listener.certificate_ends_unix_s,
             client_ca_ends_unix_s: listener.client_ca_ends_unix_s,
+            client_crls_end_unix_s: listener.client_crls_end_unix_s,
         })
+    }
+
+    /// Whose a certificate is that a client showed, with the authorities that it sent behind it.
+    ///
+    /// # Errors
+    /// It is not accepted, as a handshake at this moment would find.
+    fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, rustls::Error> {
+        let (own, authorities) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(own, authorities, UnixTime::now())?;
+        Ok(Peer(self.clients.identify(own)))
     }
 }
 
 /// The API's listener.
 pub struct Server {
     /// What new connections begin with.
-    pub identities: ArcSwap<Identities>,
+    pub identities: watch::Sender<Arc<Identities>>,
     /// The routes.
     pub router: Router,
     /// Deadlines and bounds.
@@ -108,7 +126,8 @@ impl Server {
             Arc::new(Handshakes::new(self.limits.handshakes_max, Duration::from_millis(timeout_ms)));
         let connections_max = self.limits.connections_max;
         let tenant_max = self.limits.connections_per_tenant_max.unwrap_or(connections_max);
-        let shares = Arc::new(Shares::new(tenant_max));
+        let client_max = self.limits.connections_per_client_max.unwrap_or(tenant_max);
+        let shares = Arc::new(Shares::new(tenant_max, client_max));
         let (draining, drained) = watch::channel(false);
         tokio::pin!(drain);
         loop {
@@ -159,26 +178,23 @@ impl Server {
     ) -> Result<(), String> {
         let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        let identities = self.identities.load_full();
+        // A reload during the handshake is one of a connection that is open.
+        let mut reloads = self.identities.subscribe();
+        let identities = reloads.borrow_and_update().clone();
         let mut stream = handshakes.shake(shaking, identities.acceptor.accept(stream), &self.metrics).await?;
         let (_, session) = stream.get_ref();
-        let peer = Peer(
-            session
-                .peer_certificates()
-                .and_then(|chain| chain.first())
-                .and_then(|certificate| identities.clients.identify(certificate)),
-        );
+        let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
+        let peer = Peer(chain.first().and_then(|certificate| identities.clients.identify(certificate)));
         let http2 = session.alpn_protocol() == Some(b"h2");
         drop(identities);
-        let tenant = peer.0.as_deref().map(Client::tenant_name);
-        let _share = match shares.take(tenant) {
+        let _share = match shares.take(peer.0.as_deref()) {
             Ok(share) => share,
             Err(whose) => {
                 self.metrics.refused.get_or_create(&whose).inc();
                 let client = peer.0.as_ref().map(|client| client.name.as_str());
                 tracing::warn!(
                     client,
-                    tenant,
+                    tenant = peer.0.as_ref().map(|client| client.tenant_name()),
                     "a connection is closed: there are as many of theirs as may be"
                 );
                 // TLS's own goodbye, if it is heard.
@@ -190,6 +206,7 @@ impl Server {
         let write_timeout = Duration::from_millis(self.limits.write_timeout_ms);
         stream.as_mut().set_write_timeout_pinned(Some(write_timeout));
 
+        let standing = Standing::new(reloads, chain, peer.clone());
         let activity = Arc::new(Activity::default());
         let service = service_fn(|mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
@@ -215,7 +232,7 @@ impl Server {
         if !http2 {
             let http = http.http1_only();
             let connection = http.serve_connection(TokioIo::new(stream), service);
-            return self.converse(connection, &activity, drained).await;
+            return self.converse(connection, &activity, standing, drained).await;
         }
         // hyper waits for the preface (RFC 9113, section 3.4) without end, and pings only after it.
         let (mut reader, writer) = tokio::io::split(stream);
@@ -225,14 +242,16 @@ impl Server {
         let stream = tokio::io::join(Cursor::new(preface).chain(reader), writer);
         let http = http.http2_only();
         let connection = http.serve_connection(TokioIo::new(stream), service);
-        self.converse(connection, &activity, drained).await
+        self.converse(connection, &activity, standing, drained).await
     }
 
-    /// Serves a connection to its end. It is ended in order when the appliance drains, and when it is not used.
+    /// Serves a connection to its end. It is ended in order when the appliance drains, when it is not used, when it is old,
+    /// and when a reload made its client another; at once when its certificate is not accepted any more.
     async fn converse<C>(
         &self,
         connection: C,
         activity: &Activity,
+        mut standing: Standing,
         mut drained: watch::Receiver<bool>,
     ) -> Result<(), String>
     where
@@ -241,15 +260,38 @@ impl Server {
     {
         let mut connection = pin!(connection);
         let idle = activity.idle(Duration::from_millis(self.limits.idle_timeout_ms));
-        tokio::select! {
+        let ended = tokio::select! {
             ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
-            _ = drained.wait_for(|drains| *drains) => {}
-            () = idle => {}
+            _ = drained.wait_for(|drains| *drains) => Ended::Drained,
+            () = idle => Ended::Idle,
+            () = tokio::time::sleep(self.age_max()) => Ended::Old,
+            lost = standing.lost() => match lost {
+                Lost::Changed => Ended::Changed,
+                Lost::Refused => Ended::Refused,
+            },
+        };
+        self.metrics.ended.get_or_create(&ended).inc();
+        if ended == Ended::Refused {
+            let client = standing.client_name();
+            tracing::warn!(
+                client,
+                "a connection is cut off: its client's certificate is not accepted any more"
+            );
+            return Ok(());
         }
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = connection => ended.map_err(|error| error.to_string()),
             () = activity.idle(LEAVE_MAX) => Err("the peer does not leave".to_owned()),
         }
+    }
+
+    /// How old a connection may become: up to a tenth less than is configured, so that those which began together do not all
+    /// come back together.
+    fn age_max(&self) -> Duration {
+        let seconds = self.limits.connection_age_max_seconds.max(1);
+        // Without a random number none of it is lost but that.
+        let part = getrandom::u32().map_or(0.0, |random| f64::from(random) / f64::from(u32::MAX));
+        Duration::from_secs(seconds).mul_f64(1.0 - part / 10.0)
     }
 }

@@ -6,19 +6,23 @@
 
 mod identity;
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig};
 use x509_cert::Certificate;
+use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 
 use crate::config::Server;
+use crate::domain::certificate::Trust;
 
 pub use identity::{Client, Clients};
 
@@ -53,10 +57,14 @@ pub fn server_config(server: &Server) -> Result<Arc<ServerConfig>, TlsError> {
 pub struct Listener {
     /// The settings.
     pub config: Arc<ServerConfig>,
+    /// Whom they let in: also asked of connections that are open.
+    pub verifier: Arc<dyn ClientCertVerifier>,
     /// When the first certificate of the server's chain expires, seconds since 1970; `None`: not readable.
     pub certificate_ends_unix_s: Option<u64>,
     /// The same of the client authorities.
     pub client_ca_ends_unix_s: Option<u64>,
+    /// When the first of the revocation lists is out of date; `None`: there is none.
+    pub client_crls_end_unix_s: Option<u64>,
 }
 
 /// As [`server_config`], with the ends of the certificates that were read.
@@ -68,7 +76,12 @@ pub fn listener(server: &Server) -> Result<Listener, TlsError> {
     let client_ca = certificates(&server.client_ca)?;
     let client_ca_ends_unix_s = first_end(&client_ca);
     let authorities = authorities(&server.client_ca, client_ca)?;
+    let RevocationLists { newest_first, first_end_unix_s: client_crls_end_unix_s } =
+        revocation_lists(&server.client_crls)?;
+    // Where there is any list, every authority of a chain needs one, and one that is out of date says nothing any more.
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone())
+        .with_crls(newest_first)
+        .enforce_revocation_expiration()
         .build()
         .map_err(|e| file_error(&server.client_ca, e.to_string()))?;
     let chain = certificates(&server.certificate)?;
@@ -76,7 +89,7 @@ pub fn listener(server: &Server) -> Result<Listener, TlsError> {
     let key = private_key(&server.key)?;
     let mut config = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(verifier.clone())
         .with_single_cert(chain, key)
         .map_err(|e| pair_error(server, &e))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -84,7 +97,36 @@ pub fn listener(server: &Server) -> Result<Listener, TlsError> {
     // Early data can be replayed by whoever recorded it (RFC 8446 section 8).
     config.max_early_data_size = 0;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Listener { config: Arc::new(config), certificate_ends_unix_s, client_ca_ends_unix_s })
+    let config = Arc::new(config);
+    Ok(Listener { config, verifier, certificate_ends_unix_s, client_ca_ends_unix_s, client_crls_end_unix_s })
+}
+
+struct RevocationLists {
+    /// Of several of one issuer the first is asked.
+    newest_first: Vec<CertificateRevocationListDer<'static>>,
+    first_end_unix_s: Option<u64>,
+}
+
+fn revocation_lists(paths: &[PathBuf]) -> Result<RevocationLists, TlsError> {
+    let (mut lists, mut first_end_unix_s) = (Vec::new(), None::<u64>);
+    for path in paths {
+        let pem = std::fs::read(path).map_err(|e| file_error(path, pem_reason(pem::Error::Io(e), "CRL")))?;
+        // Such as are held against devices' certificates, and refused in the same words.
+        Trust::none().with_crls(&pem).map_err(|e| file_error(path, e.to_string()))?;
+        for der in CertificateRevocationListDer::pem_slice_iter(&pem) {
+            let der = der.map_err(|e| file_error(path, pem_reason(e, "CRL")))?;
+            let list: CertificateList =
+                CertificateList::from_der(&der).map_err(|_| file_error(path, "not a CRL".into()))?;
+            let list = list.tbs_cert_list;
+            if let Some(end) = list.next_update.map(|end| end.to_unix_duration().as_secs()) {
+                first_end_unix_s = Some(first_end_unix_s.map_or(end, |first| first.min(end)));
+            }
+            lists.push((list.this_update.to_unix_duration(), der));
+        }
+    }
+    lists.sort_by_key(|(this_update, _)| Reverse(*this_update));
+    let newest_first = lists.into_iter().map(|(_, der)| der).collect();
+    Ok(RevocationLists { newest_first, first_end_unix_s })
 }
 
 /// When the first of these certificates expires, seconds since 1970; `None` if one cannot be read.

@@ -25,7 +25,7 @@ fn the_sample_is_accepted_and_shows_the_defaults() {
             assert!(table.remove(*key).is_some(), "{name}.{key}");
         }
     };
-    section(&mut bare, "server", &["limits"]);
+    section(&mut bare, "server", &["limits", "client_crls"]);
     section(
         &mut bare,
         "hsm",

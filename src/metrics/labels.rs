@@ -212,14 +212,26 @@ label! {
     /// Whose connections there are too many of.
     Whose as "whose":
     Tenant "tenant",
+    Client "client",
     Nobody "nobody",
 }
 
 label! {
-    /// A certificate that expires.
+    /// Why a connection was ended from this side.
+    Ended as "reason":
+    Drained "drained",
+    Idle "idle",
+    Old "age",
+    Changed "changed",
+    Refused "refused",
+}
+
+label! {
+    /// A certificate that expires, or a list.
     Certificate as "certificate":
     Server "server",
     ClientCa "client-ca",
+    ClientCrls "client-crls",
 }
 
 /// A route of the API as its router has it, or `none`; never a path as a client wrote it.

@@ -134,6 +134,7 @@ mod residents;
 mod restore_steps;
 mod restoring;
 mod resync;
+mod revocation;
 mod rewrapping;
 mod rolling;
 mod rolling_documented;

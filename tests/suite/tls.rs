@@ -43,6 +43,7 @@ impl Appliance {
             certificate: pki.server.certificate.clone(),
             key: pki.server.key.clone(),
             client_ca: pki.ca.clone(),
+            client_crls: vec![],
             limits: Limits::default(),
         };
         Self { scratch, pki, server }
