@@ -51,15 +51,15 @@ impl FaultModule {
 
     /// What was asked of it, and of which processes.
     pub fn counts(&self) -> Counts {
-        Counts(self.board.processes())
+        Counts(self.board.processes(), self.path.clone())
     }
 
     /// Waits until the counts are so; looks after each call.
     pub async fn until(&self, what: &str, is_so: impl Fn(&Counts) -> bool + Send + 'static) -> Counts {
-        let board = self.board.clone();
+        let (board, path) = (self.board.clone(), self.path.clone());
         let look = move || {
-            let is_so = |board: &fault_module::Board| is_so(&Counts(board.processes()));
-            board.wait_until(PATIENCE, is_so).then(|| Counts(board.processes()))
+            let counts = |board: &fault_module::Board| Counts(board.processes(), path.clone());
+            board.wait_until(PATIENCE, |board| is_so(&counts(board))).then(|| counts(&board))
         };
         let counts = tokio::task::spawn_blocking(look).await.unwrap();
         counts.unwrap_or_else(|| panic!("{what}: not within {} s", PATIENCE.as_secs()))
@@ -97,9 +97,9 @@ impl SetFault {
     }
 }
 
-/// What was asked of a module, by process.
+/// What was asked of a module, by process, and which file they share.
 #[derive(Debug)]
-pub struct Counts(pub Vec<ProcessCounts>);
+pub struct Counts(pub Vec<ProcessCounts>, PathBuf);
 
 impl Counts {
     /// What that process has done; nothing, if it has not loaded the module.
@@ -119,8 +119,17 @@ impl Counts {
 
     /// Sessions that a process which is still there has open.
     pub fn sessions_open(&self) -> u64 {
-        let alive = self.0.iter().filter(|process| Path::new(&format!("/proc/{}", process.pid)).exists());
+        let alive = self.0.iter().filter(|process| self.is_there(process.pid));
         alive.map(|process| process.sessions_opened - process.sessions_closed).sum()
+    }
+
+    /// Whether it is still that process: numbers come round, and a machine that compiles uses them up within the hour. Of one
+    /// that nobody may look into it has to be believed.
+    fn is_there(&self, pid: u32) -> bool {
+        match std::fs::read_to_string(format!("/proc/{pid}/maps")) {
+            Ok(maps) => maps.contains(self.1.to_str().unwrap()),
+            Err(_) => Path::new(&format!("/proc/{pid}")).exists(),
+        }
     }
 }
 
