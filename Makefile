@@ -1,5 +1,5 @@
 # All need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test test-modules test-resident test-faults soak demo bench bench-custody fuzz sbom deny \
+.PHONY: test test-modules test-resident test-faults test-package soak demo bench bench-custody fuzz deb sbom deny \
 	prerequisites
 
 test: prerequisites
@@ -80,6 +80,24 @@ fuzz: prerequisites
 # Tools of the Rust ecosystem, at the versions that this was made with, under target/ and nowhere else.
 TOOL = cargo install --locked --quiet --root target/tools --version
 TOOLS_PATH = PATH="$(CURDIR)/target/tools/bin:$$PATH"
+
+# The Debian package, in target/debian/, and what Debian's own checker says of it. DEB="--deb-version 0.2.0-1" for another
+# version than Cargo.toml's. Built on the oldest Debian that it is to run on: it needs that libc or a newer one.
+DEB =
+
+deb:
+	@./softhsm-setup/install-packages dpkg-shlibdeps=dpkg-dev lintian=lintian
+	$(TOOL) 3.8.0 cargo-deb
+	rm -rf target/manual
+	cargo run --locked --quiet --example manual -- target/manual
+	.ci/third-party
+	set -e; deb=$$($(TOOLS_PATH) cargo deb --locked $(DEB)); echo "$$deb"; lintian --fail-on error,warning "$$deb"
+
+# Installs, upgrades, removes and purges the package of `make deb` in a Debian of its own, and looks at what is there and what
+# is left. As root, on Debian.
+test-package: deb
+	@./softhsm-setup/install-packages mmdebstrap=mmdebstrap
+	$(TOOLS_PATH) tests/service/package.sh
 
 # What the shipped binary is made of, for those who have to know: target/sbom/hsm-authd.cdx.json.
 sbom:
