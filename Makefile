@@ -94,10 +94,12 @@ deb:
 	set -e; deb=$$($(TOOLS_PATH) cargo deb --locked $(DEB)); echo "$$deb"; lintian --fail-on error,warning "$$deb"
 
 # Installs, upgrades, removes and purges the package of `make deb` in a Debian of its own, and looks at what is there and what
-# is left. As root, on Debian.
+# is left; then does what docs/operating.md says, on a booted systemd. As root, on Debian. SUITES=bookworm for that one alone.
+SUITES = bookworm trixie
+
 test-package: deb
-	@./softhsm-setup/install-packages mmdebstrap=mmdebstrap
-	$(TOOLS_PATH) tests/service/package.sh
+	@./softhsm-setup/install-packages mmdebstrap=mmdebstrap systemd-nspawn=systemd-container
+	set -e; for suite in $(SUITES); do tests/service/package.sh $$suite; tests/service/guide.sh $$suite; done
 
 # What the shipped binary is made of, for those who have to know: target/sbom/hsm-authd.cdx.json.
 sbom:

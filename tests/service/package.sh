@@ -35,7 +35,7 @@ inside() { DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin chr
 # Every file and folder but those that the package manager keeps of its own: its lists, logs and caches.
 state() {
     (cd "$root" && find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./tmp -o -path ./var/log \
-        -o -path ./var/cache -o -path ./var/lib/dpkg -o -path ./var/lib/apt \) -prune -o -printf '%p %y %m %u %g\n') | sort
+        -o -path ./var/cache -o -path ./var/lib/dpkg -o -path ./var/lib/apt \) -prune -o -printf '%p %y %m %U %G\n') | sort
 }
 # Users and groups; the files' backups (passwd-) are one change behind.
 users() { sort "$root/etc/passwd" "$root/etc/group" "$root/etc/shadow" "$root/etc/gshadow"; }

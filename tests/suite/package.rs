@@ -209,7 +209,15 @@ fn scripts() -> Vec<PathBuf> {
     let mut scripts: Vec<_> =
         ["postinst", "prerm", "postrm"].map(|name| root("systemd/debian").join(name)).into();
     scripts.extend(
-        [".ci/sbom", ".ci/third-party", "tests/service/package.sh", "tests/service/rootfs"].map(root),
+        [
+            ".ci/sbom",
+            ".ci/third-party",
+            "tests/service/boot",
+            "tests/service/guide.sh",
+            "tests/service/package.sh",
+            "tests/service/rootfs",
+        ]
+        .map(root),
     );
     scripts
 }
