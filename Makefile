@@ -1,5 +1,6 @@
 # All need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test test-modules test-resident test-faults soak demo bench bench-custody fuzz prerequisites
+.PHONY: test test-modules test-resident test-faults test-package soak demo bench bench-custody fuzz deb sbom deny \
+	prerequisites
 
 test: prerequisites
 	cargo fmt --all --check
@@ -75,6 +76,43 @@ fuzz: prerequisites
 			$$target target/fuzz/corpus/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1; \
 	done
+
+# Tools of the Rust ecosystem, at the versions that this was made with, under target/ and nowhere else.
+TOOL = cargo install --locked --quiet --root target/tools --version
+TOOLS_PATH = PATH="$(CURDIR)/target/tools/bin:$$PATH"
+
+# The Debian package, in target/debian/, and what Debian's own checker says of it. DEB="--deb-version 0.2.0-1" for another
+# version than Cargo.toml's. Built on the oldest Debian that it is to run on: it needs that libc or a newer one.
+DEB =
+
+deb:
+	@./softhsm-setup/install-packages dpkg-shlibdeps=dpkg-dev lintian=lintian
+	$(TOOL) 3.8.0 cargo-deb
+	rm -rf target/manual
+	cargo run --locked --quiet --example manual -- target/manual
+	.ci/third-party
+	set -e; deb=$$($(TOOLS_PATH) cargo deb --locked $(DEB)); echo "$$deb"; lintian --fail-on error,warning "$$deb"
+
+# Installs, upgrades, removes and purges the package of `make deb` in a Debian of its own, and looks at what is there and what
+# is left; then does what docs/operating.md says, on a booted systemd. As root, on Debian. SUITES=bookworm for that one alone.
+SUITES = bookworm trixie
+
+test-package: deb
+	@./softhsm-setup/install-packages mmdebstrap=mmdebstrap systemd-nspawn=systemd-container
+	set -e; for suite in $(SUITES); do tests/service/package.sh $$suite; tests/service/guide.sh $$suite; done
+
+# What the shipped binary is made of, for those who have to know: target/sbom/hsm-authd.cdx.json.
+sbom:
+	@./softhsm-setup/install-packages
+	$(TOOL) 0.5.9 cargo-cyclonedx
+	.ci/sbom
+
+# Licences, doubled crates, sources and known holes, by deny.toml. The first three need no network.
+deny:
+	$(TOOL) 0.20.2 cargo-deny
+	$(TOOLS_PATH) cargo deny --workspace check licenses bans sources
+	$(TOOLS_PATH) cargo deny fetch db || { echo "the database of advisories cannot be had: not asked" >&2; exit 0; }; \
+		$(TOOLS_PATH) cargo deny --workspace check advisories
 
 prerequisites:
 	@./softhsm-setup/install-packages

@@ -13,6 +13,7 @@
 //! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean; systemd is whom it tells
 //! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian
+//! cli: the command line, of which the manual is made; nothing but main uses it
 //! ```
 //!
 //! A module may use what stands left of it, never what stands right of it. `domain` is pure: no
@@ -22,6 +23,7 @@ pub mod api;
 pub mod audit;
 pub mod backup;
 pub mod check;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -109,6 +109,7 @@ mod operators_socket;
 mod other_terms;
 mod outages;
 mod overload;
+mod package;
 mod parents;
 mod pasted;
 mod patience;
