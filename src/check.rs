@@ -10,7 +10,9 @@ use std::time::Duration;
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
+use crate::files::Files;
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
+use crate::sandbox::Enforced;
 use crate::{init, server, supervisor, trust};
 
 /// How long the HSM may take to answer.
@@ -27,7 +29,7 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: everybody may read it; try chmod o= on it", path.display())));
     }
     say(format_args!("private files: readable by their owner and group alone"));
-    server::Identities::load(&config).map_err(|e| e.to_string())?;
+    server::Identities::load(&config, &Files::Disk).map_err(|e| e.to_string())?;
     say(format_args!("certificates: usable"));
     let now = SystemClock.read().ok_or_else(|| "the clock cannot be read".to_owned())?;
     trust::check(&config.signers, now.unix_ms).map_err(|e| e.to_string())?;
@@ -42,6 +44,12 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: the store's folder does not exist", folder.display())));
     }
     say(format_args!("store: its folder is there"));
+    let enforced = Enforced::tried();
+    say(format_args!("sandbox: {enforced}"));
+    for missing in enforced.missing() {
+        // Nothing that keeps a service from running.
+        let _ = writeln!(io::stdout(), "--  sandbox: {missing}");
+    }
     let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
     for token in config.hsm.tokens() {
         let Hello { token, shared, .. } = hello(&token)?;

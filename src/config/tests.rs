@@ -13,7 +13,7 @@ fn parse(text: &str) -> Result<Config, String> {
 fn the_sample_is_accepted_and_shows_the_defaults() {
     let sample = parse(SAMPLE).unwrap();
     assert_eq!(sample.server.key, Path::new("/etc/hsm-authd/server.key"));
-    assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
+    assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/store/hsm-authd.db"));
 
     let mut bare: Table = SAMPLE.parse().unwrap();
     for section in ["credentials", "signers", "transactions", "attestations", "audit"] {
