@@ -109,7 +109,6 @@ pub(super) const COMMON: &[Call] = &[
     (libc::SYS_fallocate, Always),
     (libc::SYS_fadvise64, Always),
     (libc::SYS_unlinkat, Always),
-    (libc::SYS_renameat, Always),
     (libc::SYS_renameat2, Always),
     (libc::SYS_mkdirat, Always),
     (libc::SYS_fchmod, Always),
@@ -166,6 +165,7 @@ pub(super) const LEGACY: &[Call] = &[
     (libc::SYS_getdents, Always),
     (libc::SYS_unlink, Always),
     (libc::SYS_rename, Always),
+    (libc::SYS_renameat, Always),
     (libc::SYS_mkdir, Always),
     (libc::SYS_rmdir, Always),
     (libc::SYS_chmod, Always),
@@ -179,8 +179,9 @@ pub(super) const LEGACY: &[Call] = &[
     (libc::SYS_utimes, Always),
     (libc::SYS_arch_prctl, Always),
 ];
+/// `renameat`, which libc uses there and the crate does not name: the kernel's `asm-generic/unistd.h`.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) const LEGACY: &[Call] = &[];
+pub(super) const LEGACY: &[Call] = &[(38, Always)];
 
 /// The front, besides: connections that come to it. No page of it ever becomes code.
 pub(super) const FRONT: &[Call] = &[
@@ -266,6 +267,6 @@ const PRCTLS: &[u64] = &[
     libc::PR_SET_NO_NEW_PRIVS as u64,
     libc::PR_SET_VMA as u64,
 ];
-const FRONT_IOCTLS: &[u64] = &[libc::FIONBIO as u64, libc::FIOCLEX as u64, libc::TCGETS as u64];
+const FRONT_IOCTLS: &[u64] = &[libc::FIONBIO, libc::FIOCLEX, libc::TCGETS];
 /// `TIOCSTI` and `TIOCLINUX`: the kernel's headers, `asm-generic/ioctls.h`.
-const TYPING_IOCTLS: &[u64] = &[libc::TIOCSTI as u64, 0x541c];
+const TYPING_IOCTLS: &[u64] = &[libc::TIOCSTI, 0x541c];
