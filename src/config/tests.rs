@@ -96,7 +96,7 @@ fn with_replica(besides: &str) -> String {
         .take_while(|line| !line.is_empty())
         .map(|line| line.strip_prefix("# ").unwrap())
         .collect();
-    assert_eq!(commented.len(), 6);
+    assert_eq!(commented.len(), 7);
     let bare = SAMPLE.replace("replicas = []\n", "").replace("shared_keys = false\n", besides);
     let (head, tail) = bare.split_once("\n[hsm.environment]").unwrap();
     let (environment, tail) = tail.split_once("\n\n").unwrap();
