@@ -115,6 +115,20 @@ fn each_token_is_a_configuration_of_its_own() {
         (&*first.pin_file, &*second.pin_file),
         (Path::new("/etc/hsm-authd/pin"), Path::new("/etc/hsm-authd/pin-2"))
     );
+    assert_eq!(first.folders, [Path::new("/var/lib/hsm-authd/tokens")]);
+    assert_eq!(second.folders, [Path::new("/var/lib/hsm-authd/tokens-2")]);
+    // No module reads the database, the server's key or any PIN.
+    for hidden in [
+        "/var/lib/hsm-authd/store",
+        "/etc/hsm-authd/server.key",
+        "/etc/hsm-authd/pin",
+        "/etc/hsm-authd/pin-2",
+    ] {
+        assert!(
+            tokens.iter().all(|token| token.hidden.iter().any(|path| path == Path::new(hidden))),
+            "{hidden}"
+        );
+    }
     assert!(tokens.iter().all(|token| token.shared_keys && token.replicas.is_empty()));
     // What they sealed is in one database.
     assert!(!first.database.as_os_str().is_empty() && tokens.iter().all(|t| t.database == first.database));

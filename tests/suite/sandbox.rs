@@ -203,7 +203,10 @@ fn attacker() {
             sandbox::seal_front().unwrap();
         }
         role => {
-            let reach = Reach { network: role == Role::NetworkCustodian as u8, ..reach };
+            // As where the configuration is in /etc: all of its folder can be read but for what is hidden.
+            let folder = Path::new(&variable("ATTACKER_CONFIG")).parent().unwrap().to_owned();
+            let reads = reach.reads.iter().cloned().chain([folder]).collect();
+            let reach = Reach { network: role == Role::NetworkCustodian as u8, reads, ..reach };
             sandbox::enclose_custodian(&config.hsm.module, &reach).unwrap();
             sandbox::seal_custodian(&reach).unwrap();
         }
