@@ -93,7 +93,7 @@ mod tests {
             without(&folder, &hidden).into_iter().collect::<BTreeSet<_>>()
         };
         let set = |names: &[&str]| names.iter().map(|name| folder.join(name)).collect::<BTreeSet<_>>();
-        assert_eq!(without(&folder, &["/nowhere".into()]), [folder.clone()]);
+        assert_eq!(without(&folder, &["/nowhere".into()]), std::slice::from_ref(&folder));
         assert_eq!(shown(&["not-there-yet"]), set(&["a", "b"]));
         assert_eq!(shown(&["a/secret"]), set(&["a/other", "a/key", "b"]));
         assert_eq!(shown(&["a/secret", "a/key"]), set(&["a/other", "b"]));
