@@ -66,7 +66,8 @@ pub(super) const COMMON: &[Call] = &[
     (libc::SYS_rt_sigtimedwait, Always),
     (libc::SYS_sigaltstack, Always),
     (libc::SYS_restart_syscall, Always),
-    // abort() of this process.
+    // Signals to itself, such as those of abort().
+    (libc::SYS_kill, Itself),
     (libc::SYS_tgkill, Itself),
     (libc::SYS_prctl, OneOf(0, PRCTLS)),
     (libc::SYS_prlimit64, OwnLimits),
