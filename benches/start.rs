@@ -25,6 +25,7 @@ use hsm_authd::hsm::messages::{
     Boot, Call, Greeting, Outcome, Reply, Request, Response, SealRows, SealedRows, decode, encode,
     frame_length,
 };
+use hsm_authd::sandbox::Reach;
 use hsm_authd::store::{Commit, Store};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -77,7 +78,7 @@ fn measure(rows: u64, folder: &Path) -> Result {
 /// How long SQLite takes to hold every index against its table, which a start has it do beside the custodians' work.
 fn indexes(folder: &Path) -> Result {
     let runtime = tokio::runtime::Runtime::new()?;
-    let store = Store::open(&folder.join("dev").join("hsm-authd.db"))?;
+    let store = Store::open(&folder.join("dev/store/hsm-authd.db"))?;
     for _ in 0..3 {
         let begun = Instant::now();
         let damage = runtime.block_on(store.damage())?;
@@ -163,7 +164,7 @@ fn fill(credentials: u64, folder: &Path) -> Result {
     let config: toml::Table = fs::read_to_string(dev.join("hsm-authd.toml"))?.parse()?;
     let mut custodian = Custodian::start(&dev, &config)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let store = Store::open(&dev.join("hsm-authd.db"))?;
+    let store = Store::open(&dev.join("store/hsm-authd.db"))?;
     let mut commits = tokio::task::JoinSet::new();
     for number in 0..credentials {
         let commit = enrolment(&mut custodian, number)?;
@@ -242,6 +243,7 @@ impl Custodian {
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
             shared_keys: false,
+            reach: Reach { writes: vec![dev.join("token")], ..Reach::default() },
         })?)?;
         loop {
             match custodian.receive::<Greeting>()? {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
+use crate::files::Files;
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
+use crate::sandbox::Enforced;
 use crate::{init, server, supervisor, trust};
 
 const DAY_S: u64 = 24 * 60 * 60;
@@ -28,7 +30,7 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: everybody may read it; try chmod o= on it", path.display())));
     }
     say(format_args!("private files: readable by their owner and group alone"));
-    let identities = server::Identities::load(&config).map_err(|e| e.to_string())?;
+    let identities = server::Identities::load(&config, &Files::Disk).map_err(|e| e.to_string())?;
     let now = SystemClock.read().ok_or_else(|| "the clock cannot be read".to_owned())?;
     for (what, ends_unix_s) in [
         ("the server's certificate", identities.certificate_ends_unix_s),
@@ -53,6 +55,12 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: the store's folder does not exist", folder.display())));
     }
     say(format_args!("store: its folder is there"));
+    let enforced = Enforced::tried();
+    say(format_args!("sandbox: {enforced}"));
+    for missing in enforced.missing() {
+        // Nothing that keeps a service from running.
+        let _ = writeln!(io::stdout(), "--  sandbox: {missing}");
+    }
     let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
     for token in config.hsm.tokens() {
         let Hello { token, shared, .. } = hello(&token)?;

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::domain::caller::{ClientName, Permission, Tenant};
 use crate::domain::credential::Keeping;
+use crate::files::{FILES_MAX, Files};
 
 pub use policies::{
     AnchorMode, AttestationPolicy, AuditPolicy, CredentialPolicy, SignerPolicy, TransactionPolicy,
@@ -142,6 +143,13 @@ pub struct StoreConfig {
     pub path: PathBuf,
 }
 
+impl StoreConfig {
+    /// Where the database is, with all that SQLite and the front make beside it.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+}
+
 /// `[hsm]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,9 +184,18 @@ pub struct HsmConfig {
     /// Set for custodians only, such as `SOFTHSM2_CONF`.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// What the module reads and changes, such as the folder of a software token or a device file: absolute paths.
+    #[serde(default)]
+    pub folders: Vec<PathBuf>,
+    /// Whether the module may open sockets: to an HSM in the network, or to a daemon of this machine.
+    #[serde(default)]
+    pub network: bool,
     /// The database of what the token's keys sealed: `store.path`.
     #[serde(skip)]
     pub database: PathBuf,
+    /// What no module may read: the folder of the database, the server's key, and the PINs, which are read before it is loaded.
+    #[serde(skip)]
+    pub hidden: Vec<PathBuf>,
     /// Whether `kek`, `row` and `data` may have been born to be in several tokens (docs/threat-model.md).
     #[serde(default)]
     pub shared_keys: bool,
@@ -285,12 +302,21 @@ impl Config {
     /// # Errors
     /// One line that says what to mend and in which file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::load_from(path, &Files::Disk)
+    }
+
+    /// The same, of a file that somebody else may have opened.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_from(path: &Path, files: &Files) -> Result<Self, ConfigError> {
         let fail = |reason: String| ConfigError { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let text = files.read(path).map_err(|e| fail(e.to_string()))?;
+        let text = std::str::from_utf8(&text).map_err(|_| fail("it is not UTF-8".to_owned()))?;
         let absolute = std::path::absolute(path).map_err(|e| fail(e.to_string()))?;
         let folder = absolute.parent().unwrap_or(Path::new("/"));
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        Self::parse(&text, folder, credentials.as_deref()).map_err(fail)
+        Self::parse(text, folder, credentials.as_deref()).map_err(fail)
     }
 
     /// Parses and checks a configuration whose relative paths begin at `folder`. What is secret and has a name without a
@@ -318,6 +344,9 @@ impl Config {
             *path = folder.join(&*path);
         }
         config.hsm.database.clone_from(&config.store.path);
+        let folder = config.store.folder().to_owned();
+        let pin_files = config.hsm.pin_files().map(Path::to_owned);
+        config.hsm.hidden = [folder, config.server.key.clone()].into_iter().chain(pin_files).collect();
         let limits = &mut config.server.limits;
         let tenant_max = *limits.connections_per_tenant_max.get_or_insert(limits.connections_max.div_ceil(2));
         limits.connections_per_client_max.get_or_insert(tenant_max);
@@ -332,6 +361,36 @@ impl Config {
             std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
         };
         std::iter::once(self.server.key.as_path()).chain(self.hsm.pin_files()).filter(is_exposed).collect()
+    }
+
+    /// The files besides this one that the front reads, at its start and with each reload. It may open none of them itself.
+    pub fn files_of_front(&self) -> impl Iterator<Item = &Path> {
+        let server = [&self.server.certificate, &self.server.key, &self.server.client_ca];
+        let lists = self.server.client_crls.iter().chain(&self.signers.crls);
+        server.into_iter().chain(&self.signers.trust_anchors).chain(lists).map(PathBuf::as_path)
+    }
+
+    /// The front may open whatever is beneath its database's folder, and a custodian whatever is beneath its module's.
+    fn validate_folders(&self) -> Result<(), String> {
+        let folder = self.store.folder();
+        for token in self.hsm.tokens() {
+            for path in token.folders.iter().chain([&token.pin_file, &token.module]) {
+                if path.starts_with(folder) {
+                    return Err(format!(
+                        "store.path: the front could open {} there; give the database a folder of its own, such as {}",
+                        path.display(),
+                        folder.join("store").display()
+                    ));
+                }
+            }
+            if let Some(wide) = token.folders.iter().find(|path| folder.starts_with(path)) {
+                return Err(format!(
+                    "hsm.folders: the module could change the database, which is beneath {}",
+                    wide.display()
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -408,6 +467,11 @@ impl Config {
                 "signers.crls needs signers.trust_anchors: without them every chain is refused".into()
             );
         }
+        if self.files_of_front().count() > FILES_MAX {
+            return Err(
+                "server.client_crls and signers.crls: too many files; put several lists into one".into()
+            );
+        }
         if self.clients.is_empty() {
             return Err("at least one [[client]] is needed".into());
         }
@@ -428,7 +492,7 @@ impl Config {
                 ));
             }
         }
-        Ok(())
+        self.validate_folders()
     }
 }
 

@@ -18,19 +18,21 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::files::{FILES_MAX, Opened};
 use crate::hsm::messages::CustodianEvent;
+use crate::sandbox;
 
 /// The longest message, in bytes.
-const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// The most descriptors beside one message.
-const DESCRIPTORS_MAX: usize = 4;
+const DESCRIPTORS_MAX: usize = FILES_MAX + 4;
 
 /// From the supervisor to the front.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToFront {
     /// The first message. Beside it: the API's listener, the operator's listener, the instance lock
-    /// (held by whoever may still write).
-    Start(Start),
+    /// (held by whoever may still write), and the files that it is configured by.
+    Start(Start, Vec<Opened>),
     /// Beside it: the front's end of a new custodian's socketpair.
     Custodian {
         /// Which of the custodians it is.
@@ -47,8 +49,8 @@ pub enum ToFront {
         /// One line.
         reason: String,
     },
-    /// Read certificates and clients again.
-    Reload,
+    /// Read certificates and clients again. Beside it: the files that there are now.
+    Reload(Vec<Opened>),
     /// Accept nothing more, answer what is there, end.
     Drain,
 }
@@ -166,6 +168,7 @@ pub fn bind_to_supervisor(supervisor_pid: i32, name: &CStr) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // No core file and no debugger of the same user: their memory holds codes, derived keys or PINs.
     prctl::set_dumpable(false)?;
+    sandbox::no_cores()?;
     // It may have died before the line above took effect.
     if nix::unistd::getppid().as_raw() != supervisor_pid {
         return Err(io::Error::other("the supervisor is gone"));

@@ -49,6 +49,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::control;
 use crate::hsm::messages::{BUILD_ID, Boot, Call, Down, DownCause, Fault, Greeting, Hello, Reply, Tired};
+use crate::sandbox;
 use connection::Connection;
 use frames::{Frames, write_frame};
 use keys::KeyError;
@@ -127,11 +128,11 @@ impl StartFailure {
         let line = match boot.in_use {
             true => format!(
                 "no token is labelled {label}, and there is a database that needs it: bring the HSM back, or the way to it, \
-                 or correct hsm.token_label, hsm.module ({module}) or hsm.environment"
+                 or correct hsm.token_label, hsm.module ({module}), hsm.environment, hsm.folders or hsm.network"
             ),
             false => format!(
                 "no token is labelled {label}: bring the HSM back if it is away, or correct hsm.token_label, hsm.module \
-                 ({module}) or hsm.environment; if there never was one, run `hsm-authd init`"
+                 ({module}), hsm.environment, hsm.folders or hsm.network; if there never was one, run `hsm-authd init`"
             ),
         };
         Self::new(line).of(DownCause::TokenAway)
@@ -201,8 +202,14 @@ pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
 }
 
 fn shut_in(supervisor_pid: i32, name: &CStr) -> Result<(), StartFailure> {
-    control::bind_to_supervisor(supervisor_pid, name)
-        .map_err(|error| StartFailure::misconfigured(format!("the process cannot be shut in: {error}")))
+    let bound = control::bind_to_supervisor(supervisor_pid, name).map_err(|error| not_shut_in(&error));
+    // Before there is a secret in it.
+    sandbox::lock_memory();
+    bound
+}
+
+fn not_shut_in(error: &dyn std::fmt::Display) -> StartFailure {
+    StartFailure::misconfigured(format!("the process cannot be shut in: {error}"))
 }
 
 fn read_pin(path: &Path) -> Result<Pin, StartFailure> {
@@ -210,10 +217,18 @@ fn read_pin(path: &Path) -> Result<Pin, StartFailure> {
         .map_err(|reason| StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display())))
 }
 
+/// Loads the module, which from here on reaches what the configuration says: what else this process needs, such as a PIN, is
+/// read before.
 fn load_module(boot: &Boot) -> Result<Module, StartFailure> {
+    sandbox::enclose_custodian(&boot.module, &boot.reach).map_err(|error| not_shut_in(&error))?;
     Module::load(&boot.module, boot.module_arguments.as_deref()).map_err(|error| {
         let line = format!("the PKCS#11 module {} does not load ({error})", boot.module.display());
-        if error.is_no_library() { StartFailure::misconfigured(line) } else { StartFailure::new(line) }
+        match error.is_no_library() {
+            true => StartFailure::misconfigured(line),
+            false => StartFailure::new(format!(
+                "{line}: it may lack what it reads and writes (hsm.folders), or sockets (hsm.network)"
+            )),
+        }
     })
 }
 
@@ -244,11 +259,14 @@ fn find_token(module: &Module, label: &str) -> Result<Option<Token>, StartFailur
     Ok(None)
 }
 
+/// Logs in. From here on this process makes the system calls of its daily work.
 fn login(module: &Module, token: &Token, pin: &Pin, boot: &Boot) -> Result<Session, StartFailure> {
-    module
+    let session = module
         .login(token, pin)
         .map(|session| session.accepting_shared_keys(boot.shared_keys))
-        .map_err(|error| StartFailure::login(&boot.token_label, "user", &boot.pin_file, &error))
+        .map_err(|error| StartFailure::login(&boot.token_label, "user", &boot.pin_file, &error))?;
+    sandbox::seal_custodian(&boot.reach).map_err(|error| not_shut_in(&error))?;
+    Ok(session)
 }
 
 /// Answers calls in their order until the peer is gone.

@@ -95,7 +95,7 @@ pub fn run(options: Options) -> Ending {
 fn prepare(options: &Options) -> Result<(Plan, Value), Option<String>> {
     let dir = std::path::absolute(&options.dir).map_err(|e| at(&options.dir, &e))?;
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| at(&dir, &e))?;
-    let store = dir.join("hsm-authd.db");
+    let store = store(&dir)?;
     let lock = supervisor::lock(&store)?;
     match fs::remove_file(dir.join("dev.json")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(&dir, &error)),
@@ -187,8 +187,32 @@ fn hsm(options: &Options, dir: &Path) -> Result<Value, Option<String>> {
             "token_label": TOKEN_LABEL,
             "pin_file": dir.join("pin"),
             "environment": { "SOFTHSM2_CONF": dir.join("softhsm2.conf") },
+            "folders": [dir.join("token")],
         })),
     }
+}
+
+/// The database, in a folder of its own: the front may open whatever is in it. Earlier releases had it beside the token.
+fn store(dir: &Path) -> Result<PathBuf, Option<String>> {
+    const NAME: &str = "hsm-authd.db";
+    let folder = dir.join("store");
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| at(&folder, &e))?;
+    let (before, now) = (dir.join(NAME), folder.join(NAME));
+    if before.exists() && !now.exists() {
+        // Nobody has it open.
+        let _lock = supervisor::lock(&before)?;
+        // The database itself last: as long as it is there, this is not done.
+        for suffix in ["-wal", ""] {
+            let name = format!("{NAME}{suffix}");
+            match fs::rename(dir.join(&name), folder.join(&name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(at(&before, &error));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(now)
 }
 
 fn module(options: &Options) -> Result<PathBuf, Option<String>> {
@@ -234,6 +258,7 @@ fn make_token(dir: &Path, config: &Config) -> Ending {
     let mut hsm = config.hsm.clone();
     let unfinished_conf = conf(&unfinished, "softhsm2-unfinished.conf")?;
     hsm.environment.insert("SOFTHSM2_CONF".into(), unfinished_conf.display().to_string());
+    hsm.folders = vec![unfinished.clone()];
     init::set_up_token(&hsm, Some(so_pin), Stdio::null())?;
     fs::remove_file(&unfinished_conf).map_err(|e| at(&unfinished_conf, &e))?;
     fs::rename(&unfinished, &token).map_err(|e| at(&token, &e))

@@ -18,13 +18,14 @@ use crate::config::Config;
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::control_socket;
 use crate::domain::audit::{AuditEntry, Event};
+use crate::files::{Files, Opened};
 use crate::hsm::{CustodianEvent, Hsm};
 use crate::metrics::ConnectionMetrics;
 use crate::ops::Ops;
 use crate::server::{ACCEPT_PAUSE, Identities, Server};
 use crate::service::{Policies, Service};
 use crate::store::{Commit, Store};
-use crate::trust;
+use crate::{sandbox, trust};
 
 /// How often rows past their time are looked for, by the wall clock, in milliseconds.
 const PRUNE_EVERY_MS: u64 = 60_000;
@@ -49,18 +50,44 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 pub fn run(supervisor_pid: i32) -> Result<(), String> {
     control::bind_to_supervisor(supervisor_pid, c"hsm-authd-front").map_err(|e| e.to_string())?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
+    let handed = match control::wait(&channel).map_err(|e| e.to_string())? {
+        Some((ToFront::Start(start, files), descriptors)) => Handed::new(start, files, descriptors)?,
+        _ => return Err("the front is started by the supervisor, not by hand".to_owned()),
+    };
+    // Before there is a secret in it.
+    sandbox::lock_memory();
+    // Before there is another thread: it would keep what is taken from this one.
+    sandbox::enclose_front(&handed.config.store.path, handed.start.clock_file.as_deref())?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
-    let result = runtime.block_on(async {
-        let mut channel = Channel::open(channel)?;
-        match channel.receive().await? {
-            Some((ToFront::Start(start), descriptors)) => serve(channel, start, descriptors).await,
-            _ => Err("the front is started by the supervisor, not by hand".to_owned()),
-        }
-    });
+    let result = runtime.block_on(async { serve(Channel::open(channel)?, handed).await });
     // The tasks' shares of the store go with them; the last one empties the WAL.
     runtime.shutdown_timeout(CLOSE_MAX);
     result
+}
+
+/// What the front begins with, handed over by the supervisor.
+struct Handed {
+    start: Start,
+    config: Config,
+    files: Files,
+    api_socket: OwnedFd,
+    ops_socket: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl Handed {
+    fn new(start: Start, opened: Vec<Opened>, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+        let mut descriptors = descriptors.into_iter();
+        let (Some(api_socket), Some(ops_socket), Some(lock)) =
+            (descriptors.next(), descriptors.next(), descriptors.next())
+        else {
+            return Err("the supervisor handed no listeners over".to_owned());
+        };
+        let files = Files::handed(opened, descriptors);
+        let config = Config::load_from(&start.config, &files).map_err(|e| e.to_string())?;
+        Ok(Self { start, config, files, api_socket, ops_socket, lock })
+    }
 }
 
 /// The control channel, for the runtime: a thread waits at it.
@@ -111,18 +138,13 @@ impl Voice {
     }
 }
 
-async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-    let mut descriptors = descriptors.into_iter();
-    let (Some(api_socket), Some(ops_socket), Some(lock)) =
-        (descriptors.next(), descriptors.next(), descriptors.next())
-    else {
-        return Err("the supervisor handed no listeners over".to_owned());
-    };
+async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
+    let Handed { start, config, files, api_socket, ops_socket, lock } = handed;
     // Held to the last moment in which this process could write.
     let _lock = lock;
-    let config = Config::load(&start.config).map_err(|e| e.to_string())?;
-    let identities = Identities::load(&config).map_err(|e| e.to_string())?;
-    let trust = trust::load(&config.signers).map_err(|e| e.to_string())?;
+    let identities = Identities::load(&config, &files).map_err(|e| e.to_string())?;
+    let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
+    drop(files);
     let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
     let (clock, accepted) = open_clock(&start, &store).await?;
     let clock = Arc::new(clock);
@@ -197,6 +219,7 @@ async fn serve(channel: Channel, start: Start, descriptors: Vec<OwnedFd>) -> Res
             tracing::error!(path = %path.display(), %error, "`hsm-authd keys` cannot reach this service");
         }
     }
+    sandbox::seal_front()?;
     checked.send_replace(true);
     upkeep.spawn(watch_clock(clock.clone(), store.clone(), accepted));
     upkeep.spawn(prune(service.clone(), clock));
@@ -310,15 +333,15 @@ async fn listen(
                 Some((ToFront::NotStarted { slot, generation, reason }, _)) => {
                     hsm.not_started(slot, generation, &reason);
                 }
-                Some((ToFront::Reload, _)) => {
-                    reload(&server, &service, &config);
+                Some((ToFront::Reload(opened), descriptors)) => {
+                    reload(&server, &service, &config, &Files::handed(opened, descriptors));
                     voice.send(&ToSupervisor::Reloaded);
                 }
                 Some((ToFront::Drain, _)) => {
                     tracing::info!("draining");
                     let _ = drain.send(true);
                 }
-                Some((ToFront::Start(_), _)) => return Err("the supervisor started the front twice".to_owned()),
+                Some((ToFront::Start(..), _)) => return Err("the supervisor started the front twice".to_owned()),
             },
             // It takes custodians to check the database: one has come up by then.
             Ok(_) = is_checked.wait_for(|is_checked| *is_checked), if !ready => {
@@ -332,11 +355,11 @@ async fn listen(
 
 /// New connections begin with the new files, and signers' certificates are held against them; a configuration
 /// that is wrong changes nothing.
-fn reload(server: &Server, service: &Service, path: &Path) {
+fn reload(server: &Server, service: &Service, path: &Path, files: &Files) {
     let load = || {
-        let config = Config::load(path).map_err(|e| e.to_string())?;
-        let identities = Identities::load(&config).map_err(|e| e.to_string())?;
-        let trust = trust::load(&config.signers).map_err(|e| e.to_string())?;
+        let config = Config::load_from(path, files).map_err(|e| e.to_string())?;
+        let identities = Identities::load(&config, files).map_err(|e| e.to_string())?;
+        let trust = trust::load(&config.signers, files).map_err(|e| e.to_string())?;
         Ok::<_, String>((identities, trust))
     };
     match load() {

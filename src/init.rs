@@ -9,6 +9,7 @@ use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::custodian::token::Setup;
 use crate::hsm::messages::{self, Boot};
+use crate::sandbox::Reach;
 use crate::store::usage;
 use crate::supervisor;
 
@@ -86,5 +87,17 @@ pub fn boot(hsm: &HsmConfig) -> Boot {
         unwraps_max: hsm.recycle_after_unwraps,
         memory_bytes_max: hsm.recycle_above_mebibytes.saturating_mul(1024 * 1024),
         shared_keys: hsm.shared_keys,
+        reach: reach(hsm),
+    }
+}
+
+/// What the module may reach. What its environment names is read by it, mostly.
+fn reach(hsm: &HsmConfig) -> Reach {
+    let named = hsm.environment.values().flat_map(|value| value.split(':').map(PathBuf::from));
+    Reach {
+        reads: named.filter(|path| path.is_absolute()).collect(),
+        writes: hsm.folders.clone(),
+        hides: hsm.hidden.clone(),
+        network: hsm.network,
     }
 }

@@ -9,8 +9,8 @@
 //! # The map
 //!
 //! ```text
-//! domain  <-  clock, lifeline, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
-//! custodian knows only `domain`, `secret`, `hsm::messages` and `control`
+//! domain, files, sandbox  <-  clock, lifeline, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
+//! custodian knows only `domain`, `secret`, `sandbox`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean; systemd is whom it tells
 //! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian
 //! cli: the command line, of which the manual is made; nothing but main uses it
@@ -31,6 +31,7 @@ pub mod control_socket;
 pub mod custodian;
 pub mod dev;
 pub mod domain;
+pub mod files;
 pub mod front;
 pub mod hsm;
 pub mod init;
@@ -41,6 +42,7 @@ pub mod offline;
 pub mod ops;
 pub mod recover;
 pub mod restore;
+pub mod sandbox;
 pub mod secret;
 pub mod server;
 pub mod service;

@@ -25,6 +25,7 @@ use tower::ServiceExt;
 
 use crate::api::Peer;
 use crate::config::{Config, Limits};
+use crate::files::Files;
 use crate::metrics::{ConnectionMetrics, Ended, Held};
 use crate::tls::{self, Clients, TlsError};
 use activity::Activity;
@@ -73,8 +74,8 @@ impl Identities {
     ///
     /// # Errors
     /// [`TlsError`], in words an operator can act on.
-    pub fn load(config: &Config) -> Result<Self, TlsError> {
-        let listener = tls::listener(&config.server)?;
+    pub fn load(config: &Config, files: &Files) -> Result<Self, TlsError> {
+        let listener = tls::listener(&config.server, files)?;
         Ok(Self {
             acceptor: TlsAcceptor::from(listener.config),
             verifier: listener.verifier,

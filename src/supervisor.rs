@@ -17,7 +17,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,9 @@ use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED, EXIT_START_FAILED};
+use crate::files;
 use crate::hsm::messages::{self, Boot};
+use crate::sandbox::{self, Enforced};
 use crate::systemd::{self, Inherited, Notify};
 use slot::{Running, Slot};
 use token::Token;
@@ -157,6 +159,11 @@ fn hold(path: &Path, busy: &str) -> Result<OwnedFd, String> {
 /// See [`Failure`].
 pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Result<(), Failure> {
     raise_descriptor_limit(&plan.config).map_err(Some)?;
+    sandbox::no_cores().map_err(|e| Some(e.to_string()))?;
+    // Once for all the processes that are started here: they run on the same kernel, with the same limits.
+    for missing in Enforced::tried().missing() {
+        tracing::warn!(missing, "the sandbox has a gap");
+    }
     let mut supervisor = Supervisor::start(plan)?;
     let ending = supervisor.watch(on_ready);
     supervisor.end_children();
@@ -179,6 +186,7 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), String> {
 }
 
 struct Supervisor {
+    config_path: PathBuf,
     tokens: Vec<Token>,
     signals: SignalFd,
     front: Child,
@@ -199,9 +207,16 @@ impl Supervisor {
     fn start(plan: Plan) -> Result<Self, Option<String>> {
         let signals = block_signals().map_err(|e| Some(format!("signals cannot be handled: {e}")))?;
         let (channel, theirs) = control::channel().map_err(|e| Some(format!("no control channel: {e}")))?;
-        let front = spawn("front", theirs, |_| {}).map_err(Some)?;
-        let descriptors = [plan.api.as_fd(), plan.ops.as_fd(), plan.lock.as_fd()];
-        control::send(&channel, &ToFront::Start(plan.start), &descriptors)
+        let front = spawn("front", theirs, |command| {
+            // Of what it sorts, SQLite keeps files in a folder for temporary ones; the front has one folder.
+            command.env("SQLITE_TMPDIR", plan.config.store.folder());
+        })
+        .map_err(Some)?;
+        let config_path = plan.start.config.clone();
+        let (opened, files) = open_files(&config_path, Some(&plan.config));
+        let mut descriptors = vec![plan.api.as_fd(), plan.ops.as_fd(), plan.lock.as_fd()];
+        descriptors.extend(files.iter().map(AsFd::as_fd));
+        control::send(&channel, &ToFront::Start(plan.start, opened), &descriptors)
             .map_err(|e| Some(format!("the front does not listen: {e}")))?;
         let now = Instant::now();
         let hsm = &plan.config.hsm;
@@ -211,6 +226,7 @@ impl Supervisor {
             |(token, of): (usize, &Token)| (0..of.hsm.custodians).map(move |_| Slot::new(token, now));
         let slots = tokens.iter().enumerate().flat_map(places).collect();
         Ok(Self {
+            config_path,
             tokens,
             signals,
             front,
@@ -233,7 +249,7 @@ impl Supervisor {
                 match Signal::try_from(signal.ssi_signo as i32) {
                     Ok(Signal::SIGHUP) => {
                         self.notify.reloading();
-                        self.tell(&ToFront::Reload)?;
+                        self.reload()?;
                         self.recycle_all();
                     }
                     Ok(Signal::SIGTERM | Signal::SIGINT) => self.drain()?,
@@ -286,8 +302,20 @@ impl Supervisor {
         let _ = poll(&mut watched, timeout);
     }
 
+    /// Has the front read everything again that it is configured by, as it is there now. What is wrong with it, the front says.
+    fn reload(&self) -> Ending {
+        let config = Config::load(&self.config_path).ok();
+        let (opened, files) = open_files(&self.config_path, config.as_ref());
+        self.hand(&ToFront::Reload(opened), &files)
+    }
+
     fn tell(&self, message: &ToFront) -> Ending {
-        control::send(&self.channel, message, &[]).or_else(|error| match error.kind() {
+        self.hand(message, &[])
+    }
+
+    fn hand(&self, message: &ToFront, files: &[File]) -> Ending {
+        let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        control::send(&self.channel, message, &descriptors).or_else(|error| match error.kind() {
             std::io::ErrorKind::BrokenPipe => Ok(()), // it is ending; its exit status says how
             _ => Err(Some(format!("the front does not listen: {error}"))),
         })
@@ -382,6 +410,11 @@ pub fn start_custodian(hsm: &HsmConfig, boot: &Boot, finals: &[u8]) -> Result<(C
     // If it is dead already, the next look at the children says so.
     let _ = ours.write_all(&frame);
     Ok((child, ours))
+}
+
+/// What the front is configured by, opened for it.
+fn open_files(path: &Path, config: Option<&Config>) -> (Vec<files::Opened>, Vec<File>) {
+    files::open(std::iter::once(path).chain(config.into_iter().flat_map(Config::files_of_front)))
 }
 
 fn block_signals() -> nix::Result<SignalFd> {

@@ -23,6 +23,7 @@ use x509_cert::der::Decode;
 
 use crate::config::Server;
 use crate::domain::certificate::Trust;
+use crate::files::Files;
 
 pub use identity::{Client, Clients};
 
@@ -50,7 +51,7 @@ pub enum TlsError {
 /// [`TlsError::File`] if a file cannot be read, holds no certificate or key, or if the key is not the
 /// certificate's.
 pub fn server_config(server: &Server) -> Result<Arc<ServerConfig>, TlsError> {
-    listener(server).map(|listener| listener.config)
+    listener(server, &Files::Disk).map(|listener| listener.config)
 }
 
 /// The listener's settings, and how long what they rest on lasts.
@@ -67,26 +68,26 @@ pub struct Listener {
     pub client_crls_end_unix_s: Option<u64>,
 }
 
-/// As [`server_config`], with the ends of the certificates that were read.
+/// As [`server_config`], from `files`, with the ends of the certificates that were read.
 ///
 /// # Errors
 /// As [`server_config`].
-pub fn listener(server: &Server) -> Result<Listener, TlsError> {
+pub fn listener(server: &Server, files: &Files) -> Result<Listener, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let client_ca = certificates(&server.client_ca)?;
+    let client_ca = certificates(&server.client_ca, files)?;
     let client_ca_ends_unix_s = first_end(&client_ca);
     let authorities = authorities(&server.client_ca, client_ca)?;
     let RevocationLists { newest_first, first_end_unix_s: client_crls_end_unix_s } =
-        revocation_lists(&server.client_crls)?;
+        revocation_lists(&server.client_crls, files)?;
     // Where there is any list, every authority of a chain needs one, and one that is out of date says nothing any more.
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone())
         .with_crls(newest_first)
         .enforce_revocation_expiration()
         .build()
         .map_err(|e| file_error(&server.client_ca, e.to_string()))?;
-    let chain = certificates(&server.certificate)?;
+    let chain = certificates(&server.certificate, files)?;
     let certificate_ends_unix_s = first_end(&chain);
-    let key = private_key(&server.key)?;
+    let key = private_key(&server.key, files)?;
     let mut config = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier.clone())
@@ -107,10 +108,10 @@ struct RevocationLists {
     first_end_unix_s: Option<u64>,
 }
 
-fn revocation_lists(paths: &[PathBuf]) -> Result<RevocationLists, TlsError> {
+fn revocation_lists(paths: &[PathBuf], files: &Files) -> Result<RevocationLists, TlsError> {
     let (mut lists, mut first_end_unix_s) = (Vec::new(), None::<u64>);
     for path in paths {
-        let pem = std::fs::read(path).map_err(|e| file_error(path, pem_reason(pem::Error::Io(e), "CRL")))?;
+        let pem = files.read(path).map_err(|e| file_error(path, pem_reason(pem::Error::Io(e), "CRL")))?;
         // Such as are held against devices' certificates, and refused in the same words.
         Trust::none().with_crls(&pem).map_err(|e| file_error(path, e.to_string()))?;
         for der in CertificateRevocationListDer::pem_slice_iter(&pem) {
@@ -146,9 +147,11 @@ fn authorities(path: &Path, certificates: Vec<CertificateDer<'static>>) -> Resul
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+fn certificates(path: &Path, files: &Files) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = files
+        .read(path)
+        .map_err(pem::Error::Io)
+        .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>())
         .map_err(|e| file_error(path, pem_reason(e, "certificate")))?;
     if certificates.is_empty() {
         return Err(file_error(path, pem_reason(pem::Error::NoItemsFound, "certificate")));
@@ -156,8 +159,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     Ok(certificates)
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|e| file_error(path, pem_reason(e, "unencrypted private key")))
+fn private_key(path: &Path, files: &Files) -> Result<PrivateKeyDer<'static>, TlsError> {
+    files
+        .read(path)
+        .map_err(pem::Error::Io)
+        .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
+        .map_err(|e| file_error(path, pem_reason(e, "unencrypted private key")))
 }
 
 /// Says what is wrong with a PEM file without quoting it: it may hold a key.

@@ -3,8 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use crate::config::SignerPolicy;
 use crate::domain::certificate::Trust;
+use crate::files::Files;
 
 /// What is wrong with one of the files, in one line that says what to mend.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +21,8 @@ pub struct TrustFileError {
 ///
 /// # Errors
 /// A file cannot be read, is not PEM, or has no authority or no list in it.
-pub fn load(policy: &SignerPolicy) -> Result<Trust, TrustFileError> {
-    read(policy, |_, _| Ok(()))
+pub fn load(policy: &SignerPolicy, files: &Files) -> Result<Trust, TrustFileError> {
+    read(policy, files, |_, _| Ok(()))
 }
 
 /// The same for `hsm-authd check`: names what is not valid at this moment, too, and anchors without a list
@@ -32,7 +35,7 @@ pub fn check(policy: &SignerPolicy, unix_ms: u64) -> Result<Trust, TrustFileErro
         Some(reason) => Err(error(path, reason)),
         None => Ok(()),
     };
-    let trust = read(policy, current)?;
+    let trust = read(policy, &Files::Disk, current)?;
     policy.trust_anchors.as_deref().map_or(Ok(()), |path| current(path, &trust))?;
     Ok(trust)
 }
@@ -40,17 +43,18 @@ pub fn check(policy: &SignerPolicy, unix_ms: u64) -> Result<Trust, TrustFileErro
 /// Each file by itself first, so that what is wrong with it is said of it.
 fn read(
     policy: &SignerPolicy,
+    files: &Files,
     judge: impl Fn(&Path, &Trust) -> Result<(), TrustFileError>,
 ) -> Result<Trust, TrustFileError> {
     let mut trust = Trust::none();
     if let Some(path) = &policy.trust_anchors {
-        let pem = contents(path)?;
+        let pem = contents(path, files)?;
         let parse = |trust: Trust| trust.with_anchors(&pem).map_err(|e| error(path, e.to_string()));
         judge(path, &parse(Trust::none())?)?;
         trust = parse(trust)?;
     }
     for path in &policy.crls {
-        let pem = contents(path)?;
+        let pem = contents(path, files)?;
         let parse = |trust: Trust| trust.with_crls(&pem).map_err(|e| error(path, e.to_string()));
         judge(path, &parse(Trust::none())?)?;
         trust = parse(trust)?;
@@ -58,8 +62,8 @@ fn read(
     Ok(trust)
 }
 
-fn contents(path: &Path) -> Result<Vec<u8>, TrustFileError> {
-    std::fs::read(path).map_err(|e| match e.kind() {
+fn contents(path: &Path, files: &Files) -> Result<Zeroizing<Vec<u8>>, TrustFileError> {
+    files.read(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => error(path, "no such file".to_owned()),
         _ => error(path, e.to_string()),
     })

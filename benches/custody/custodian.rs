@@ -13,6 +13,7 @@ use hsm_authd::domain::credential::ObjectId;
 use hsm_authd::hsm::messages::{
     Boot, Call, CheckOtp, Hello, Reply, Request, Response, decode, encode, frame_length,
 };
+use hsm_authd::sandbox::Reach;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Outcomes, allocated};
@@ -55,6 +56,7 @@ impl Folder {
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
             shared_keys: false,
+            reach: Reach { writes: vec![path.join("tokens")], ..Reach::default() },
         };
         let folder = Self { path, boot };
         let setup = Setup {

@@ -274,7 +274,7 @@ fn measure(plan: &Plan, appliance: &Appliance) -> Outcome<Report> {
             report.commits.push(ceilings::commits(appliance.folder(), callers, plan.ceiling)?);
         }
     }
-    report.entry_bytes = ceilings::entry_bytes(&appliance.folder().join("hsm-authd.db"))?;
+    report.entry_bytes = ceilings::entry_bytes(&appliance.folder().join("store/hsm-authd.db"))?;
     progress("");
     Ok(report)
 }

@@ -97,7 +97,7 @@ impl Appliance {
     pub fn search_database(&self, secrets: &[&[u8]]) -> Outcome<usize> {
         let mut searched = 0;
         for name in ["hsm-authd.db", "hsm-authd.db-wal"] {
-            let bytes = fs::read(self.folder.join(name)).map_err(|e| format!("{name}: {e}"))?;
+            let bytes = fs::read(self.folder.join("store").join(name)).map_err(|e| format!("{name}: {e}"))?;
             searched += bytes.len();
             for secret in secrets {
                 if bytes.windows(secret.len()).any(|window| window == *secret) {

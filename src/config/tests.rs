@@ -13,7 +13,7 @@ fn parse(text: &str) -> Result<Config, String> {
 fn the_sample_is_accepted_and_shows_the_defaults() {
     let sample = parse(SAMPLE).unwrap();
     assert_eq!(sample.server.key, Path::new("/etc/hsm-authd/server.key"));
-    assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
+    assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/store/hsm-authd.db"));
 
     let mut bare: Table = SAMPLE.parse().unwrap();
     for section in ["credentials", "signers", "transactions", "attestations", "audit"] {
@@ -122,7 +122,7 @@ fn with_replica(besides: &str) -> String {
         .take_while(|line| !line.is_empty())
         .map(|line| line.strip_prefix("# ").unwrap())
         .collect();
-    assert_eq!(commented.len(), 6);
+    assert_eq!(commented.len(), 7);
     let bare = SAMPLE.replace("replicas = []\n", "").replace("shared_keys = false\n", besides);
     let (head, tail) = bare.split_once("\n[hsm.environment]").unwrap();
     let (environment, tail) = tail.split_once("\n\n").unwrap();
@@ -141,6 +141,20 @@ fn each_token_is_a_configuration_of_its_own() {
         (&*first.pin_file, &*second.pin_file),
         (Path::new("/etc/hsm-authd/pin"), Path::new("/etc/hsm-authd/pin-2"))
     );
+    assert_eq!(first.folders, [Path::new("/var/lib/hsm-authd/tokens")]);
+    assert_eq!(second.folders, [Path::new("/var/lib/hsm-authd/tokens-2")]);
+    // No module reads the database, the server's key or any PIN.
+    for hidden in [
+        "/var/lib/hsm-authd/store",
+        "/etc/hsm-authd/server.key",
+        "/etc/hsm-authd/pin",
+        "/etc/hsm-authd/pin-2",
+    ] {
+        assert!(
+            tokens.iter().all(|token| token.hidden.iter().any(|path| path == Path::new(hidden))),
+            "{hidden}"
+        );
+    }
     assert!(tokens.iter().all(|token| token.shared_keys && token.replicas.is_empty()));
     // What they sealed is in one database.
     assert!(!first.database.as_os_str().is_empty() && tokens.iter().all(|t| t.database == first.database));

@@ -25,6 +25,12 @@ pub struct ReplicaConfig {
     /// As `hsm.environment`; the first token's is not inherited.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// As `hsm.folders`; the first token's are not inherited.
+    #[serde(default)]
+    pub folders: Vec<PathBuf>,
+    /// As `hsm.network`; the first token's is not inherited.
+    #[serde(default)]
+    pub network: bool,
 }
 
 impl HsmConfig {
@@ -39,6 +45,8 @@ impl HsmConfig {
             pin_file: replica.pin_file.clone(),
             custodians: replica.custodians.unwrap_or(self.custodians),
             environment: replica.environment.clone(),
+            folders: replica.folders.clone(),
+            network: replica.network,
             ..first.clone()
         };
         std::iter::once(first.clone()).chain(self.replicas.iter().map(replica)).collect()
@@ -71,6 +79,9 @@ impl HsmConfig {
                 return Err(format!(
                     "{section}.module must be an absolute path: a module is code that is loaded"
                 ));
+            }
+            if let Some(relative) = token.folders.iter().find(|path| !path.is_absolute()) {
+                return Err(format!("{section}.folders must be absolute paths: {}", relative.display()));
             }
             if token.token_label.is_empty() || token.token_label.len() > 32 {
                 return Err(format!("{section}.token_label must have 1 to 32 bytes"));

@@ -247,6 +247,7 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
         unwraps_max: u64::MAX,
         memory_bytes_max: u64::MAX,
         shared_keys: false,
+        reach: Default::default(),
     };
     let setup = Setup { boot, needed: Vec::new(), so_pin_file: None, token_only: false };
     make_keys_beside(session, &setup, out)

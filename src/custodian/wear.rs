@@ -85,6 +85,7 @@ mod tests {
             in_use: false,
             unwraps_max,
             shared_keys: false,
+            reach: Default::default(),
             memory_bytes_max,
         }
     }

@@ -34,6 +34,7 @@ use crate::domain::credential::ObjectId;
 use crate::domain::rolling::LOOKUP_BYTES;
 use crate::domain::row::{RowBytes, Seal, SealedBytes, TableSums};
 use crate::domain::system_key::NewestKeys;
+use crate::sandbox::Reach;
 use crate::secret::SecretBytes;
 
 pub use checks::{
@@ -85,6 +86,8 @@ pub struct Boot {
     pub memory_bytes_max: u64,
     /// Whether `kek`, `row` and `data` may be keys that are in other tokens too.
     pub shared_keys: bool,
+    /// What its module may reach.
+    pub reach: Reach,
 }
 
 /// Why a custodian asks to be replaced. It goes on until it is: nothing is wrong with what it answers.

@@ -1,7 +1,7 @@
 /* A disk that fails when told to: preloaded into a test's child process, it stands before the C
  * library's write and sync calls, and lets them fail on a SQLite WAL and on nothing else.
  *
- * The file named by FAILING_DISK_CONTROL is read at each such call; its first word says how:
+ * The file named by FAILING_DISK_CONTROL is read at each such call; what is in it, up to a zero, says how:
  *   none            nothing fails
  *   write-eio       a write does nothing and reports EIO
  *   write-enospc    a write does nothing and reports ENOSPC
@@ -26,18 +26,21 @@ static int is_wal(int fd) {
     return length > 4 && memcmp(path + length - 4, "-wal", 4) == 0;
 }
 
+/* Opened before the process takes that from itself. */
+static int control = -1;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *path = getenv("FAILING_DISK_CONTROL");
+    if (path != NULL) control = open(path, O_RDONLY | O_CLOEXEC);
+}
+
 /* Whether the disk is told to fail in this way, on this file. */
 static int told(int fd, const char *mode) {
     int before = errno;
-    const char *control = getenv("FAILING_DISK_CONTROL");
     char word[32] = "";
-    if (control != NULL && is_wal(fd)) {
-        int file = open(control, O_RDONLY | O_CLOEXEC);
-        if (file >= 0) {
-            ssize_t length = read(file, word, sizeof word - 1);
-            word[length > 0 ? length : 0] = '\0';
-            close(file);
-        }
+    if (control >= 0 && is_wal(fd)) {
+        ssize_t length = pread(control, word, sizeof word - 1, 0);
+        word[length > 0 ? length : 0] = '\0';
     }
     errno = before;
     return strcmp(word, mode) == 0;

@@ -29,7 +29,8 @@ static void step(const char *one, const char *other) {
     if (of == NULL || last == NULL) return;
     if (strstr(one, of) == NULL && (other == NULL || strstr(other, of) == NULL)) return;
     if (__atomic_add_fetch(&steps, 1, __ATOMIC_SEQ_CST) == strtol(last, NULL, 10)) {
-        kill(getpid(), SIGKILL);
+        /* Itself alone: a sandbox lets it signal nobody else. */
+        raise(SIGKILL);
         for (;;) pause();
     }
 }

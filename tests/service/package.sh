@@ -96,15 +96,15 @@ link /etc/systemd/system/sockets.target.wants/hsm-authd.socket
 mkdir "$root/etc/systemd/system/hsm-authd.service.d"
 cp "$root$doc"/examples/*.conf "$root/etc/systemd/system/hsm-authd.service.d/"
 inside install -m 0640 -o root -g hsm-authd $doc/examples/hsm-authd.toml /etc/hsm-authd/hsm-authd.toml
-inside install -m 0600 -o hsm-authd -g hsm-authd /dev/null /var/lib/hsm-authd/hsm-authd.db
-echo "kept" >"$root/var/lib/hsm-authd/hsm-authd.db"
+inside install -m 0600 -o hsm-authd -g hsm-authd /dev/null /var/lib/hsm-authd/store/hsm-authd.db
+echo "kept" >"$root/var/lib/hsm-authd/store/hsm-authd.db"
 id=$(inside id -u hsm-authd)
 kept() {
-    [ "$(cat "$root/var/lib/hsm-authd/hsm-authd.db")" = kept ] || fail "$1: the database is not what it was"
+    [ "$(cat "$root/var/lib/hsm-authd/store/hsm-authd.db")" = kept ] || fail "$1: the database is not what it was"
     cmp -s "$root/etc/hsm-authd/hsm-authd.toml" softhsm-setup/hsm-authd.toml ||
         fail "$1: the configuration is not what it was"
     has /etc/hsm-authd/hsm-authd.toml "regular file" 640 root hsm-authd
-    has /var/lib/hsm-authd/hsm-authd.db "regular file" 600 hsm-authd hsm-authd
+    has /var/lib/hsm-authd/store/hsm-authd.db "regular file" 600 hsm-authd hsm-authd
     [ "$(inside id -u hsm-authd)" = "$id" ] || fail "$1: the user has another number"
 }
 

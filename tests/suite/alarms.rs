@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hsm_authd::clock::{SystemClock, WatchedClock};
 use hsm_authd::domain::audit::{AuditEntry, Event};
 use hsm_authd::domain::row::{Row, Sealed, Table, TableSums};
+use hsm_authd::files::Files;
 use hsm_authd::hsm::Hsm;
 use hsm_authd::service::{Policies, Service};
 use hsm_authd::store::{Commit, Store};
@@ -66,7 +67,7 @@ impl Watched {
             audit: Default::default(),
         };
         let clock = Arc::new(WatchedClock::new(Box::new(SystemClock), false).unwrap());
-        let trust = trust::load(&Default::default()).unwrap();
+        let trust = trust::load(&Default::default(), &Files::Disk).unwrap();
         let service = Arc::new(Service::new(store.clone(), hsm.clone(), clock, policies, trust));
         let watching = service.clone();
         tokio::spawn(async move { watching.watch_rows().await });

@@ -162,7 +162,7 @@ async fn what_is_there_is_never_written_over() {
     // Nor is anything made of what is no database of ours.
     let config = daemon.dir().join("hsm-authd.toml");
     let text = fs::read_to_string(&config).unwrap();
-    let other = daemon.dir().join("other.db");
+    let other = daemon.database().with_file_name("other.db");
     Connection::open(&other).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
     fs::write(&config, text.replace("hsm-authd.db", "other.db")).unwrap();
     let to = daemon.dir().join("copy-of-other");
@@ -173,7 +173,7 @@ async fn what_is_there_is_never_written_over() {
     assert!(said.contains("nowhere.db"), "{said}");
     let left: Vec<_> = names(&daemon.dir()).into_iter().filter(|name| name.contains("copy-of")).collect();
     assert_eq!(left, [""; 0]);
-    assert!(!daemon.dir().join("nowhere.db").exists());
+    assert!(!daemon.database().with_file_name("nowhere.db").exists());
 }
 
 #[tokio::test]

@@ -36,7 +36,9 @@ impl Daemon {
     /// Starts one whose wall clock and time since boot are what [`Daemon::set_clock`] says.
     pub fn start_at(unix_s: u64) -> Self {
         let scratch = Scratch::new();
-        let clock = scratch.path().join("clock");
+        // In a folder of its own: the front may read what is beside it.
+        let clock = scratch.path().join("time").join("clock");
+        fs::create_dir(scratch.path().join("time")).unwrap();
         set_clock(&clock, unix_s * 1_000, 1_000_000);
         let arguments = ["--custodians", "1", "--clock-file", clock.to_str().unwrap()];
         Self::start_in(scratch, &arguments, &[])
@@ -199,7 +201,7 @@ impl Daemon {
     }
 
     fn clock_path(&self) -> PathBuf {
-        self.scratch.path().join("clock")
+        self.scratch.path().join("time").join("clock")
     }
 
     /// Everything it keeps.
@@ -209,7 +211,7 @@ impl Daemon {
 
     /// Its database.
     pub fn database(&self) -> PathBuf {
-        self.dir().join("hsm-authd.db")
+        self.dir().join("store").join("hsm-authd.db")
     }
 
     pub fn log_path(&self) -> PathBuf {

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::bank::resync;
 use crate::client::{Connection, Http, Identity, tls_stream};
@@ -48,8 +48,7 @@ impl World {
             let target = hsm["module"].as_str().unwrap().to_owned();
             let module = FaultModule::new(&daemon.dir(), target.as_ref());
             hsm.insert("module".into(), FaultModule::library().to_str().unwrap().into());
-            let environment = section(hsm, "environment");
-            environment.extend(module.environment().map(|(name, value)| (name.into(), Value::from(value))));
+            module.configure(hsm);
             faults = Some(module);
             let limits: Table =
                 limits.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect();

@@ -1,10 +1,14 @@
 //! A disk that fails when told to, under a daemon: `tests/faults/failing_disk.c`, preloaded.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::preloaded;
 use crate::scratch::Scratch;
+
+/// The longest word that the library reads.
+const WORD_BYTES: usize = 31;
 
 /// The compiled library and its control file.
 pub struct FailingDisk {
@@ -31,10 +35,17 @@ impl FailingDisk {
         ]
     }
 
-    /// How it fails from now on; replaced whole, so that it never reads half a word.
+    /// How it fails from now on.
     pub fn set(&self, mode: &str) {
-        let control = self.scratch.path().join("disk");
-        let new = self.scratch.write("disk.new", mode);
-        fs::rename(new, control).unwrap();
+        set(&self.scratch.path().join("disk"), mode);
     }
+}
+
+/// Tells a disk by its control file how it fails from now on: written at once, so that it never reads half a word, and in
+/// place, because it has the file open.
+pub fn set(control: &Path, mode: &str) {
+    let mut word = [0; WORD_BYTES];
+    word[..mode.len()].copy_from_slice(mode.as_bytes());
+    let file = fs::File::options().write(true).create(true).truncate(false).open(control).unwrap();
+    file.write_all_at(&word, 0).unwrap();
 }

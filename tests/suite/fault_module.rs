@@ -37,6 +37,15 @@ impl FaultModule {
         [(TARGET, self.target.to_str().unwrap()), (BOARD, self.path.to_str().unwrap())]
     }
 
+    /// The same in a configuration's section of an HSM.
+    pub fn configure(&self, hsm: &mut toml::Table) {
+        let environment = hsm.entry("environment").or_insert_with(|| toml::Table::new().into());
+        let pairs = self.environment().map(|(name, value)| (name.into(), toml::Value::from(value)));
+        environment.as_table_mut().unwrap().extend(pairs);
+        let folders = hsm.entry("folders").or_insert_with(|| toml::Value::Array(Vec::new()));
+        folders.as_array_mut().unwrap().push(self.path.to_str().unwrap().into());
+    }
+
     /// Sets a fault, which is met from the next call on.
     pub fn set(&self, fault: Fault) -> SetFault {
         assert!(fault.is_possible(), "{fault:?} does nothing there");

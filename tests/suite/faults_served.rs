@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fault_module::sys::{CKR_DEVICE_ERROR, CKR_GENERAL_ERROR};
 use fault_module::{Fault, Function, Kind, Latency, Length, Vanishing};
 use hsm_authd::hsm::messages::{Request, Response};
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::client::{Connection, Http};
 use crate::daemon::Daemon;
@@ -55,8 +55,7 @@ impl World {
             let target = hsm["module"].as_str().unwrap().to_owned();
             let module = FaultModule::new(&daemon.dir(), target.as_ref());
             hsm.insert("module".into(), FaultModule::library().to_str().unwrap().into());
-            let environment = section(hsm, "environment");
-            environment.extend(module.environment().map(|(name, value)| (name.into(), Value::from(value))));
+            module.configure(hsm);
             faults = Some(module);
             change(config);
         });

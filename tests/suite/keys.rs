@@ -246,7 +246,7 @@ fn a_kind_that_there_is_not_is_named() {
 fn nobody_else_reaches_the_control_socket() {
     use std::os::unix::fs::PermissionsExt;
     let daemon = Daemon::start();
-    let socket = daemon.dir().join("hsm-authd.db.control");
+    let socket = daemon.database().with_added_extension("control");
     assert_eq!(std::fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
     let _: Vec<Value> = list(&daemon);
 }

@@ -4,22 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module, and what of the crate it may use besides itself.
-const ALLOWED: [(&str, &[&str]); 32] = [
+const ALLOWED: [(&str, &[&str]); 34] = [
     ("secret", &[]),
     ("domain", &[]),
+    ("files", &[]),
+    ("sandbox", &[]),
     ("clock", &["domain"]),
     ("lifeline", &[]),
     ("metrics", &["domain"]),
-    ("config", &["domain"]),
-    ("control", &["hsm::messages"]),
-    ("hsm", &["domain", "secret", "lifeline", "metrics"]),
-    ("custodian", &["domain", "secret", "hsm::messages", "control"]),
+    ("config", &["domain", "files"]),
+    ("control", &["files", "hsm::messages", "sandbox"]),
+    ("hsm", &["domain", "secret", "lifeline", "metrics", "sandbox::Reach"]),
+    ("custodian", &["domain", "secret", "hsm::messages", "control", "sandbox"]),
     ("store", &["domain", "secret", "lifeline", "metrics"]),
     ("service", &["domain", "secret", "clock", "config", "lifeline", "metrics", "hsm", "store"]),
-    ("tls", &["domain", "config"]),
-    ("trust", &["domain", "config"]),
+    ("tls", &["domain", "config", "files"]),
+    ("trust", &["domain", "config", "files"]),
     ("api", &["domain", "secret", "config", "lifeline", "metrics", "service", "store::Page", "tls"]),
-    ("server", &["api", "config", "metrics", "tls"]),
+    ("server", &["api", "config", "files", "metrics", "tls"]),
     ("ops", &["api", "clock", "hsm", "metrics", "server", "service", "store"]),
     ("control_socket", &["service"]),
     (
@@ -31,9 +33,11 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "config",
             "control",
             "control_socket",
+            "files",
             "hsm",
             "metrics",
             "ops",
+            "sandbox",
             "server",
             "service",
             "store",
@@ -45,8 +49,10 @@ const ALLOWED: [(&str, &[&str]); 32] = [
         &[
             "config",
             "control",
+            "files",
             "init",
             "hsm::messages",
+            "sandbox",
             "custodian::EXIT_MISCONFIGURED",
             "custodian::EXIT_PIN_REFUSED",
             "custodian::EXIT_START_FAILED",
@@ -54,7 +60,17 @@ const ALLOWED: [(&str, &[&str]); 32] = [
         ],
     ),
     ("systemd", &[]),
-    ("init", &["config", "custodian::token::Setup", "hsm::messages", "store::usage", "supervisor"]),
+    (
+        "init",
+        &[
+            "config",
+            "custodian::token::Setup",
+            "hsm::messages",
+            "sandbox::Reach",
+            "store::usage",
+            "supervisor",
+        ],
+    ),
     (
         "keys",
         &[
@@ -73,7 +89,10 @@ const ALLOWED: [(&str, &[&str]); 32] = [
             "supervisor",
         ],
     ),
-    ("check", &["clock", "config", "hsm::messages", "init", "server", "supervisor", "trust"]),
+    (
+        "check",
+        &["clock", "config", "files", "hsm::messages", "init", "sandbox", "server", "supervisor", "trust"],
+    ),
     ("backup", &["clock", "config", "custodian::key_task", "domain", "keys", "store"]),
     ("offline", &["config", "hsm", "init", "supervisor"]),
     (

@@ -142,6 +142,7 @@ mod rolling_documented;
 mod rolling_model;
 mod rolling_tampering;
 mod rolling_terminal;
+mod sandbox;
 mod scrape;
 mod scratch;
 mod security_devices;

@@ -202,6 +202,7 @@ impl TestModule {
             "token_label": self.label(label),
             "pin_file": folder.join("pin"),
             "environment": environment,
+            "folders": [tokens],
         });
         let path = folder.join("hsm.toml");
         fs::write(&path, toml::to_string(&hsm).unwrap()).unwrap();

@@ -27,7 +27,8 @@ fn ask_as(user: u32, socket: &Path) -> Output {
 
 /// What another user may pass through, up to the temporary folder.
 fn open_folders(daemon: &Daemon) {
-    for folder in [daemon.dir().parent().unwrap(), &daemon.dir()] {
+    let (dir, database) = (daemon.dir(), daemon.database());
+    for folder in [dir.parent().unwrap(), &dir, database.parent().unwrap()] {
         fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
     }
 }

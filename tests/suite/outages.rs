@@ -11,7 +11,6 @@ use fault_module::{Fault, Function, Kind, Vanishing};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value as Json;
-use toml::Value;
 
 use crate::client::Connection;
 use crate::daemon::Daemon;
@@ -53,8 +52,7 @@ impl Place {
             let target = hsm["module"].as_str().unwrap().to_owned();
             let module = FaultModule::new(&daemon.dir(), target.as_ref());
             hsm.insert("module".into(), FaultModule::library().to_str().unwrap().into());
-            let environment = section(hsm, "environment");
-            environment.extend(module.environment().map(|(name, value)| (name.into(), Value::from(value))));
+            module.configure(hsm);
             faults = Some(module);
         });
         Self { daemon, faults: faults.unwrap(), config }

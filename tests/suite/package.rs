@@ -122,7 +122,7 @@ fn the_example_configuration_of_the_package_is_read() {
     let text = fs::read_to_string(&examples[0]).unwrap();
     let config = Config::parse(&text, Path::new("/etc/hsm-authd"), None).unwrap();
     // The folders that the package makes, and no other.
-    assert_eq!(config.store.path, Path::new("/var/lib/hsm-authd/hsm-authd.db"));
+    assert_eq!(config.store.path, Path::new("/var/lib/hsm-authd/store/hsm-authd.db"));
     assert!(config.server.certificate.starts_with("/etc/hsm-authd"), "{:?}", config.server.certificate);
 }
 

@@ -10,7 +10,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use toml::Value;
 
 use crate::bank::delete;
 use crate::custodians::await_up;
@@ -54,8 +53,7 @@ impl World {
             hsm.insert("custody".into(), "resident".into());
             hsm.insert("secrets_cached_max".into(), 1.into());
             hsm.insert("recycle_after_unwraps".into(), recycle_after_unwraps.into());
-            let environment = section(hsm, "environment");
-            environment.extend(module.environment().map(|(name, value)| (name.into(), Value::from(value))));
+            module.configure(hsm);
             faults = Some(module);
         });
         let served = Served::start(&config);

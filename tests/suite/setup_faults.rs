@@ -11,7 +11,6 @@ use hsm_authd::custodian::EXIT_START_FAILED;
 use hsm_authd::custodian::token::Setup;
 use hsm_authd::domain::system_key::{KeyKind, NewestKeys};
 use hsm_authd::hsm::messages::{Fault as Refusal, Request, Response};
-use toml::Value;
 
 use crate::daemon::Daemon;
 use crate::fault_module::FaultModule;
@@ -377,8 +376,7 @@ fn with_faults(daemon: &Daemon, faults: &FaultModule, name: &str) -> std::path::
     configuration(daemon, name, |config| {
         let hsm = section(config, "hsm");
         hsm.insert("module".into(), FaultModule::library().to_str().unwrap().into());
-        let environment = section(hsm, "environment");
-        environment.extend(faults.environment().map(|(name, value)| (name.into(), Value::from(value))));
+        faults.configure(hsm);
     })
 }
 

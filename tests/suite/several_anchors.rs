@@ -24,7 +24,7 @@ use crate::token::{BINARY, SO_PIN, TestToken, label};
 use crate::wrapped_seeds::{IMPORT_KEY, Wrapper, base64};
 
 const SECOND: &str = "hsm-authd second";
-const DATABASE: &str = "several.db";
+const DATABASE: &str = "several/several.db";
 
 /// A service of two tokens that are one set, with a custodian each, and what it is called with.
 struct Place {
@@ -45,6 +45,7 @@ impl Place {
         let mut tokens = [TestToken::bare(), TestToken::bare()];
         tokens[1].boot.token_label = SECOND.to_owned();
         tokens.iter_mut().for_each(|token| token.boot.shared_keys = true);
+        std::fs::create_dir(daemon.dir().join("several")).unwrap();
         let config = configuration(&daemon, "several.toml", |config| {
             section(config, "store").insert("path".into(), DATABASE.into());
             let mut audit = Table::new();
@@ -144,6 +145,7 @@ fn place_of(token: &TestToken) -> Table {
         table.insert(name.into(), value.into());
     }
     table.insert("environment".into(), environment.into());
+    table.insert("folders".into(), vec![token.tokens().display().to_string()].into());
     table
 }
 

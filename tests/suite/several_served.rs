@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use fault_module::{Fault, Kind, Vanishing};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use toml::Value;
 
 use crate::daemon::Daemon;
 use crate::fault_module::FaultModule;
@@ -42,13 +41,13 @@ impl Pair {
             replica.retain(|key, _| ["module", "environment"].contains(&key));
             replica.insert("token_label".into(), second.boot.token_label.clone().into());
             replica.insert("pin_file".into(), second.boot.pin_file.display().to_string().into());
+            replica.insert("folders".into(), vec![second.tokens().display().to_string()].into());
             let environment = section(&mut replica, "environment");
             environment.extend(variables(&second).map(|(name, conf)| (name.to_owned(), conf.into())));
             let target = hsm["module"].as_str().unwrap().to_owned();
             let module = FaultModule::new(&daemon.dir(), target.as_ref());
             hsm.insert("module".into(), FaultModule::library().to_str().unwrap().into());
-            let environment = section(hsm, "environment");
-            environment.extend(module.environment().map(|(name, value)| (name.into(), Value::from(value))));
+            module.configure(hsm);
             hsm.insert("replicas".into(), vec![replica].into());
             faults = Some(module);
         });

@@ -52,11 +52,12 @@ impl World {
         let environment = variables(token).into_iter().chain(token.environment.iter().cloned());
         let pairs: Vec<_> = environment.map(|(name, value)| format!("{name} = {value:?}")).collect();
         format!(
-            "module = {:?}\ntoken_label = {:?}\npin_file = {:?}\nenvironment = {{ {} }}\n",
+            "module = {:?}\ntoken_label = {:?}\npin_file = {:?}\nenvironment = {{ {} }}\nfolders = {:?}\n",
             token.boot.module,
             token.boot.token_label,
             token.boot.pin_file,
-            pairs.join(", ")
+            pairs.join(", "),
+            token.boot.reach.writes
         )
     }
 
@@ -391,6 +392,7 @@ async fn a_token_joins_later_and_has_all_after_rewrap_and_retirement() {
         let environment: toml::Table =
             variables(&second).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
         replica.insert("environment".into(), environment.into());
+        replica.insert("folders".into(), vec![second.tokens().display().to_string()].into());
         hsm.insert("replicas".into(), vec![replica].into());
     });
     let first = crate::prepared::DEV_LABEL;

@@ -41,6 +41,8 @@ impl Faulty {
         let faults = world.first.with_faults();
         world.second.boot.module = world.first.boot.module.clone();
         world.second.environment = world.first.environment.clone();
+        // What the fault module shares with the test is beside the first one.
+        world.second.boot.reach.writes.extend(world.first.boot.reach.writes.clone());
         Self { world, faults }
     }
 

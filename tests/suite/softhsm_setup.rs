@@ -88,6 +88,7 @@ fn a_token_is_made_once_and_nobody_else_can_read_it() {
         (machine.etc("hsm-authd.toml"), 0o640),
         (machine.var(""), 0o700),
         (machine.var("tokens"), 0o700),
+        (machine.var("store"), 0o700),
     ] {
         assert_eq!(mode(&path), expected, "{}", path.display());
     }
@@ -122,7 +123,10 @@ fn the_sample_configuration_is_ready_but_for_its_certificates() {
     let output = machine.check();
     let said = lines(&output.stdout);
     assert!(output.status.success(), "{said:?} {:?}", lines(&output.stderr));
-    assert!(said.iter().all(|line| line.starts_with("ok  ")), "{said:?}");
+    // What this machine's kernel and limits lack is said, and is no fault of the configuration.
+    let is_fine = |line: &String| line.starts_with("ok  ") || line.starts_with("--  sandbox: ");
+    assert!(said.iter().all(is_fine), "{said:?}");
+    assert!(said.iter().any(|line| line.starts_with("ok  sandbox: ")), "{said:?}");
     assert!(said.iter().any(|line| line.contains("logged in")), "{said:?}");
 
     fs::set_permissions(machine.etc("pin"), fs::Permissions::from_mode(0o644)).unwrap();

@@ -3,7 +3,6 @@
 //! The store runs in a child process: this test binary again, asked for the one test [`child`],
 //! with `tests/faults/failing_disk.c` preloaded.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -14,6 +13,7 @@ use hsm_authd::domain::row::{Row, Sealed};
 use hsm_authd::store::{Commit, Store};
 use tokio::task::JoinSet;
 
+use crate::failing_disk;
 use crate::scratch::Scratch;
 use crate::store_samples::*;
 
@@ -44,7 +44,7 @@ impl Stage {
     }
 
     fn set(&self, mode: &str) {
-        set_disk(&self.scratch.join("disk"), mode);
+        failing_disk::set(&self.scratch.join("disk"), mode);
     }
 
     fn start(&self, part: &str) -> Child {
@@ -69,13 +69,6 @@ impl Stage {
     fn open(&self) -> Store {
         Store::open(&self.scratch.join("store.db")).unwrap()
     }
-}
-
-/// Replaced whole, so that the disk never reads half a word.
-fn set_disk(control: &Path, mode: &str) {
-    let new = control.with_extension("new");
-    fs::write(&new, mode).unwrap();
-    fs::rename(new, control).unwrap();
 }
 
 fn told(output: &str) -> Vec<String> {
@@ -108,10 +101,10 @@ async fn child() {
     let commit = async |commit: Commit| tell(format!("{:?}", store.commit(commit).await.map(|_| ())));
     let (before, after) = before_and_after();
     commit(insert(std::slice::from_ref(&before))).await;
-    set_disk(&folder.join("disk"), mode);
+    failing_disk::set(&folder.join("disk"), mode);
     commit(change(std::slice::from_ref(&before), std::slice::from_ref(&after))).await;
     tell(if has_failed(&store).await { "failed" } else { "in service" });
-    set_disk(&folder.join("disk"), "none");
+    failing_disk::set(&folder.join("disk"), "none");
     commit(change(&[before], &[after])).await;
     commit(insert(&[row(state(2, "bank-a"))])).await;
     tell(if has_failed(&store).await { "failed" } else { "in service" });

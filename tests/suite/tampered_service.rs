@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hsm_authd::clock::{SystemClock, WatchedClock};
+use hsm_authd::files::Files;
 use hsm_authd::hsm::Hsm;
 use hsm_authd::service::{Policies, Service};
 use hsm_authd::store::Store;
@@ -59,7 +60,7 @@ impl Starts {
             attestations: Default::default(),
             audit: Default::default(),
         };
-        let trust = trust::load(&Default::default()).unwrap();
+        let trust = trust::load(&Default::default(), &Files::Disk).unwrap();
         Service::new(store, self.hsm.clone(), clock, policies, trust)
     }
 

@@ -15,6 +15,7 @@ use hsm_authd::hsm::messages::{
     BUILD_ID, Boot, Call, Fault, Greeting, Hello, Reply, Request, Response, Tired, decode, encode,
     frame_length,
 };
+use hsm_authd::sandbox::Reach;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::daemon::Daemon;
@@ -59,6 +60,8 @@ impl TestToken {
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
             shared_keys: false,
+            // Its configuration, its tokens, and what a fault module shares with the test.
+            reach: Reach { writes: vec![folder.clone()], ..Reach::default() },
         };
         Self { folder, tokens, boot, environment: Vec::new() }
     }

@@ -1,0 +1,273 @@
+//! Which system calls each process may make.
+//!
+//! What is on no list is refused with `EPERM`: a library that tries something unusual gets an error and no crash. Nobody
+//! may start a program, look into another process, mount, load code into the kernel, use `io_uring` (whose calls no filter
+//! sees), `userfaultfd`, `bpf`, `perf_event_open`, `keyctl` or `memfd_create`, or make a namespace.
+
+use nix::libc::{self, c_long};
+
+/// When a call is allowed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum When {
+    /// Always.
+    Always,
+    /// If these bits of the argument are those.
+    Bits { argument: u8, mask: u64, are: u64 },
+    /// If the argument, taken as 32 bits, is one of these.
+    OneOf(u8, &'static [u64]),
+    /// If the argument, taken as 32 bits, is none of these.
+    NoneOf(u8, &'static [u64]),
+    /// If the first argument is this process.
+    Itself,
+    /// Of `prlimit64`: its own limits, which it reads and does not change.
+    OwnLimits,
+}
+
+use When::{Always, Bits, Itself, NoneOf, OneOf, OwnLimits};
+
+/// A call, and when it is allowed.
+pub(super) type Call = (c_long, When);
+
+/// `clone3` has its flags where no filter can look: it is refused so that libc falls back on `clone`.
+pub(super) const NOT_THERE: &[c_long] = &[libc::SYS_clone3];
+
+/// What every process does: memory, threads, time, files that it may open, streams that it has.
+pub(super) const COMMON: &[Call] = &[
+    // Memory.
+    (libc::SYS_brk, Always),
+    (libc::SYS_munmap, Always),
+    (libc::SYS_mremap, Always),
+    (libc::SYS_madvise, Always),
+    (libc::SYS_msync, Always),
+    (libc::SYS_mincore, Always),
+    (libc::SYS_membarrier, Always),
+    // Threads, and no processes.
+    (libc::SYS_clone, Bits { argument: 0, mask: CLONE_THREAD, are: CLONE_THREAD }),
+    (libc::SYS_clone3, Always), // answered before, by the list of what is not there
+    (libc::SYS_futex, Always),
+    (libc::SYS_set_robust_list, Always),
+    (libc::SYS_get_robust_list, Always),
+    (libc::SYS_set_tid_address, Always),
+    (libc::SYS_rseq, Always),
+    (libc::SYS_gettid, Always),
+    (libc::SYS_getpid, Always),
+    (libc::SYS_getppid, Always),
+    (libc::SYS_sched_yield, Always),
+    (libc::SYS_sched_getaffinity, Always),
+    (libc::SYS_sched_getparam, Always),
+    (libc::SYS_sched_getscheduler, Always),
+    (libc::SYS_getcpu, Always),
+    (libc::SYS_exit, Always),
+    (libc::SYS_exit_group, Always),
+    (libc::SYS_rt_sigaction, Always),
+    (libc::SYS_rt_sigprocmask, Always),
+    (libc::SYS_rt_sigpending, Always),
+    (libc::SYS_rt_sigreturn, Always),
+    (libc::SYS_rt_sigtimedwait, Always),
+    (libc::SYS_sigaltstack, Always),
+    (libc::SYS_restart_syscall, Always),
+    // Signals to itself, such as those of abort().
+    (libc::SYS_kill, Itself),
+    (libc::SYS_tgkill, Itself),
+    (libc::SYS_prctl, OneOf(0, PRCTLS)),
+    (libc::SYS_prlimit64, OwnLimits),
+    // Time.
+    (libc::SYS_clock_gettime, Always),
+    (libc::SYS_clock_getres, Always),
+    (libc::SYS_clock_nanosleep, Always),
+    (libc::SYS_nanosleep, Always),
+    (libc::SYS_gettimeofday, Always),
+    (libc::SYS_times, Always),
+    // Files: which ones, Landlock says.
+    (libc::SYS_openat, Always),
+    (libc::SYS_close, Always),
+    (libc::SYS_close_range, Always),
+    (libc::SYS_read, Always),
+    (libc::SYS_write, Always),
+    (libc::SYS_readv, Always),
+    (libc::SYS_writev, Always),
+    (libc::SYS_pread64, Always),
+    (libc::SYS_pwrite64, Always),
+    (libc::SYS_preadv, Always),
+    (libc::SYS_pwritev, Always),
+    (libc::SYS_lseek, Always),
+    (libc::SYS_fstat, Always),
+    (libc::SYS_newfstatat, Always),
+    (libc::SYS_statx, Always),
+    (libc::SYS_statfs, Always),
+    (libc::SYS_fstatfs, Always),
+    (libc::SYS_faccessat, Always),
+    (libc::SYS_faccessat2, Always),
+    (libc::SYS_readlinkat, Always),
+    (libc::SYS_getdents64, Always),
+    (libc::SYS_getcwd, Always),
+    (libc::SYS_fcntl, Always),
+    (libc::SYS_flock, Always),
+    (libc::SYS_fsync, Always),
+    (libc::SYS_fdatasync, Always),
+    (libc::SYS_ftruncate, Always),
+    (libc::SYS_truncate, Always),
+    (libc::SYS_fallocate, Always),
+    (libc::SYS_fadvise64, Always),
+    (libc::SYS_unlinkat, Always),
+    (libc::SYS_renameat2, Always),
+    (libc::SYS_mkdirat, Always),
+    (libc::SYS_fchmod, Always),
+    (libc::SYS_fchmodat, Always),
+    // SQLite gives its files to the owner of the database.
+    (libc::SYS_fchown, Always),
+    (libc::SYS_umask, Always),
+    (libc::SYS_utimensat, Always),
+    (libc::SYS_dup, Always),
+    (libc::SYS_dup3, Always),
+    // Streams that it has, and waiting for them.
+    (libc::SYS_recvfrom, Always),
+    (libc::SYS_recvmsg, Always),
+    (libc::SYS_sendto, Always),
+    (libc::SYS_sendmsg, Always),
+    (libc::SYS_shutdown, Always),
+    (libc::SYS_getsockopt, Always),
+    (libc::SYS_setsockopt, Always),
+    (libc::SYS_getsockname, Always),
+    (libc::SYS_getpeername, Always),
+    (libc::SYS_ppoll, Always),
+    (libc::SYS_pselect6, Always),
+    (libc::SYS_eventfd2, Always),
+    (libc::SYS_pipe2, Always),
+    (libc::SYS_epoll_create1, Always),
+    (libc::SYS_epoll_ctl, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_epoll_pwait2, Always),
+    // What the system is, and who this is.
+    (libc::SYS_getrandom, Always),
+    (libc::SYS_uname, Always),
+    (libc::SYS_sysinfo, Always),
+    (libc::SYS_getrusage, Always),
+    (libc::SYS_getuid, Always),
+    (libc::SYS_geteuid, Always),
+    (libc::SYS_getgid, Always),
+    (libc::SYS_getegid, Always),
+    (libc::SYS_getresuid, Always),
+    (libc::SYS_getresgid, Always),
+    (libc::SYS_getgroups, Always),
+    (libc::SYS_getpriority, Always),
+    // For a further, narrower filter.
+    (libc::SYS_seccomp, Always),
+];
+
+/// What newer architectures have no more.
+#[cfg(target_arch = "x86_64")]
+pub(super) const LEGACY: &[Call] = &[
+    (libc::SYS_open, Always),
+    (libc::SYS_stat, Always),
+    (libc::SYS_lstat, Always),
+    (libc::SYS_access, Always),
+    (libc::SYS_readlink, Always),
+    (libc::SYS_getdents, Always),
+    (libc::SYS_unlink, Always),
+    (libc::SYS_rename, Always),
+    (libc::SYS_renameat, Always),
+    (libc::SYS_mkdir, Always),
+    (libc::SYS_rmdir, Always),
+    (libc::SYS_chmod, Always),
+    (libc::SYS_dup2, Always),
+    (libc::SYS_poll, Always),
+    (libc::SYS_select, Always),
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_pipe, Always),
+    (libc::SYS_time, Always),
+    (libc::SYS_getrlimit, Always),
+    (libc::SYS_utimes, Always),
+    (libc::SYS_arch_prctl, Always),
+];
+/// `renameat`, which libc uses there and the crate does not name: the kernel's `asm-generic/unistd.h`.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) const LEGACY: &[Call] = &[(38, Always)];
+
+/// The front, besides: connections that come to it. No page of it ever becomes code.
+pub(super) const FRONT: &[Call] = &[
+    (libc::SYS_accept4, Always),
+    (libc::SYS_mmap, Bits { argument: 2, mask: PROT_EXEC, are: 0 }),
+    (libc::SYS_mprotect, Bits { argument: 2, mask: PROT_EXEC, are: 0 }),
+    (libc::SYS_ioctl, OneOf(1, FRONT_IOCTLS)),
+    // Until it is ready: the operators' socket is made by then.
+    (libc::SYS_socket, OneOf(0, &[AF_UNIX])),
+    (libc::SYS_bind, Always),
+    (libc::SYS_listen, Always),
+];
+
+/// Taken from the front again when it is ready.
+pub(super) const FRONT_NO_MORE: &[c_long] =
+    &[libc::SYS_socket, libc::SYS_bind, libc::SYS_listen, libc::SYS_connect, libc::SYS_seccomp];
+
+/// A custodian, besides: what libraries of vendors do with memory, devices and each other.
+pub(super) const CUSTODIAN: &[Call] = &[
+    // They load further libraries when they need them.
+    (libc::SYS_mmap, Always),
+    (libc::SYS_mprotect, Always),
+    // Keys that are not to be paged out.
+    (libc::SYS_mlock, Always),
+    (libc::SYS_mlock2, Always),
+    (libc::SYS_munlock, Always),
+    // Devices, but nothing that types on a terminal.
+    (libc::SYS_ioctl, NoneOf(1, TYPING_IOCTLS)),
+    (libc::SYS_socketpair, Always),
+    (libc::SYS_linkat, Always),
+    (libc::SYS_symlinkat, Always),
+    (libc::SYS_fchownat, Always),
+    (libc::SYS_sync_file_range, Always),
+    (libc::SYS_sched_get_priority_max, Always),
+    (libc::SYS_sched_get_priority_min, Always),
+    (libc::SYS_setitimer, Always),
+    (libc::SYS_getitimer, Always),
+    (libc::SYS_timer_create, Always),
+    (libc::SYS_timer_settime, Always),
+    (libc::SYS_timer_gettime, Always),
+    (libc::SYS_timer_delete, Always),
+    (libc::SYS_timerfd_create, Always),
+    (libc::SYS_timerfd_settime, Always),
+    (libc::SYS_timerfd_gettime, Always),
+    // What several processes with one module share. The front has none of it.
+    (libc::SYS_shmget, Always),
+    (libc::SYS_shmat, Always),
+    (libc::SYS_shmdt, Always),
+    (libc::SYS_shmctl, Always),
+    (libc::SYS_semget, Always),
+    (libc::SYS_semop, Always),
+    (libc::SYS_semtimedop, Always),
+    (libc::SYS_semctl, Always),
+];
+
+/// A custodian whose module speaks to its HSM over a network, or to a daemon of this machine (`hsm.network`).
+pub(super) const NETWORK: &[Call] = &[
+    (libc::SYS_socket, OneOf(0, &[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK])),
+    (libc::SYS_connect, Always),
+    (libc::SYS_bind, Always),
+    (libc::SYS_sendmmsg, Always),
+    (libc::SYS_recvmmsg, Always),
+];
+
+/// Taken from a custodian before its module is loaded, unless it has `hsm.network`: what fails later is to fail at once.
+pub(super) const NO_SOCKET: &[c_long] =
+    &[libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_listen, libc::SYS_io_uring_setup];
+
+/// Taken from a custodian once it is logged in.
+pub(super) const CUSTODIAN_NO_MORE: &[c_long] = &[libc::SYS_seccomp];
+
+const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
+const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+const AF_UNIX: u64 = libc::AF_UNIX as u64;
+const AF_INET: u64 = libc::AF_INET as u64;
+const AF_INET6: u64 = libc::AF_INET6 as u64;
+const AF_NETLINK: u64 = libc::AF_NETLINK as u64;
+/// Names of threads and of memory, and what a filter needs to be installed. Nothing makes a process dumpable again.
+const PRCTLS: &[u64] = &[
+    libc::PR_SET_NAME as u64,
+    libc::PR_GET_NAME as u64,
+    libc::PR_GET_DUMPABLE as u64,
+    libc::PR_SET_NO_NEW_PRIVS as u64,
+    libc::PR_SET_VMA as u64,
+];
+const FRONT_IOCTLS: &[u64] = &[libc::FIONBIO, libc::FIOCLEX, libc::TCGETS];
+/// `TIOCSTI` and `TIOCLINUX`: the kernel's headers, `asm-generic/ioctls.h`.
+const TYPING_IOCTLS: &[u64] = &[libc::TIOCSTI, 0x541c];

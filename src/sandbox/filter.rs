@@ -1,0 +1,99 @@
+//! Lists of system calls as filters of the kernel (seccomp), for every thread of this process and those to come.
+
+use std::collections::BTreeMap;
+
+use nix::libc::{self, c_long};
+use seccompiler::{
+    BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, apply_filter, apply_filter_all_threads,
+};
+
+use super::calls::{Call, When};
+
+/// Why a filter is not there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The kernel refuses it, or whoever runs this process does.
+    #[error("{0}")]
+    Kernel(String),
+    /// It is none that could be installed.
+    #[error("{0}")]
+    Own(String),
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        Self::Own(error.to_string())
+    }
+}
+
+/// Allows what is listed, and answers anything else with `EPERM`.
+pub(super) fn allow(lists: &[&[Call]]) -> Result<(), Failure> {
+    let mut rules = Rules::new();
+    for (call, when) in lists.iter().flat_map(|list| list.iter()) {
+        rules.entry(*call).or_default().extend(conditions(*when)?);
+    }
+    let program = program(rules, error(libc::EPERM), SeccompAction::Allow)?;
+    apply_filter_all_threads(&program).map_err(failure)
+}
+
+/// Answers what is listed with this error, and leaves the rest to the other filters.
+pub(super) fn refuse(calls: &[c_long], errno: i32) -> Result<(), Failure> {
+    let program = program(none_of(calls), SeccompAction::Allow, error(errno))?;
+    apply_filter_all_threads(&program).map_err(failure)
+}
+
+fn conditions(when: When) -> Result<Vec<SeccompRule>, BackendError> {
+    let dword =
+        |argument, operator, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value);
+    let rule = |condition| SeccompRule::new(vec![condition]);
+    match when {
+        When::Always => Ok(Vec::new()),
+        When::Bits { argument, mask, are } => {
+            let condition =
+                SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), are)?;
+            Ok(vec![rule(condition)?])
+        }
+        When::OneOf(argument, values) => {
+            values.iter().map(|value| rule(dword(argument, SeccompCmpOp::Eq, *value)?)).collect()
+        }
+        When::NoneOf(argument, values) => {
+            let all: Result<_, _> =
+                values.iter().map(|value| dword(argument, SeccompCmpOp::Ne, *value)).collect();
+            Ok(vec![SeccompRule::new(all?)?])
+        }
+        When::Itself => Ok(vec![rule(dword(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?)?]),
+        When::OwnLimits => {
+            let nothing_new = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+            Ok(vec![SeccompRule::new(vec![dword(0, SeccompCmpOp::Eq, 0)?, nothing_new])?])
+        }
+    }
+}
+
+/// The same for the calling thread alone: for a trial.
+pub(super) fn refuse_in_this_thread(calls: &[c_long], errno: i32) -> Result<(), Failure> {
+    let program = program(none_of(calls), SeccompAction::Allow, error(errno))?;
+    apply_filter(&program).map_err(failure)
+}
+
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+fn none_of(calls: &[c_long]) -> Rules {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+fn error(errno: i32) -> SeccompAction {
+    SeccompAction::Errno(errno.cast_unsigned())
+}
+
+fn program(rules: Rules, others: SeccompAction, listed: SeccompAction) -> Result<BpfProgram, Failure> {
+    let architecture = std::env::consts::ARCH.try_into()?;
+    Ok(SeccompFilter::new(rules, others, listed, architecture)?.try_into()?)
+}
+
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Prctl(error) | Error::Seccomp(error) => Failure::Kernel(error.to_string()),
+        other => Failure::Own(other.to_string()),
+    }
+}

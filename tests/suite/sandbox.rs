@@ -1,0 +1,457 @@
+//! What somebody could do who has taken over a process: the front, a custodian, and, so that each act is known to work, one
+//! without a sandbox.
+//!
+//! In a process of its own, which takes from itself what the front or a custodian does, by the same functions, and then tries
+//! everything: this test binary is run again for it.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::IoSliceMut;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+use std::{env, io};
+
+use hsm_authd::config::Config;
+use hsm_authd::dev::pki::{Authority, Purpose, Validity};
+use hsm_authd::hsm::messages::{Request, Response};
+use hsm_authd::sandbox::{self, Enforced};
+use hsm_authd::{init, sandbox::Reach};
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::sys::{prctl, ptrace};
+use nix::unistd::Pid;
+
+use crate::client::{Connection, Http};
+use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
+use crate::modules::TestModule;
+use crate::processes::Started;
+use crate::served::{Served, configuration, section};
+use crate::token::TestToken;
+
+/// Whose place the attacker has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Nobodys,
+    Front,
+    Custodian,
+    /// With `hsm.network`.
+    NetworkCustodian,
+}
+
+/// What is tried.
+const ACTS: [&str; 11] = [
+    "tcp socket",
+    "tcp connection",
+    "udp socket",
+    "unix socket",
+    "unix connection",
+    "child process",
+    "ptrace",
+    "process_vm_readv",
+    "core files",
+    "dumpable",
+    "thread",
+];
+
+/// Whether the kernel has all that is asked of it; else there is less to see, and a line says so.
+fn is_complete() -> bool {
+    let missing: Vec<_> =
+        Enforced::tried().missing().into_iter().filter(|gap| !gap.starts_with("memory")).collect();
+    if !missing.is_empty() {
+        println!("passed over: {missing:?}");
+    }
+    missing.is_empty()
+}
+
+/// What came of each act and of each file that was opened: `ok`, or the error's number.
+struct Came(BTreeMap<String, String>);
+
+impl Came {
+    fn of(&self, act: impl Display) -> &str {
+        self.0.get(&act.to_string()).unwrap_or_else(|| panic!("{act} was not tried"))
+    }
+
+    fn succeeded(&self, act: impl Display) {
+        assert_eq!(self.of(&act), "ok", "{act}");
+    }
+
+    fn refused(&self, act: impl Display) {
+        let errnos = [libc::EPERM, libc::EACCES].map(|errno| errno.to_string());
+        assert!(errnos.iter().any(|errno| errno == self.of(&act)), "{act}: {}", self.of(&act));
+    }
+
+    /// By the filter: Landlock says `EACCES`.
+    fn filtered(&self, act: impl Display) {
+        assert_eq!(self.of(&act), libc::EPERM.to_string(), "{act}");
+    }
+}
+
+/// A service that runs, whom the attacker looks at, and where he could connect to.
+struct Scene {
+    daemon: Daemon,
+    config: PathBuf,
+    victim: Started,
+    listener: TcpListener,
+    _unix: UnixListener,
+    socket: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let daemon = Daemon::start();
+        let socket = daemon.dir().join("listener");
+        Self {
+            config: daemon.dir().join("hsm-authd.toml"),
+            victim: Started::by(
+                Command::new(env::current_exe().unwrap())
+                    .args(["--exact", "sandbox::victim", "--ignored"])
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::null()),
+            ),
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            _unix: UnixListener::bind(&socket).unwrap(),
+            socket,
+            daemon,
+        }
+    }
+
+    /// Has everything tried in that place, with these files to open.
+    fn attack(&self, role: Role, files: &[PathBuf]) -> Came {
+        let files: Vec<_> = files.iter().map(|path| path.to_str().unwrap()).collect();
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "sandbox::attacker", "--ignored", "--nocapture"])
+            .env("ATTACKER_ROLE", (role as u8).to_string())
+            .env("ATTACKER_CONFIG", &self.config)
+            .env("ATTACKER_FILES", files.join("\n"))
+            .env("ATTACKER_VICTIM", self.victim.id().to_string())
+            .env("ATTACKER_PORT", self.listener.local_addr().unwrap().port().to_string())
+            .env("ATTACKER_SOCKET", &self.socket)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let pairs = said.lines().filter_map(|line| line.strip_prefix("came: ")?.split_once('\t'));
+        Came(pairs.map(|(act, end)| (act.to_owned(), end.to_owned())).collect())
+    }
+
+    fn config(&self) -> Config {
+        Config::load(&self.config).unwrap()
+    }
+
+    fn token_files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.daemon.dir().join("token")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { folders.push(path) } else { found.push(path) }
+            }
+        }
+        assert!(!found.is_empty());
+        found
+    }
+
+    /// What the front must not open.
+    fn of_the_hsm(&self) -> Vec<PathBuf> {
+        let beside = ["pin", "so-pin", "hsm-authd.toml", "softhsm2.conf", "pki/ca.key", "pki/server.key"];
+        let beside = beside.map(|name| self.daemon.dir().join(name));
+        let module = self.config().hsm.module;
+        let mem = PathBuf::from(format!("/proc/{}/mem", self.victim.id()));
+        let there = beside.into_iter().filter(|path| path.exists());
+        there.chain(self.token_files()).chain([module, "/etc/passwd".into(), mem]).collect()
+    }
+
+    /// What a custodian must not open.
+    fn of_the_front(&self) -> Vec<PathBuf> {
+        let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", self.daemon.database().display()));
+        let key = self.daemon.dir().join("pki/server.key");
+        let pin = self.daemon.dir().join("pin");
+        let mem = PathBuf::from(format!("/proc/{}/mem", self.victim.id()));
+        vec![beside(""), beside("-wal"), beside("-shm"), key, pin, mem]
+    }
+}
+
+/// Somebody whom the attacker may look at, as far as the system is concerned.
+#[test]
+#[ignore = "run by the other tests"]
+fn victim() {
+    // Where the system lets nobody but a parent look; what it says if it does not, is no matter.
+    let _ = prctl::set_dumpable(true);
+    let mut left = String::new();
+    let _ = io::stdin().read_line(&mut left);
+}
+
+#[test]
+#[ignore = "run by the other tests, in a place that is told by its environment"]
+fn attacker() {
+    let variable = |name: &str| env::var(name).unwrap();
+    let config = Config::load(Path::new(&variable("ATTACKER_CONFIG"))).unwrap();
+    let reach = init::boot(&config.hsm).reach;
+    let victim = Pid::from_raw(variable("ATTACKER_VICTIM").parse().unwrap());
+    let port: u16 = variable("ATTACKER_PORT").parse().unwrap();
+    let (socket, files) = (variable("ATTACKER_SOCKET"), variable("ATTACKER_FILES"));
+    match variable("ATTACKER_ROLE").parse::<u8>().unwrap() {
+        role if role == Role::Nobodys as u8 => {}
+        role if role == Role::Front as u8 => {
+            sandbox::enclose_front(&config.store.path, None).unwrap();
+            sandbox::seal_front().unwrap();
+        }
+        role => {
+            // As where the configuration is in /etc: all of its folder can be read but for what is hidden.
+            let folder = Path::new(&variable("ATTACKER_CONFIG")).parent().unwrap().to_owned();
+            let reads = reach.reads.iter().cloned().chain([folder]).collect();
+            let reach = Reach { network: role == Role::NetworkCustodian as u8, reads, ..reach };
+            sandbox::enclose_custodian(&config.hsm.module, &reach).unwrap();
+            sandbox::seal_custodian(&reach).unwrap();
+        }
+    }
+    for path in files.lines() {
+        came(path, File::open(path));
+        if !path.starts_with("/proc") {
+            came(format!("write {path}"), File::options().append(true).open(path));
+        }
+    }
+    for act in ACTS {
+        match act {
+            "tcp socket" => came(act, TcpListener::bind("127.0.0.1:0")),
+            "tcp connection" => came(act, TcpStream::connect(("127.0.0.1", port))),
+            "udp socket" => came(act, UdpSocket::bind("127.0.0.1:0")),
+            "unix socket" => came(act, UnixListener::bind(format!("{socket}-{}", std::process::id()))),
+            "unix connection" => came(act, UnixStream::connect(&socket)),
+            "child process" => came(act, Command::new("/bin/true").status()),
+            "ptrace" => {
+                came(act, ptrace::attach(victim).map_err(io::Error::from));
+                let _ = ptrace::detach(victim, None);
+            }
+            "process_vm_readv" => {
+                let mut byte = [0];
+                let remote = [RemoteIoVec { base: mapped(victim), len: 1 }];
+                let read = process_vm_readv(victim, &mut [IoSliceMut::new(&mut byte)], &remote);
+                came(act, read.map_err(io::Error::from));
+            }
+            "core files" => {
+                came(act, setrlimit(Resource::RLIMIT_CORE, 1, 1).map_err(io::Error::from));
+            }
+            "dumpable" => came(act, prctl::set_dumpable(true).map_err(io::Error::from)),
+            "thread" => {
+                came(act, std::thread::Builder::new().spawn(|| ()).map(|thread| thread.join().unwrap()))
+            }
+            other => panic!("{other}"),
+        }
+    }
+    // The last: who succeeds is somebody else.
+    came("program", Err::<(), _>(Command::new("/bin/echo").arg("came: program\tok").exec()));
+}
+
+fn came<T>(act: impl Display, result: io::Result<T>) {
+    let end = match result {
+        Ok(_) => "ok".to_owned(),
+        Err(error) => error.raw_os_error().map_or(error.to_string(), |errno| errno.to_string()),
+    };
+    println!("came: {act}\t{end}");
+}
+
+/// Where something of a process is: the first line of its map, or, where that must not be looked at, anywhere.
+fn mapped(victim: Pid) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{victim}/maps")).unwrap_or_default();
+    let first = maps.split('-').next().unwrap_or_default();
+    usize::from_str_radix(first, 16).unwrap_or(4_096)
+}
+
+#[test]
+fn without_a_sandbox_everything_works() {
+    let scene = Scene::new();
+    let files = [scene.of_the_hsm(), scene.of_the_front()].concat();
+    let came = scene.attack(Role::Nobodys, &files);
+    files.iter().for_each(|path| came.succeeded(path.display()));
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    for act in ACTS {
+        match act {
+            // Of a system on which nobody looks at what is not his child.
+            "ptrace" | "process_vm_readv" if !is_root => {}
+            "core files" if getrlimit(Resource::RLIMIT_CORE).unwrap().1 == 0 => {}
+            _ => came.succeeded(act),
+        }
+    }
+    came.succeeded("program");
+}
+
+#[test]
+fn the_front_opens_its_database_and_nothing_of_the_hsm() {
+    if !is_complete() {
+        return;
+    }
+    let scene = Scene::new();
+    let database = scene.daemon.database();
+    let hsm = scene.of_the_hsm();
+    let came = scene.attack(Role::Front, &[hsm.clone(), vec![database.clone()]].concat());
+    came.succeeded(database.display());
+    came.succeeded(format!("write {}", database.display()));
+    hsm.iter().for_each(|path| came.refused(path.display()));
+    for act in ACTS {
+        match act {
+            "thread" => came.succeeded(act),
+            _ => came.filtered(act),
+        }
+    }
+    came.filtered("program");
+}
+
+#[test]
+fn a_custodian_opens_its_token_and_neither_database_nor_socket() {
+    if !is_complete() {
+        return;
+    }
+    let scene = Scene::new();
+    let (front, token) = (scene.of_the_front(), scene.token_files());
+    let module = scene.config().hsm.module;
+    let files = [front.clone(), token.clone(), vec![module.clone()]].concat();
+    for role in [Role::Custodian, Role::NetworkCustodian] {
+        let came = scene.attack(role, &files);
+        for path in &token {
+            came.succeeded(path.display());
+            came.succeeded(format!("write {}", path.display()));
+        }
+        came.succeeded(module.display());
+        came.refused(format!("write {}", module.display()));
+        front.iter().for_each(|path| came.refused(path.display()));
+        for act in ACTS {
+            match act {
+                "thread" => came.succeeded(act),
+                // It may speak to others, and be spoken to by nobody.
+                "tcp connection" | "udp socket" | "unix connection" if role == Role::NetworkCustodian => {
+                    came.succeeded(act);
+                }
+                // There is no folder to put it.
+                "unix socket" if role == Role::NetworkCustodian => came.refused(act),
+                _ => came.filtered(act),
+            }
+        }
+        came.filtered("program");
+    }
+}
+
+fn status(pid: i32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {field}")).trim().to_owned()
+}
+
+#[tokio::test]
+async fn the_processes_that_serve_are_in_it() {
+    let daemon = Daemon::start();
+    let bank = daemon.connect("bank-a").await;
+    let id = enrol_hotp(&bank, "acct-1").await;
+    assert_eq!(verify(&bank, &id, &rfc_code(0)).await.status, 200);
+    // Front: what is not there, what it may, what it needs no more. Custodians: the first and the last of these, and sockets.
+    for (role, filters) in [("front", "3"), ("custodian", "4")] {
+        let pids = daemon.pids(role);
+        assert!(!pids.is_empty());
+        for pid in pids {
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+                let thread = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();
+                assert_eq!(status(thread, "Seccomp"), "2", "{role}");
+                assert_eq!(status(thread, "NoNewPrivs"), "1", "{role}");
+                assert_eq!(status(thread, "Seccomp_filters"), filters, "{role}");
+            }
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+            assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{role}");
+            // The kernel gives what belongs to an undumpable process to root. As root, this shows nothing.
+            assert_eq!(fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid(), 0, "{role}");
+        }
+    }
+    // Both are still who they were.
+    assert_eq!(verify(&bank, &id, &rfc_code(1)).await.status, 200);
+}
+
+/// As root, too, whom no mode of a file keeps out.
+#[test]
+fn the_front_that_serves_opens_nothing_outside_its_folder() {
+    if !is_complete() {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let elsewhere = daemon.dir().join("elsewhere.db");
+    fs::rename(daemon.database(), &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, daemon.database()).unwrap();
+    let said = daemon.refused();
+    assert!(said.contains("Permission denied"), "{said}");
+    fs::remove_file(daemon.database()).unwrap();
+    fs::rename(&elsewhere, daemon.database()).unwrap();
+    daemon.resume();
+}
+
+/// What a custodian says whose module is kept from its token.
+#[test]
+fn a_module_without_its_folder_finds_no_token_and_the_operator_is_told_why() {
+    if !is_complete() || TestModule::chosen() != TestModule::SoftHsm {
+        return;
+    }
+    let token = TestToken::new();
+    let mut boot = token.boot.clone();
+    boot.reach = Reach { reads: vec![token.tokens().with_file_name("softhsm2.conf")], ..Reach::default() };
+    let (_, words) = token.refused(&boot);
+    assert!(words.contains("hsm.folders") && words.lines().count() == 1, "{words}");
+    boot.reach.writes = vec![token.tokens()];
+    let mut custodian = token.spawn();
+    custodian.send(&boot);
+    assert!(custodian.hello().is_some());
+    assert!(matches!(custodian.call(Request::Health), Ok(Response::Healthy)));
+}
+
+/// The front cannot open them; they come to it opened.
+#[tokio::test]
+async fn a_reload_takes_certificates_that_were_replaced_by_a_rename() {
+    let daemon = Daemon::start();
+    let identity = daemon.identity("bank-a");
+    drop(daemon.connect("bank-a").await);
+    let day = Duration::from_secs(86_400);
+    let validity = Validity { not_before: SystemTime::now() - day, not_after: SystemTime::now() + day };
+    let stranger = Authority::generate("somebody else", validity).unwrap();
+    let names = [hsm_authd::dev::pki::AlternativeName::Ip("127.0.0.1".parse().unwrap())];
+    let issued = stranger.issue(Purpose::Server, "server", &names, validity).unwrap();
+    let config = Config::load(&daemon.dir().join("hsm-authd.toml")).unwrap();
+    let saved = [&config.server.certificate, &config.server.key].map(|path| (path, fs::read(path).unwrap()));
+    let replace = |path: &Path, content: &[u8]| {
+        let new = path.with_added_extension("new");
+        fs::write(&new, content).unwrap();
+        fs::rename(new, path).unwrap();
+    };
+    replace(&config.server.certificate, issued.certificate_pem().unwrap().as_bytes());
+    replace(&config.server.key, issued.key_pem().unwrap().as_bytes());
+    daemon.reload_with(|_| ());
+    assert!(Connection::open(&daemon.url(), &identity, Http::Two).await.is_err(), "the old certificate");
+    saved.iter().for_each(|(path, content)| replace(path, content));
+    daemon.reload_with(|_| ());
+    drop(daemon.connect("bank-a").await);
+}
+
+#[test]
+fn a_gap_is_told_once_and_check_tells_it_too() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let config = configuration(&daemon, "again.toml", |config| {
+        section(config, "hsm").insert("custodians".into(), 2.into());
+    });
+    let served = Served::start(&config);
+    let missing = Enforced::tried().missing();
+    for gap in &missing {
+        assert_eq!(served.heard().matches(gap.as_str()).count(), 1, "{gap}: {}", served.heard());
+    }
+    assert_eq!(served.heard().matches("the sandbox has a gap").count(), missing.len());
+    let checked =
+        Command::new(crate::token::BINARY).args(["check", "--config"]).arg(&config).output().unwrap();
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert!(said.contains(&format!("ok  sandbox: {}\n", Enforced::tried())), "{said}");
+    for gap in &missing {
+        assert!(said.contains(&format!("--  sandbox: {gap}\n")), "{said}");
+    }
+}
