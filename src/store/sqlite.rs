@@ -2,6 +2,7 @@
 //! readers that wait for neither.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -53,6 +54,8 @@ struct Inner {
     head: watch::Receiver<Head>,
     left: (LedgerState, Option<LedgerSeal>),
     queue: mpsc::Sender<Work>,
+    /// A [`Work::Beat`] is in the queue.
+    beat_waits: Arc<AtomicBool>,
     metrics: StoreMetrics,
     path: PathBuf,
     _threads: [Joined; 2],
@@ -159,6 +162,7 @@ impl Store {
                 head,
                 left,
                 queue,
+                beat_waits: Arc::default(),
                 metrics,
                 path: path.to_owned(),
                 _threads: threads,
@@ -228,10 +232,13 @@ impl Store {
     }
 
     /// Comes back once the writer has come through what was before it, however long that takes; `false`: there is no
-    /// writer any more.
+    /// writer any more. For one caller at a time.
     pub async fn beats(&self) -> bool {
         let (answer, outcome) = oneshot::channel();
-        self.inner.queue.send(Work::Beat(answer)).await.is_ok() && outcome.await.is_ok()
+        let Ok(place) = self.inner.queue.reserve().await else { return false };
+        self.inner.beat_waits.store(true, Ordering::Release);
+        place.send(Work::Beat(self.inner.beat_waits.clone(), answer));
+        outcome.await.is_ok()
     }
 
     /// Where its database is.
@@ -251,7 +258,8 @@ impl Store {
 
     /// How many commits wait for the writer.
     pub fn waiting(&self) -> usize {
-        self.inner.queue.max_capacity().saturating_sub(self.inner.queue.capacity())
+        let waiting = self.inner.queue.max_capacity().saturating_sub(self.inner.queue.capacity());
+        waiting.saturating_sub(usize::from(self.inner.beat_waits.load(Ordering::Acquire)))
     }
 
     /// Resolves when the outcome of a commit is unknown (or the writer is gone): the process has to

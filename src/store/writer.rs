@@ -5,6 +5,7 @@
 
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -42,8 +43,8 @@ pub(super) enum Work {
     Upkeep(Upkeep, oneshot::Sender<Result<(), CommitError>>),
     /// What the writer holds in memory from here on.
     Hold(Holding, oneshot::Sender<Result<(), CommitError>>),
-    /// Nothing: an answer says that the writer has come so far.
-    Beat(oneshot::Sender<()>),
+    /// Nothing: an answer says that the writer has come so far. It is no commit that waits, and says when it was taken.
+    Beat(Arc<AtomicBool>, oneshot::Sender<()>),
 }
 
 /// What the writer holds in memory during a run.
@@ -133,7 +134,10 @@ impl Writer {
                     },
                     Work::Upkeep(change, answer) => upkeep.push((change, answer)),
                     Work::Hold(holding, answer) => held.push((holding, answer)),
-                    Work::Beat(answer) => beats.push(answer),
+                    Work::Beat(waits, answer) => {
+                        waits.store(false, Ordering::Release);
+                        beats.push(answer);
+                    }
                 }
             }
             if !group.is_empty() {

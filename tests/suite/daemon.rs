@@ -210,8 +210,13 @@ impl Daemon {
     }
 
     /// Its database.
+    /// The folder of its database, which holds nothing else.
+    pub fn store(&self) -> PathBuf {
+        self.dir().join("store")
+    }
+
     pub fn database(&self) -> PathBuf {
-        self.dir().join("store").join("hsm-authd.db")
+        self.store().join("hsm-authd.db")
     }
 
     pub fn log_path(&self) -> PathBuf {

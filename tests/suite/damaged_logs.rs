@@ -67,7 +67,7 @@ impl Made {
 
     /// The files of what was set aside, whole or not.
     fn aside(&self) -> Vec<PathBuf> {
-        let names = fs::read_dir(self.daemon.dir()).unwrap().map(|entry| entry.unwrap().path());
+        let names = fs::read_dir(self.daemon.store()).unwrap().map(|entry| entry.unwrap().path());
         names.filter(|path| path.to_str().unwrap().contains(".log-set-aside-")).collect()
     }
 

@@ -26,6 +26,8 @@ const RECOVERY_MAX: Duration = Duration::from_secs(5);
 /// How long a caller waits who is told that nobody is there.
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// As long as no test lasts.
+/// EX_CONFIG: what a restart cannot mend.
+const NEEDS_OPERATOR: Option<i32> = Some(78);
 const HOUR: Duration = Duration::from_secs(3_600);
 /// How often callers come.
 const COME_EVERY: Duration = Duration::from_millis(50);
@@ -371,7 +373,7 @@ async fn a_wrong_pin_is_tried_exactly_once_however_long_the_hsm_was_away() {
             assert_eq!(place.faults.counts().calls(Function::C_Login), 0);
             fault.lift();
         }
-        assert_eq!(served.ended().code(), Some(1));
+        assert_eq!(served.ended().code(), NEEDS_OPERATOR);
         let said = served.last_words();
         assert_eq!(place.faults.counts().calls(Function::C_Login), 1, "{away_first}: {said:#?}");
         let plain = plain(&said);
@@ -392,7 +394,7 @@ async fn a_wrong_pin_that_is_refused_slowly_is_not_tried_again() {
     let set = place.faults.set(Fault::of(Function::C_Login, slow));
     std::fs::write(place.pin_file(), "0000").unwrap();
     kill(Pid::from_raw(children(served.pid(), "custodian")[0]), Signal::SIGKILL).unwrap();
-    assert_eq!(served.ended().code(), Some(1));
+    assert_eq!(served.ended().code(), NEEDS_OPERATOR);
     assert_eq!(set.count(), 1, "{:#?}", served.last_words());
 }
 
@@ -414,7 +416,7 @@ async fn a_pin_that_is_refused_when_a_lost_login_is_renewed_is_tried_once_as_wel
     eventually("one is left", async || (children(served.pid(), "custodian").len() == 1).then_some(())).await;
     assert_eq!(token.submission(1).send(crowd.connection(1)).await, Outcome::Yes);
     kill(Pid::from_raw(children(served.pid(), "custodian")[0]), Signal::SIGKILL).unwrap();
-    assert_eq!(served.ended().code(), Some(1));
+    assert_eq!(served.ended().code(), NEEDS_OPERATOR);
     assert_eq!(forgotten.count(), 1);
     assert_eq!(place.faults.counts().calls(Function::C_Login), before + 1, "{:#?}", served.last_words());
 }
@@ -435,7 +437,7 @@ async fn what_no_hsm_could_mend_ends_a_start_with_one_line() {
             section(config, "hsm").insert(key.into(), path(file).into());
         });
         let mut served = Served::spawn(&config);
-        assert_eq!(served.ended().code(), Some(1), "{file}");
+        assert_eq!(served.ended().code(), NEEDS_OPERATOR, "{file}");
         let said = served.last_words();
         let plain = plain(&said);
         assert!(plain.len() == 1 && plain[0].contains(words), "{plain:?}");

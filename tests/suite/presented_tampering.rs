@@ -222,7 +222,7 @@ fn kept(daemon: &Daemon) -> (Vec<u8>, String) {
     let of_database =
         |path: &std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(&name);
     let files =
-        std::fs::read_dir(daemon.dir()).unwrap().map(|entry| entry.unwrap().path()).filter(of_database);
+        std::fs::read_dir(daemon.store()).unwrap().map(|entry| entry.unwrap().path()).filter(of_database);
     // The control socket is none.
     let files = files.filter(|path| path.is_file());
     let lines = daemon.log().lines().map(str::to_owned).collect::<Vec<_>>();

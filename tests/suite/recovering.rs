@@ -173,6 +173,8 @@ async fn who_may_resume_what() {
     // From then on it is its bank's again.
     done(&act(&bank, &signer, "suspend").await);
     refused(&act(&administers, &signer, "resume").await, 403, "forbidden");
+    permit(&["enroll"]);
+    let enrolls = daemon.connect("bank-a-gateway").await;
     done(&act(&enrolls, &signer, "resume").await);
     done(&delete(&bank, &hotp).await);
     refused(&bank.get(&path(&hotp, "")).await.unwrap(), 404, "not-found");

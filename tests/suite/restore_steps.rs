@@ -24,7 +24,7 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 /// The database, and all that is named after it.
 fn files(daemon: &Daemon) -> Files {
-    let entries = fs::read_dir(daemon.dir()).unwrap().map(Result::unwrap);
+    let entries = fs::read_dir(daemon.store()).unwrap().map(Result::unwrap);
     let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
     named
         .filter(|(name, path)| name.starts_with(NAME) && path.is_file())
@@ -33,8 +33,8 @@ fn files(daemon: &Daemon) -> Files {
 }
 
 fn put_back(daemon: &Daemon, known: &Files) {
-    files(daemon).keys().for_each(|name| fs::remove_file(daemon.dir().join(name)).unwrap());
-    known.iter().for_each(|(name, bytes)| fs::write(daemon.dir().join(name), bytes).unwrap());
+    files(daemon).keys().for_each(|name| fs::remove_file(daemon.store().join(name)).unwrap());
+    known.iter().for_each(|(name, bytes)| fs::write(daemon.store().join(name), bytes).unwrap());
 }
 
 /// How many codes were used by what is there under a name, read in a folder of its own as a start would; `None`: it knows

@@ -22,7 +22,7 @@ fn restore(daemon: &Daemon, from: &Path) -> std::process::Output {
 
 /// What there is of the database, and of what was there before.
 fn files(daemon: &Daemon) -> Vec<String> {
-    let names = fs::read_dir(daemon.dir()).unwrap();
+    let names = fs::read_dir(daemon.store()).unwrap();
     let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| name.starts_with("hsm-authd.db"));
     names.sort();
@@ -66,7 +66,7 @@ async fn the_newest_copy_needs_nothing_and_an_older_one_a_recovery() {
     assert!(told.contains("next: hsm-authd recover --accept-rollback --config "), "{told}");
     let kept = aside(&daemon);
     assert_eq!(kept.len(), 1, "{kept:?}");
-    assert_eq!(fs::read(daemon.dir().join(&kept[0])).unwrap(), there, "what was there is kept");
+    assert_eq!(fs::read(daemon.store().join(&kept[0])).unwrap(), there, "what was there is kept");
     assert!(!files(&daemon).iter().any(|name| name.contains("restoring")), "{:?}", files(&daemon));
     assert!(refusal(&daemon).contains("the database was turned back"));
     said(&run(&daemon, &["recover", "--accept-rollback"]));
@@ -86,14 +86,14 @@ async fn what_a_killed_service_left_beside_the_database_stays_with_it() {
         done(&verify(&bank, &id, &rfc_code(counter)).await);
     }
     daemon.kill();
-    let wal = fs::read(daemon.dir().join("hsm-authd.db-wal")).unwrap();
+    let wal = fs::read(daemon.store().join("hsm-authd.db-wal")).unwrap();
     assert!(!wal.is_empty());
     said(&restore(&daemon, &older));
     assert!(files(&daemon).contains(&"hsm-authd.db".to_owned()));
     assert!(!files(&daemon).contains(&"hsm-authd.db-wal".to_owned()), "{:?}", files(&daemon));
     let kept = aside(&daemon);
     let counter = |name: &str| -> i64 {
-        let database = Database::open(daemon.dir().join(name)).unwrap();
+        let database = Database::open(daemon.store().join(name)).unwrap();
         database.query_row("SELECT next_factor FROM credential_state", [], |row| row.get(0)).unwrap()
     };
     assert_eq!(counter("hsm-authd.db"), 0);
@@ -187,7 +187,7 @@ async fn what_is_not_whole_or_not_this_tokens_is_refused_and_changes_nothing() {
 
     // Nothing stood in the way of it; but it was made while the service ran, which has ended since.
     assert!(said(&restore(&daemon, &good)).contains("the database was turned back: its log has"));
-    let ended = daemon.dir().join(&aside(&daemon)[0]);
+    let ended = daemon.store().join(&aside(&daemon)[0]);
     fs::rename(ended, daemon.database()).unwrap();
     let newest = copy(&daemon, "newest");
     assert!(said(&restore(&daemon, &newest)).contains("it has all that the token knows of"));

@@ -274,7 +274,7 @@ async fn no_code_key_or_password_is_to_be_read_anywhere() {
     drop(bank);
     assert!(daemon.stop().success());
     let mut files = vec![("the log".to_owned(), daemon.log().into_bytes())];
-    for entry in fs::read_dir(daemon.dir()).unwrap() {
+    for entry in fs::read_dir(daemon.store()).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() && path.file_name().unwrap().to_string_lossy().starts_with("hsm-authd.db") {
             files.push((path.display().to_string(), fs::read(&path).unwrap()));
