@@ -169,7 +169,12 @@ fn one_function_alone_has_the_module_verify_and_its_keys_are_public() {
 }
 
 /// Module, and what else it needs, of one that exists and cannot serve.
-fn unsuitable(library: &str, environment: Vec<(&'static str, String)>, so_pin: &str, folders: &[&str]) -> String {
+fn unsuitable(
+    library: &str,
+    environment: Vec<(&'static str, String)>,
+    so_pin: &str,
+    folders: &[&str],
+) -> String {
     let library = PathBuf::from(library);
     assert!(library.exists(), "{} is not there: make test-modules installs it", library.display());
     let mut token = TestToken::bare();
@@ -258,7 +263,12 @@ fn tpm2_pkcs11_is_refused_because_it_does_not_wrap() {
         ("TPM2_PKCS11_TCTI", format!("swtpm:path={}", socket.display())),
         ("TPM2_PKCS11_LOG_LEVEL", "0".to_owned()),
     ];
-    let said = unsuitable("/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so", environment, "officer", &[]);
+    let said = unsuitable(
+        "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so",
+        environment,
+        "officer",
+        &[scratch.path().to_str().unwrap()],
+    );
     println!("{said}");
     assert!(said.contains("CKM_AES_KEY_WRAP (secrets are wrapped with it)"), "{said}");
     assert!(said.contains("CKM_GENERIC_SECRET_KEY_GEN (it makes secrets)"), "{said}");

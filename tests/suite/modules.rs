@@ -114,6 +114,11 @@ impl TestModule {
         }
     }
 
+    /// Whether a start that reads its objects while another process makes some may fail, to be done again.
+    pub fn fails_over_a_token_that_changes(self) -> bool {
+        self == Self::Kryoptic
+    }
+
     /// What its tokens are called by in their descriptions.
     pub fn model(self) -> &'static str {
         match self {

@@ -114,7 +114,13 @@ impl World {
 
     /// Nothing was lost on the way, and no process that ended has left a session open.
     async fn check_nothing_is_left(&self) {
-        assert_eq!(self.scrape().counted("hsm_authd_custodian_losses_total"), [].into());
+        let said = self.served.said().join("\n");
+        let scrape = self.scrape();
+        let mut losses = scrape.counted("hsm_authd_custodian_losses_total");
+        if crate::modules::TestModule::chosen().fails_over_a_token_that_changes() {
+            losses.remove("no-hello");
+        }
+        assert_eq!(losses, [].into(), "{said}");
         let there = self.await_custodians().await;
         let counts = self.faults.counts();
         for process in &counts.0 {
