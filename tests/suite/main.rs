@@ -171,6 +171,7 @@ mod store_samples;
 mod store_sqlite;
 mod store_terminals;
 mod store_transactions;
+mod stubborn;
 mod submissions;
 mod systemd;
 mod tampered_service;
