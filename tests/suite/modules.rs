@@ -114,7 +114,8 @@ impl TestModule {
         }
     }
 
-    /// Whether a start that reads its objects while another process makes some may fail, to be done again.
+    /// Whether a custodian that reads its objects while another process makes some may find what it does not believe, and be
+    /// replaced.
     pub fn fails_over_a_token_that_changes(self) -> bool {
         self == Self::Kryoptic
     }
