@@ -105,6 +105,7 @@ impl TestToken {
             needed: Vec::new(),
             so_pin_file,
             token_only: false,
+            serves_tls: false,
         })
     }
 
@@ -119,6 +120,7 @@ impl TestToken {
             needed: Vec::new(),
             so_pin_file: None,
             token_only: false,
+            serves_tls: false,
         })
     }
 
