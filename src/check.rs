@@ -11,8 +11,10 @@ use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
 use crate::files::Files;
+use crate::hsm::Hsm;
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
 use crate::sandbox::Enforced;
+use crate::tls::{HsmCertificate, no_such_key};
 use crate::{init, server, supervisor, trust};
 
 const DAY_S: u64 = 24 * 60 * 60;
@@ -30,7 +32,9 @@ pub fn run(path: &Path) -> Ending {
         return Err(Some(format!("{}: everybody may read it; try chmod o= on it", path.display())));
     }
     say(format_args!("private files: readable by their owner and group alone"));
-    let identities = server::Identities::load(&config, &Files::Disk).map_err(|e| e.to_string())?;
+    // Nobody shakes hands here.
+    let identities =
+        server::Identities::load(&config, &Files::Disk, &Hsm::none()).map_err(|e| e.to_string())?;
     let now = SystemClock.read().ok_or_else(|| "the clock cannot be read".to_owned())?;
     for (what, ends_unix_s) in [
         ("the server's certificate", identities.certificate_ends_unix_s),
@@ -62,9 +66,17 @@ pub fn run(path: &Path) -> Ending {
         let _ = writeln!(io::stdout(), "--  sandbox: {missing}");
     }
     let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
+    let mut certified = identities.in_hsm;
     for token in config.hsm.tokens() {
-        let Hello { token, shared, .. } = hello(&token)?;
+        let Hello { token, shared, tls, .. } = hello(&token)?;
         say(format_args!("HSM: {token}: logged in, keys as they must be"));
+        certified.retain(|HsmCertificate { path, key }| {
+            let is_here = tls.contains(key);
+            if is_here {
+                say(format_args!("{}: its key is in this token", path.display()));
+            }
+            !is_here
+        });
         for (kind, version, check) in shared {
             let (first, of) = known.entry((kind, version)).or_insert_with(|| (check, token.clone()));
             if *first != check {
@@ -73,7 +85,10 @@ pub fn run(path: &Path) -> Ending {
             }
         }
     }
-    Ok(())
+    match certified.first() {
+        Some(missing) => Err(Some(no_such_key(&missing.path))),
+        None => Ok(()),
+    }
 }
 
 fn say(line: std::fmt::Arguments<'_>) {

@@ -51,7 +51,7 @@ fn setup(hsm: &HsmConfig, so_pin_file: Option<PathBuf>) -> Setup {
         true => usage::needed(&hsm.database).all().map(|(kind, version, _)| (kind, version)).collect(),
         false => Vec::new(),
     };
-    Setup { boot, needed, so_pin_file, token_only: false }
+    Setup { boot, needed, so_pin_file, token_only: false, serves_tls: hsm.serves_tls }
 }
 
 fn set_up(setup: &Setup, hsm: &HsmConfig, output: Stdio) -> Ending {

@@ -64,6 +64,7 @@ impl Folder {
             needed: Vec::new(),
             so_pin_file: Some(folder.path.join("so-pin")),
             token_only: false,
+            serves_tls: false,
         };
         let mut child = folder
             .command("token-setup")

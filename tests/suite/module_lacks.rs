@@ -191,6 +191,7 @@ fn unsuitable(
         needed: Vec::new(),
         so_pin_file,
         token_only: false,
+        serves_tls: false,
     });
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(EXIT_START_FAILED.into()), "{said}");

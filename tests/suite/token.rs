@@ -109,6 +109,7 @@ impl TestToken {
             needed: Vec::new(),
             so_pin_file,
             token_only: false,
+            serves_tls: false,
         })
     }
 
@@ -123,6 +124,7 @@ impl TestToken {
             needed: Vec::new(),
             so_pin_file: None,
             token_only: false,
+            serves_tls: false,
         })
     }
 
