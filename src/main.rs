@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use hsm_authd::cli::{Cli, Command};
-use hsm_authd::{audit, backup, check, custodian, dev, front, keys, offline, recover, restore, supervisor};
+use hsm_authd::{
+    audit, backup, check, custodian, dev, first_run, front, keys, offline, recover, restore, supervisor,
+};
 
 /// EX_CONFIG of sysexits.h: systemd does not start the service again (`RestartPreventExitStatus=`).
 const EXIT_NEEDS_OPERATOR: u8 = 78;
@@ -15,7 +17,7 @@ fn main() -> ExitCode {
     // An operator's command says in plain words what it does.
     let is_command = matches!(
         command,
-        Command::Init { .. }
+        Command::Init(_)
             | Command::Keys { .. }
             | Command::Backup { .. }
             | Command::Restore { .. }
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
             })
         }
         Command::Check { config } => check::run(&config),
-        Command::Init { config, so_pin_file } => keys::init(&config, &so_pin_file),
+        Command::Init(options) => first_run::run(&options),
         Command::Audit { command } => audit::run(command),
         Command::Keys { command } => keys::run(command),
         Command::KeyTask { supervisor } => return custodian::key_task::run_key_task(supervisor),

@@ -1,9 +1,12 @@
 //! The frames between a custodian and its front, as a custodian reads and writes them: blocking, and with
 //! nothing left behind of what they held.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::{Zeroize, Zeroizing};
@@ -57,6 +60,61 @@ impl<R: Read> Frames<R> {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The most descriptors beside a message: the PIN, and the security officer's.
+const HANDED_MAX: usize = 2;
+
+/// The first message, with what was handed over beside it: it begins where its descriptors do, and nothing behind it is read.
+/// Of an input that is no socket there are none.
+///
+/// # Errors
+/// As for [`Frames::next`].
+pub fn first<T: DeserializeOwned>(input: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut beginning = Beginning { input: input.as_fd(), left: 4, handed: Vec::new() };
+    let mut header = [0; 4];
+    match beginning.read_exact(&mut header) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        read => read?,
+    }
+    let mut body = vec![0; frame_length(header).map_err(io::Error::other)?];
+    beginning.left = body.len();
+    match beginning.read_exact(&mut body) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        read => read?,
+    }
+    let message = decode(&body).map_err(io::Error::other)?;
+    Ok(Some((message, beginning.handed)))
+}
+
+/// An input of which descriptors are kept.
+struct Beginning<'a> {
+    input: BorrowedFd<'a>,
+    /// So much of it is wanted.
+    left: usize,
+    handed: Vec<OwnedFd>,
+}
+
+impl Read for Beginning<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let length = room.len().min(self.left);
+        let room = room.get_mut(..length).unwrap_or_default();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            recvmsg(self.input, &mut [IoSliceMut::new(room)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+        let count = match received {
+            Err(rustix::io::Errno::NOTSOCK) => rustix::io::read(self.input, room)?,
+            received => received?.bytes,
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                self.handed.extend(rights);
+            }
+        }
+        self.left = self.left.saturating_sub(count);
+        Ok(count)
     }
 }
 

@@ -59,7 +59,7 @@ pub const DESTROYED_MAX: usize = 16;
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.12");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.13");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]
@@ -72,6 +72,8 @@ pub struct Boot {
     pub token_label: String,
     /// The file that holds the user PIN; custodians alone read it.
     pub pin_file: PathBuf,
+    /// Whether it is open beside this message: who may read it did so, and this process may not.
+    pub pin_handed: bool,
     /// The PIN with which a start was cut off while it logged in: nobody knows whether the token refused it. It is not tried
     /// again if the token says that it has refused one.
     pub pin_cut_off: Option<PinFile>,

@@ -182,6 +182,7 @@ fn unsuitable(library: &str, environment: Vec<(&'static str, String)>, so_pin: &
         boot: token.boot.clone(),
         needed: Vec::new(),
         so_pin_file,
+        so_pin_handed: false,
         token_only: false,
     });
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -110,7 +110,13 @@ fn a_wrong_pin_of_either_kind_says_which() {
     let wrong = token.file("wrong", "not the PIN");
     let mut boot = token.boot.clone();
     boot.pin_file = wrong.clone();
-    let output = token.set_up_with(&Setup { boot, needed: Vec::new(), so_pin_file: None, token_only: false });
+    let output = token.set_up_with(&Setup {
+        boot,
+        needed: Vec::new(),
+        so_pin_file: None,
+        so_pin_handed: false,
+        token_only: false,
+    });
     assert_refused(&output, EXIT_PIN_REFUSED, &["user PIN", "CKR_PIN_INCORRECT"]);
 
     if passed_over(Feature::Officer) {
@@ -122,6 +128,7 @@ fn a_wrong_pin_of_either_kind_says_which() {
         boot: token.boot.clone(),
         needed: Vec::new(),
         so_pin_file: Some(wrong),
+        so_pin_handed: false,
         token_only: false,
     });
     assert_refused(&output, EXIT_PIN_REFUSED, &["SO PIN", "CKR_PIN_INCORRECT"]);

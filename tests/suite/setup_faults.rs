@@ -139,7 +139,13 @@ fn what_a_database_needs_is_not_made_anew() {
         let mut boot = token.boot.clone();
         boot.in_use = true;
         let so_pin_file = Some(token.file("officer", SO_PIN));
-        token.set_up_with(&Setup { boot, needed: needed.to_vec(), so_pin_file, token_only })
+        token.set_up_with(&Setup {
+            boot,
+            needed: needed.to_vec(),
+            so_pin_file,
+            so_pin_handed: false,
+            token_only,
+        })
     };
     let in_use = |token: &TestToken, needed: &[(KeyKind, u16)]| of_set(token, needed, false);
     let bare = TestToken::bare();
