@@ -28,6 +28,7 @@ mod bank;
 mod by_hand;
 mod certificates;
 mod certified_signers;
+mod checking;
 mod checkpoint_thinning;
 mod client;
 mod clock;
