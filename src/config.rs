@@ -66,10 +66,12 @@ pub struct Config {
 pub struct Server {
     /// Address and port of the mutual-TLS API.
     pub listen: SocketAddr,
-    /// The server's certificate chain, PEM, its own first.
-    pub certificate: PathBuf,
-    /// The server's private key, PEM (PKCS#8).
-    pub key: PathBuf,
+    /// The server's certificate chains, PEM, its own certificate first in each: one, or with the key in the HSM one for each
+    /// token's key. At least one.
+    #[serde(rename = "certificate")]
+    pub certificates: Certificates,
+    /// The server's private key, PEM (PKCS#8); `None`: it is the `tls` key in the HSM.
+    pub key: Option<PathBuf>,
     /// The authorities that client certificates must come from, PEM.
     pub client_ca: PathBuf,
     /// Revocation lists for client certificates, PEM. If there is any, every issuer of a client's chain needs a current one.
@@ -78,6 +80,42 @@ pub struct Server {
     /// Deadlines and bounds.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Files with certificate chains, at least one: a name, or a list of names.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "OneOrMore")]
+pub struct Certificates(Vec<PathBuf>);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected the name of a file, or a list of such names")]
+enum OneOrMore {
+    One(PathBuf),
+    More(Vec<PathBuf>),
+}
+
+impl TryFrom<OneOrMore> for Certificates {
+    type Error = &'static str;
+    fn try_from(files: OneOrMore) -> Result<Self, Self::Error> {
+        match files {
+            OneOrMore::One(file) => Ok(Self(vec![file])),
+            OneOrMore::More(files) if files.is_empty() => Err("server.certificate must name a file"),
+            OneOrMore::More(files) => Ok(Self(files)),
+        }
+    }
+}
+
+impl From<PathBuf> for Certificates {
+    fn from(file: PathBuf) -> Self {
+        Self(vec![file])
+    }
+}
+
+impl Certificates {
+    /// Each, in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = &PathBuf> {
+        self.0.iter()
+    }
 }
 
 /// `[server.limits]`
@@ -204,6 +242,9 @@ pub struct HsmConfig {
     /// Files of PINs that are open already, for processes that may not open them ([`crate::operator`]).
     #[serde(skip)]
     pub opened: BTreeMap<PathBuf, Arc<File>>,
+    /// Whether the server's key is in the HSM: `server.key` names no file.
+    #[serde(skip)]
+    pub serves_tls: bool,
     /// Whether `kek`, `row` and `data` may have been born to be in several tokens (docs/threat-model.md).
     #[serde(default)]
     pub shared_keys: bool,
@@ -335,7 +376,7 @@ impl Config {
     pub fn parse(text: &str, folder: &Path, credentials: Option<&Path>) -> Result<Self, String> {
         let mut config: Self = toml::from_str(text).map_err(|e| one_line(text, &e))?;
         let replicas = config.hsm.replicas.iter_mut().map(|replica| &mut replica.pin_file);
-        for path in [&mut config.server.key, &mut config.hsm.pin_file].into_iter().chain(replicas) {
+        for path in config.server.key.iter_mut().chain([&mut config.hsm.pin_file]).chain(replicas) {
             let handed_over = credentials.map(|credentials| credentials.join(&*path));
             let is_name = path.components().count() == 1 && path.file_name().is_some();
             *path = match handed_over.filter(|file| is_name && file.exists()) {
@@ -343,8 +384,9 @@ impl Config {
                 None => folder.join(&*path),
             };
         }
-        for path in [&mut config.server.certificate, &mut config.server.client_ca, &mut config.store.path]
+        for path in [&mut config.server.client_ca, &mut config.store.path]
             .into_iter()
+            .chain(&mut config.server.certificates.0)
             .chain(&mut config.server.client_crls)
             .chain(&mut config.signers.trust_anchors)
             .chain(&mut config.signers.crls)
@@ -354,7 +396,9 @@ impl Config {
         config.hsm.database.clone_from(&config.store.path);
         let folder = config.store.folder().to_owned();
         let pin_files = config.hsm.pin_files().map(Path::to_owned);
-        config.hsm.hidden = [folder, config.server.key.clone()].into_iter().chain(pin_files).collect();
+        config.hsm.hidden =
+            std::iter::once(folder).chain(config.server.key.clone()).chain(pin_files).collect();
+        config.hsm.serves_tls = config.server.key.is_none();
         let limits = &mut config.server.limits;
         let tenant_max = *limits.connections_per_tenant_max.get_or_insert(limits.connections_max.div_ceil(2));
         limits.connections_per_client_max.get_or_insert(tenant_max);
@@ -368,14 +412,14 @@ impl Config {
         let is_exposed = |path: &&Path| {
             std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
         };
-        std::iter::once(self.server.key.as_path()).chain(self.hsm.pin_files()).filter(is_exposed).collect()
+        self.server.key.as_deref().into_iter().chain(self.hsm.pin_files()).filter(is_exposed).collect()
     }
 
     /// The files besides this one that the front reads, at its start and with each reload. It may open none of them itself.
     pub fn files_of_front(&self) -> impl Iterator<Item = &Path> {
-        let server = [&self.server.certificate, &self.server.key, &self.server.client_ca];
+        let server = self.server.certificates.iter().chain(&self.server.key).chain([&self.server.client_ca]);
         let lists = self.server.client_crls.iter().chain(&self.signers.crls);
-        server.into_iter().chain(&self.signers.trust_anchors).chain(lists).map(PathBuf::as_path)
+        server.chain(&self.signers.trust_anchors).chain(lists).map(PathBuf::as_path)
     }
 
     /// The front may open whatever is beneath its database's folder, and a custodian whatever is beneath its module's.
@@ -477,7 +521,13 @@ impl Config {
         }
         if self.files_of_front().count() > FILES_MAX {
             return Err(
-                "server.client_crls and signers.crls: too many files; put several lists into one".into()
+                "server.certificate, server.client_crls and signers.crls: too many files; put several lists into one".into()
+            );
+        }
+        let certificates = self.server.certificates.iter().count();
+        if self.server.key.is_some() && certificates > 1 {
+            return Err(
+                "server.certificate: with server.key one file; several are for keys in the HSM".into()
             );
         }
         if self.clients.is_empty() {

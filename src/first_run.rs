@@ -62,7 +62,7 @@ pub struct Options {
     /// The server's certificate chain, PEM [server.pem]. It need not be there yet.
     #[arg(long)]
     certificate: Option<PathBuf>,
-    /// Its private key, PEM [server.key].
+    /// The file with its private key, PEM; without, the key is in the HSM, and `hsm-authd keys csr` asks for a certificate.
     #[arg(long)]
     key: Option<PathBuf>,
     /// The authorities of clients' certificates, PEM [client-ca.pem].
@@ -153,13 +153,19 @@ fn say_next(config: &Config, path: &Path) -> Ending {
         true => String::new(),
         false => format!(" --config {}", path.display()),
     };
-    let files = [
-        ("the server's certificate chain", &config.server.certificate),
-        ("its private key", &config.server.key),
-        ("the authorities of the clients' certificates", &config.server.client_ca),
-    ];
-    for (what, path) in files.into_iter().filter(|(_, path)| fs::symlink_metadata(path).is_err()) {
+    let server = &config.server;
+    let chains = server.certificates.iter().map(|path| ("the server's certificate chain", path));
+    let files = chains.chain(server.key.iter().map(|path| ("its private key", path)));
+    let files = files.chain([("the authorities of the clients' certificates", &server.client_ca)]);
+    let is_missing = |path: &Path| fs::symlink_metadata(path).is_err();
+    for (what, path) in files.filter(|(_, path)| is_missing(path)) {
         say(format_args!("missing: {what}, in {}", path.display()))?;
+    }
+    if server.key.is_none() && server.certificates.iter().any(|path| is_missing(path)) {
+        // Whoever signs it decides about the name.
+        return Ok(say(format_args!(
+            "next: hsm-authd keys csr{named} --name \"$(hostname -f)\" > server.csr"
+        ))?);
     }
     let is_unit = named.is_empty() && Path::new(UNIT).exists();
     let start = if is_unit { START.to_owned() } else { format!("hsm-authd serve{named}") };

@@ -85,14 +85,18 @@ pub fn listener(server: &Server, files: &Files) -> Result<Listener, TlsError> {
         .enforce_revocation_expiration()
         .build()
         .map_err(|e| file_error(&server.client_ca, e.to_string()))?;
-    let chain = certificates(&server.certificate, files)?;
+    // The key in the HSM is not built yet.
+    let (Some(certificate), Some(key)) = (server.certificates.iter().next(), &server.key) else {
+        return Err(TlsError::Settings(rustls::Error::General("server.key is missing".to_owned())));
+    };
+    let chain = certificates(certificate, files)?;
     let certificate_ends_unix_s = first_end(&chain);
-    let key = private_key(&server.key, files)?;
+    let private = private_key(key, files)?;
     let mut config = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier.clone())
-        .with_single_cert(chain, key)
-        .map_err(|e| pair_error(server, &e))?;
+        .with_single_cert(chain, private)
+        .map_err(|e| pair_error(certificate, key, &e))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     // Early data can be replayed by whoever recorded it (RFC 8446 section 8).
@@ -178,16 +182,15 @@ fn pem_reason(error: pem::Error, wanted: &str) -> String {
 }
 
 /// Which of the two files is to blame when certificate and key were refused together.
-fn pair_error(server: &Server, error: &rustls::Error) -> TlsError {
+fn pair_error(certificate: &Path, key: &Path, error: &rustls::Error) -> TlsError {
     match error {
-        rustls::Error::InconsistentKeys(_) => file_error(
-            &server.key,
-            format!("this key is not that of the certificate in {}", server.certificate.display()),
-        ),
-        rustls::Error::InvalidCertificate(e) => {
-            file_error(&server.certificate, format!("no usable certificate: {e}"))
+        rustls::Error::InconsistentKeys(_) => {
+            file_error(key, format!("this key is not that of the certificate in {}", certificate.display()))
         }
-        e => file_error(&server.key, format!("no usable key: {e}")),
+        rustls::Error::InvalidCertificate(e) => {
+            file_error(certificate, format!("no usable certificate: {e}"))
+        }
+        e => file_error(key, format!("no usable key: {e}")),
     }
 }
 

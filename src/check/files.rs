@@ -99,7 +99,7 @@ fn unreadable(config: &Config, path: &Path, owner: &Owner, report: &mut Report) 
         }
         let shown = path.display();
         match (path.file_name(), path.parent() == folder) {
-            (Some(name), true) if path == config.server.key => report.note(format_args!(
+            (Some(name), true) if Some(path) == config.server.key.as_deref() => report.note(format_args!(
                 "{shown}: {} may not read it: have systemd hand it over (LoadCredential={}:{shown}), or chgrp {} {shown}; \
                  chmod g+r {shown}",
                 owner.name,

@@ -12,7 +12,8 @@ fn parse(text: &str) -> Result<Config, String> {
 #[test]
 fn the_sample_is_accepted_and_shows_the_defaults() {
     let sample = parse(SAMPLE).unwrap();
-    assert_eq!(sample.server.key, Path::new("/etc/hsm-authd/server.key"));
+    assert_eq!(sample.server.key.as_deref(), Some(Path::new("/etc/hsm-authd/server.key")));
+    assert!(!sample.hsm.serves_tls);
     assert_eq!(sample.store.path, Path::new("/var/lib/hsm-authd/store/hsm-authd.db"));
 
     let mut bare: Table = SAMPLE.parse().unwrap();
@@ -58,7 +59,7 @@ fn a_secret_that_is_handed_over_by_its_name_comes_before_one_beside_the_file() {
     }
     let parsed = |text: &str| {
         let config = Config::parse(text, Path::new("/etc/hsm-authd"), Some(&credentials)).unwrap();
-        [config.hsm.pin_file, config.server.key, config.server.client_ca]
+        [config.hsm.pin_file, config.server.key.unwrap(), config.server.client_ca]
     };
     let beside = Path::new("/etc/hsm-authd").join("client-ca.pem");
     let [pin, key, authority] = parsed(SAMPLE);
@@ -73,6 +74,35 @@ fn a_secret_that_is_handed_over_by_its_name_comes_before_one_beside_the_file() {
     std::fs::remove_file(credentials.join("pin")).unwrap();
     assert_eq!(parsed(SAMPLE)[0], Path::new("/etc/hsm-authd/pin"));
     std::fs::remove_dir_all(credentials).unwrap();
+}
+
+#[test]
+fn without_a_key_file_the_key_is_in_the_hsm_and_may_have_several_certificates() {
+    let with = |key: Option<&str>, certificate: Value| {
+        let mut sample: Table = SAMPLE.parse().unwrap();
+        let server = sample["server"].as_table_mut().unwrap();
+        server.remove("key");
+        server.extend(key.map(|key| ("key".to_owned(), Value::from(key))));
+        server.insert("certificate".into(), certificate);
+        parse(&sample.to_string())
+    };
+    let config = with(None, Value::from(vec!["one.pem", "/two.pem"])).unwrap();
+    assert!(config.hsm.serves_tls && config.server.key.is_none());
+    let [one, two] = ["/etc/hsm-authd/one.pem", "/two.pem"].map(Path::new);
+    assert_eq!(config.server.certificates.iter().collect::<Vec<_>>(), [one, two]);
+    let read: Vec<_> = config.files_of_front().collect();
+    assert!(read.contains(&one) && read.contains(&two) && read.len() == 3, "{read:?}");
+    assert!(!config.hsm.hidden.iter().any(|path| path.ends_with("server.key")));
+
+    assert!(with(Some("server.key"), Value::from(vec!["one.pem"])).is_ok());
+    let refused = with(Some("server.key"), Value::from(vec!["one.pem", "two.pem"])).unwrap_err();
+    assert!(refused.starts_with("server.certificate: with server.key one file"), "{refused}");
+    let refused = with(None, Value::Array(Vec::new())).unwrap_err();
+    assert!(refused.contains("server.certificate must name a file"), "{refused}");
+    for wrong in [Value::from(7), Value::from(vec![7]), Value::Table(Table::new())] {
+        let refused = with(None, wrong).unwrap_err();
+        assert!(refused.contains("the name of a file, or a list of such names"), "{refused}");
+    }
 }
 
 /// The parser names the keys it expects when it meets one that it does not know.

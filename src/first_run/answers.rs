@@ -30,7 +30,8 @@ pub struct Answers {
     pub pin_file: PathBuf,
     pub clients: Vec<NewClient>,
     pub certificate: PathBuf,
-    pub key: PathBuf,
+    /// `None`: it is in the HSM.
+    pub key: Option<PathBuf>,
     pub client_ca: PathBuf,
     pub store: PathBuf,
     pub listen: SocketAddr,
@@ -85,7 +86,7 @@ impl Answers {
             pin_file: beside(&options.pin_file, "pin"),
             clients,
             certificate: beside(&options.certificate, "server.pem"),
-            key: beside(&options.key, "server.key"),
+            key: options.key.as_ref().map(|_| beside(&options.key, "")),
             client_ca: beside(&options.client_ca, "client-ca.pem"),
             store,
             listen: options.listen.unwrap_or(LISTEN),
@@ -99,15 +100,11 @@ impl Answers {
             true => answers.add_softhsm(options, folder)?,
             false => answers.add_pin(folder, terminal)?,
         }
-        let paths = [
-            &answers.module,
-            &answers.pin_file,
-            &answers.certificate,
-            &answers.key,
-            &answers.client_ca,
-            &answers.store,
-        ];
-        if let Some(path) = paths.into_iter().chain(&answers.folders).find(|path| path.to_str().is_none()) {
+        let paths =
+            [&answers.module, &answers.pin_file, &answers.certificate, &answers.client_ca, &answers.store];
+        if let Some(path) =
+            paths.into_iter().chain(&answers.key).chain(&answers.folders).find(|path| path.to_str().is_none())
+        {
             return Err(format!("{}: a configuration can name UTF-8 alone", path.display()));
         }
         Ok(answers)
@@ -269,8 +266,8 @@ pub fn contradicted(options: &Options, config: &Config, folder: &Path) -> Option
         ("--token-label", options.token_label.as_ref().is_some_and(|label| *label != hsm.token_label)),
         ("--pin-file", differs(&options.pin_file, &hsm.pin_file)),
         ("--client", !options.client.iter().all(is_client)),
-        ("--certificate", differs(&options.certificate, &server.certificate)),
-        ("--key", differs(&options.key, &server.key)),
+        ("--certificate", server.certificates.iter().all(|path| differs(&options.certificate, path))),
+        ("--key", server.key.as_ref().map_or(options.key.is_some(), |path| differs(&options.key, path))),
         ("--client-ca", differs(&options.client_ca, &server.client_ca)),
         ("--store", differs(&options.store, &config.store.path)),
         ("--listen", options.listen.is_some_and(|listen| listen != server.listen)),

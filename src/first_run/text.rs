@@ -8,6 +8,9 @@ use toml::Value;
 use super::answers::Answers;
 use crate::config::TenantScope;
 
+const KEY_IN_HSM: &str =
+    "# Its private key is in the HSM (`hsm-authd keys csr` asks for a certificate); or: key = \"server.key\"";
+
 /// As the configuration file has it.
 pub fn of(answers: &Answers) -> String {
     let Answers { module, token_label, pin_file, certificate, key, client_ca, store, listen, .. } = answers;
@@ -21,7 +24,7 @@ pub fn of(answers: &Answers) -> String {
 # A socket that systemd hands over (hsm-authd.socket) is taken instead.
 listen = {}
 certificate = {}
-key = {}
+{}
 client_ca = {}
 
 [ops]
@@ -41,7 +44,7 @@ pin_file = {}
 ",
         quoted(&listen.to_string()),
         path(certificate),
-        path(key),
+        key.as_deref().map_or(KEY_IN_HSM.to_owned(), |key| format!("key = {}", path(key))),
         path(client_ca),
         path(store),
         path(module),

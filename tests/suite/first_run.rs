@@ -35,12 +35,13 @@ fn options_are_enough_and_a_second_run_changes_nothing() {
     let (made, rest): (Vec<_>, Vec<_>) = said.iter().partition(|line| line.ends_with(": made"));
     assert_eq!(made.len(), 5 + 1 + 6, "four files, a folder, a token and six keys: {said:?}");
     let rest: Vec<_> = rest.into_iter().map(|line| line.split(':').next().unwrap()).collect();
-    assert_eq!(rest, ["token hsm-authd", "missing", "missing", "missing", "next"], "{said:?}");
+    assert_eq!(rest, ["token hsm-authd", "missing", "missing", "next"], "{said:?}");
     let config = machine.config();
-    assert_eq!(
-        *said.last().unwrap(),
-        format!("next: hsm-authd check --config {0} && hsm-authd serve --config {0}", config.display())
+    let next = format!(
+        "next: hsm-authd keys csr --config {} --name \"$(hostname -f)\" > server.csr",
+        config.display()
     );
+    assert_eq!(*said.last().unwrap(), next);
 
     let root = if is_root() { 0 } else { machine.service };
     for (name, mode, group) in [
@@ -63,6 +64,7 @@ fn options_are_enough_and_a_second_run_changes_nothing() {
     assert_eq!(config.clients[0].san, "urn:hsm-authd:client:bank-a");
     assert_eq!(config.hsm.folders, [machine.var("tokens")]);
     assert_eq!(config.hsm.pin_file, machine.etc("pin"));
+    assert!(config.hsm.serves_tls && config.server.key.is_none());
     assert!(String::from_utf8_lossy(&written[&machine.config()]).contains("\npin_file = \"pin\"\n"));
 
     let state = machine.state();

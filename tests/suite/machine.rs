@@ -89,7 +89,9 @@ impl Machine {
     /// One with a configuration, a token and its keys.
     pub fn initialised() -> Self {
         let machine = Self::new();
-        let output = machine.run(&machine.usual());
+        let mut usual = machine.usual();
+        usual.extend(["--key", "server.key"].map(str::to_owned));
+        let output = machine.run(&usual);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         machine
     }

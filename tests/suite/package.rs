@@ -123,7 +123,8 @@ fn the_example_configuration_of_the_package_is_read() {
     let config = Config::parse(&text, Path::new("/etc/hsm-authd"), None).unwrap();
     // The folders that the package makes, and no other.
     assert_eq!(config.store.path, Path::new("/var/lib/hsm-authd/store/hsm-authd.db"));
-    assert!(config.server.certificate.starts_with("/etc/hsm-authd"), "{:?}", config.server.certificate);
+    let certificates = &config.server.certificates;
+    assert!(certificates.iter().all(|path| path.starts_with("/etc/hsm-authd")), "{certificates:?}");
 }
 
 /// Each visible command, with its path from the top, as `hsm-authd-keys-rotate`.

@@ -419,14 +419,15 @@ async fn a_reload_takes_certificates_that_were_replaced_by_a_rename() {
     let names = [hsm_authd::dev::pki::AlternativeName::Ip("127.0.0.1".parse().unwrap())];
     let issued = stranger.issue(Purpose::Server, "server", &names, validity).unwrap();
     let config = Config::load(&daemon.dir().join("hsm-authd.toml")).unwrap();
-    let saved = [&config.server.certificate, &config.server.key].map(|path| (path, fs::read(path).unwrap()));
+    let (certificate, key) = (config.server.certificates.iter().next().unwrap(), config.server.key.unwrap());
+    let saved = [certificate, &key].map(|path| (path, fs::read(path).unwrap()));
     let replace = |path: &Path, content: &[u8]| {
         let new = path.with_added_extension("new");
         fs::write(&new, content).unwrap();
         fs::rename(new, path).unwrap();
     };
-    replace(&config.server.certificate, issued.certificate_pem().unwrap().as_bytes());
-    replace(&config.server.key, issued.key_pem().unwrap().as_bytes());
+    replace(certificate, issued.certificate_pem().unwrap().as_bytes());
+    replace(&key, issued.key_pem().unwrap().as_bytes());
     daemon.reload_with(|_| ());
     assert!(Connection::open(&daemon.url(), &identity, Http::Two).await.is_err(), "the old certificate");
     saved.iter().for_each(|(path, content)| replace(path, content));

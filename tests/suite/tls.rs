@@ -40,8 +40,8 @@ impl Appliance {
         let pki = pki::ensure(scratch.path(), &["bank-a", "bank-b"], listen.ip(), SystemTime::now()).unwrap();
         let server = Server {
             listen,
-            certificate: pki.server.certificate.clone(),
-            key: pki.server.key.clone(),
+            certificates: pki.server.certificate.clone().into(),
+            key: Some(pki.server.key.clone()),
             client_ca: pki.ca.clone(),
             client_crls: vec![],
             limits: Limits::default(),
@@ -295,8 +295,8 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         change(&mut server);
         server
     };
-    let with_certificate = |path: &PathBuf| set(&|server| server.certificate.clone_from(path));
-    let with_key = |path: &PathBuf| set(&|server| server.key.clone_from(path));
+    let with_certificate = |path: &PathBuf| set(&|server| server.certificates = path.clone().into());
+    let with_key = |path: &PathBuf| set(&|server| server.key = Some(path.clone()));
     let with_ca = |path: &PathBuf| set(&|server| server.client_ca.clone_from(path));
     for (server, file, reason) in [
         (with_certificate(&missing), &missing, "no such file"),
