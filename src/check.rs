@@ -16,6 +16,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::unistd::geteuid;
+
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
@@ -34,7 +36,8 @@ const HSM_MAX: Duration = Duration::from_secs(30);
 /// What was found so far.
 #[derive(Debug, Default)]
 struct Report {
-    is_wrong: bool,
+    /// How much is to be mended.
+    wrong: usize,
 }
 
 impl Report {
@@ -50,7 +53,7 @@ impl Report {
 
     /// To be mended.
     fn wrong(&mut self, line: std::fmt::Arguments<'_>) {
-        self.is_wrong = true;
+        self.wrong = self.wrong.saturating_add(1);
         // In one piece: other processes write there too.
         let _ = io::stderr().write_all(format!("hsm-authd: {line}\n").as_bytes());
     }
@@ -66,10 +69,11 @@ pub fn run(path: &Path) -> Ending {
     report.ok(format_args!("configuration: well-formed; clients: {}", config.clients.len()));
     // As root, who may read them all. The service gets what it may not read from systemd.
     let (opened, descriptors) = crate::files::open(config.files_of_front());
+    let is_root = geteuid().is_root();
     operator::take_over(&mut config, &[])?;
     let handed = Files::handed(opened, descriptors.into_iter().map(Into::into));
 
-    files::check(&config, path, &mut report);
+    files::check(&config, path, is_root, &mut report);
     store::check(&config, &mut report);
     certificates(&config, &handed, &mut report)?;
     clock::check(&config, &mut report);
@@ -80,7 +84,7 @@ pub fn run(path: &Path) -> Ending {
         report.note(format_args!("sandbox: {missing}"));
     }
     tokens(&config, &mut report);
-    if report.is_wrong { Err(None) } else { Ok(()) }
+    if report.wrong > 0 { Err(None) } else { Ok(()) }
 }
 
 fn certificates(config: &Config, files: &Files, report: &mut Report) -> Ending {
@@ -132,7 +136,7 @@ fn tokens(config: &Config, report: &mut Report) {
             }
             // Its process has said why.
             Err(None) => {
-                report.is_wrong = true;
+                report.wrong = report.wrong.saturating_add(1);
                 continue;
             }
         };

@@ -11,8 +11,8 @@ use super::Report;
 use crate::config::Config;
 use crate::operator::Owner;
 
-/// Looks as the service's user.
-pub fn check(config: &Config, path: &Path, report: &mut Report) {
+/// Looks as the service's user. `was_root`: root has started this, so that what is configured can be root's.
+pub fn check(config: &Config, path: &Path, was_root: bool, report: &mut Report) {
     let Ok(owner) = Owner::of(config.store.folder()) else {
         // Of the folder that is missing is told where the database is.
         return;
@@ -28,11 +28,11 @@ pub fn check(config: &Config, path: &Path, report: &mut Report) {
     } else {
         report.ok(format_args!("user: {}, who owns the folder of the database", owner.name));
     }
-    let before = report.is_wrong;
+    let before = report.wrong;
     exposed(config, path, report);
-    changeable(config, path, &owner, report);
+    changeable(config, path, &owner, was_root, report);
     unreadable(config, path, &owner, report);
-    if report.is_wrong == before {
+    if report.wrong == before {
         report.ok(format_args!("private files: readable by their owner and group alone"));
     }
 }
@@ -48,7 +48,7 @@ fn exposed(config: &Config, path: &Path, report: &mut Report) {
 }
 
 /// What the service, and so whoever takes it over, could change for its next start.
-fn changeable(config: &Config, path: &Path, owner: &Owner, report: &mut Report) {
+fn changeable(config: &Config, path: &Path, owner: &Owner, was_root: bool, report: &mut Report) {
     if owner.uid.is_root() || owner.uid != geteuid() {
         return;
     }
@@ -67,13 +67,10 @@ fn changeable(config: &Config, path: &Path, owner: &Owner, report: &mut Report) 
         is_its || access(path.as_path(), AccessFlags::W_OK).is_ok()
     };
     let found: Vec<_> = all.iter().filter(can_change).collect();
-    // Where all is one user's, nobody but root could own it.
-    if let [first, ..] = found[..]
-        && fs::metadata(path).is_ok_and(|metadata| metadata.uid() == owner.uid.as_raw())
-        && found.len() > 1
-    {
+    // Where all is one user's, that can be so.
+    if let ([first, ..], false) = (&found[..], was_root) {
         report.note(format_args!(
-            "{}: it and {} more are those of the service's user, who can change them; make them root's",
+            "{}: its user could change it, and {} more; make it root's where somebody else is root",
             first.display(),
             found.len().saturating_sub(1)
         ));

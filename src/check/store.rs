@@ -28,17 +28,17 @@ pub fn check(config: &Config, report: &mut Report) {
             return;
         }
     };
-    let before = report.is_wrong;
+    let before = report.wrong;
     database(folder, &owner, report);
-    if report.is_wrong == before {
+    if report.wrong == before {
         report.ok(format_args!("store: its folder is there, and all in it is {}'s alone", owner.name));
     }
     room(folder, report);
-    let before = report.is_wrong;
+    let before = report.wrong;
     for token in config.hsm.tokens() {
         token.folders.iter().for_each(|path| reachable(path, &owner, report));
     }
-    if report.is_wrong == before && !config.hsm.folders.is_empty() {
+    if report.wrong == before && !config.hsm.folders.is_empty() {
         report.ok(format_args!("hsm.folders: {} reads and writes what is there", owner.name));
     }
 }

@@ -137,6 +137,8 @@ fn is_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::hsm::messages::{Call, Request};
     use crate::secret::SecretBytes;
@@ -171,6 +173,40 @@ mod tests {
             // No read and used byte is left: headers are no secret.
             assert!(!frames.buffer.contains(&0xa5), "{drop} bytes a read");
         }
+    }
+
+    /// Two files beside it, which stay readable, and not a byte of what comes next.
+    #[test]
+    fn the_first_message_brings_what_was_handed_over_and_leaves_the_rest() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = std::fs::File::open("/proc/self/stat").unwrap();
+        let (first_call, next_call) = (call(1, 60_000), call(2, 7));
+        let sender = std::thread::spawn(move || {
+            crate::control::begin(&ours, &first_call, &[file.as_fd(), file.as_fd()]).unwrap();
+            (&ours).write_all(&next_call).unwrap();
+            ours
+        });
+        let (message, handed) = first::<Call>(&theirs).unwrap().unwrap();
+        assert_eq!((message.id, handed.len()), (1, 2));
+        let mut text = String::new();
+        let mut handed = handed.into_iter().map(std::fs::File::from);
+        handed.next_back().unwrap().read_to_string(&mut text).unwrap();
+        assert!(text.starts_with(&std::process::id().to_string()));
+        let next: Call = Frames::new(&theirs).next().unwrap().unwrap();
+        assert_eq!(next.id, 2);
+        drop(sender.join().unwrap());
+        assert!(first::<Call>(&theirs).unwrap().is_none(), "the other side is gone");
+    }
+
+    #[test]
+    fn of_a_pipe_the_first_message_is_read_too() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(&call(3, 100)).unwrap();
+        writer.write_all(&[0, 0]).unwrap();
+        drop(writer);
+        let (message, handed) = first::<Call>(&reader).unwrap().unwrap();
+        assert_eq!((message.id, handed.len()), (3, 0));
+        assert!(first::<Call>(&reader).unwrap().is_none(), "a frame that is cut off");
     }
 
     #[test]

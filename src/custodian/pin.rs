@@ -76,6 +76,25 @@ mod tests {
         }
     }
 
+    /// One open file is handed to several processes, which share its place.
+    #[test]
+    fn one_that_is_open_is_read_from_its_beginning_and_a_pipe_as_it_comes() {
+        use std::io::Write;
+        let path = std::env::temp_dir().join(format!("hsm-authd-open-pin-{}", std::process::id()));
+        std::fs::write(&path, "1234\n").unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        for _ in 0..2 {
+            assert!(Pin::read(&file).is_ok_and(|pin| pin.as_str() == "1234"));
+        }
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"12").unwrap();
+        writer.write_all(b"34").unwrap();
+        drop(writer);
+        let file = File::from(std::os::fd::OwnedFd::from(reader));
+        assert!(Pin::read(&file).is_ok_and(|pin| pin.as_str() == "1234"));
+    }
+
     #[test]
     fn nothing_and_too_much_are_refused() {
         let longest = "p".repeat(PIN_BYTES_MAX);

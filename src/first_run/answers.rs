@@ -70,8 +70,8 @@ impl Answers {
         let token_label = match (&options.token_label, terminal) {
             (Some(label), _) => label.clone(),
             (None, Some(terminal)) => terminal.ask("The token's label", Some(TOKEN_LABEL), |label| {
-                let fits = (1..=32).contains(&label.len());
-                fits.then(|| label.to_owned()).ok_or("it must have 1 to 32 bytes".to_owned())
+                let fits = (1..=32).contains(&label.len()) && !label.contains(char::is_control);
+                fits.then(|| label.to_owned()).ok_or("it must have 1 to 32 bytes that can be seen".to_owned())
             })?,
             (None, None) => TOKEN_LABEL.to_owned(),
         };
@@ -97,7 +97,7 @@ impl Answers {
             files: Vec::new(),
         };
         match is_softhsm {
-            true => answers.add_softhsm(options, folder)?,
+            true => answers.add_softhsm(options, folder, terminal)?,
             false => answers.add_pin(folder, terminal)?,
         }
         let paths =
@@ -111,11 +111,16 @@ impl Answers {
     }
 
     /// SoftHSM's own configuration, the folder of its tokens, and PINs at random.
-    fn add_softhsm(&mut self, options: &Options, folder: &Path) -> Result<(), String> {
+    fn add_softhsm(
+        &mut self,
+        options: &Options,
+        folder: &Path,
+        terminal: Option<&Terminal>,
+    ) -> Result<(), String> {
         const VARIABLE: &str = "SOFTHSM2_CONF";
         if self.environment.contains_key(VARIABLE) {
             // It is set up already, and whoever did so knows where its tokens are.
-            return self.add_pin(folder, None);
+            return self.add_pin(folder, terminal);
         }
         let store = folder.join(&self.store);
         let state = store.parent().and_then(Path::parent).filter(|state| state.parent().is_some());
@@ -177,8 +182,8 @@ impl Answers {
             ));
         };
         let content = terminal.ask_hidden(&format!("User PIN of the token {}", self.token_label))?;
-        if content.len() > PIN_BYTES_MAX {
-            return Err(format!("nothing was made: a PIN has at most {PIN_BYTES_MAX} bytes"));
+        if content.len() > PIN_BYTES_MAX || std::str::from_utf8(&content).is_err() {
+            return Err(format!("nothing was made: a PIN has at most {PIN_BYTES_MAX} bytes, of UTF-8"));
         }
         self.files.push(NewFile { path, content, reader: Reader::Nobody });
         Ok(())

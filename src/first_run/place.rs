@@ -20,6 +20,9 @@ pub enum Reader {
     Service,
 }
 
+/// The mode of a folder that is not the group's of the service yet. Nobody but root could read a configuration there.
+const UNFINISHED: u32 = 0o700;
+
 /// The folder of a configuration, in which one run at a time makes files.
 pub struct Place {
     gid: u32,
@@ -41,17 +44,24 @@ impl Place {
                     store.display()
                 ));
             }
-            make(store, 0o700)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(store).map_err(|e| at(store, &e))?;
+            say(format_args!("{}: made", store.display()))?;
         }
         let owner = Owner::of(store)?;
         let gid = if geteuid().is_root() { owner.gid } else { getegid() }.as_raw();
         if !folder.exists() {
-            make(folder, 0o750)?;
-            let made = File::open(folder).map_err(|e| at(folder, &e))?;
-            fchown(&made, None, Some(gid)).map_err(|e| at(folder, &e))?;
+            let mode = if geteuid().is_root() { UNFINISHED } else { 0o750 };
+            DirBuilder::new().mode(mode).create(folder).map_err(|e| at(folder, &e))?;
+            say(format_args!("{}: made", folder.display()))?;
         }
         is_roots_alone(folder)?;
         let locked = File::open(folder).map_err(|e| at(folder, &e))?;
+        let metadata = locked.metadata().map_err(|e| at(folder, &e))?;
+        if geteuid().is_root() && metadata.mode() & 0o7777 == UNFINISHED && metadata.gid() == 0 {
+            let given = fchown(&locked, None, Some(gid))
+                .and_then(|()| locked.set_permissions(fs::Permissions::from_mode(0o750)));
+            given.map_err(|e| at(folder, &e))?;
+        }
         match locked.try_lock() {
             Ok(()) => Ok(Self { gid, _locked: locked }),
             Err(TryLockError::WouldBlock) => {
@@ -84,7 +94,7 @@ impl Place {
         };
         let mut file =
             File::options().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(failed)?;
-        let write = || -> io::Result<()> {
+        let mut write = || -> io::Result<()> {
             file.write_all(content)?;
             if reader == Reader::Service {
                 fchown(&file, None, Some(self.gid))?;
@@ -97,15 +107,9 @@ impl Place {
             fs::remove_file(&unfinished)?;
             File::open(folder)?.sync_all()
         };
-        let mut write = write;
         write().map_err(failed)?;
         say(format_args!("{}: made", path.display()))
     }
-}
-
-fn make(folder: &Path, mode: u32) -> Result<(), String> {
-    DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(|e| at(folder, &e))?;
-    say(format_args!("{}: made", folder.display()))
 }
 
 /// Root writes into no folder that somebody else could rearrange: a link there would lead it anywhere.

@@ -37,9 +37,12 @@ impl Terminal {
         loop {
             prompt(&format!("{question}{shown}: "))?;
             let line = self.line()?;
-            let text = std::str::from_utf8(&line).map(str::trim).unwrap_or_default();
-            let text = if text.is_empty() { default.unwrap_or_default() } else { text };
-            match parse(text) {
+            let parsed = match std::str::from_utf8(&line).map(str::trim) {
+                Ok("") => parse(default.unwrap_or_default()),
+                Ok(text) => parse(text),
+                Err(_) => Err("it is not UTF-8".to_owned()),
+            };
+            match parsed {
                 Ok(answer) => return Ok(answer),
                 Err(reason) => prompt(&format!("  {reason}\n"))?,
             }

@@ -134,6 +134,15 @@ fn who_may_read_and_change_what_is_said() {
         chown(etc(name), Some(0), Some(SERVICE)).unwrap();
         with_mode(&etc(name), 0o660, || checked.wrong(&[name, "may change it", "chmod go-w"]));
     }
+    // Several at once are named each.
+    for name in ["hsm-authd.toml", "server.pem"] {
+        chown(etc(name), Some(SERVICE), None).unwrap();
+    }
+    let said = lines(&checked.check().stderr);
+    assert!(said.len() == 2 && said.iter().all(|line| line.contains("may change it")), "{said:?}");
+    for name in ["hsm-authd.toml", "server.pem"] {
+        chown(etc(name), Some(0), None).unwrap();
+    }
     with_mode(&etc(""), 0o770, || checked.wrong(&["etc", "may change it"]));
     for name in ["hsm-authd.toml", "server.pem", "client-ca.pem"] {
         with_mode(&etc(name), 0o600, || checked.wrong(&[name, "may not read it", "chmod g+r"]));
@@ -180,6 +189,15 @@ fn whose_the_state_is_and_whether_there_is_room() {
         checked.wrong(&["/dev/mem", "may not use it", "SupplementaryGroups="]);
     }
     machine.configure("\"/dev/mem\", ", "");
+
+    // What is wrong before hides nothing.
+    chmod(&machine.etc("pin"), 0o644);
+    chmod(&machine.var("store"), 0o750);
+    let output = checked.check();
+    assert_eq!(lines(&output.stderr).len(), 2);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("store: its folder"), "{output:?}");
+    chmod(&machine.etc("pin"), 0o600);
+    chmod(&machine.var("store"), 0o700);
 
     // A small disk, for this command alone.
     for (mebibytes, is_wrong) in [(16, true), (256, false)] {

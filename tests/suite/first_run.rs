@@ -79,6 +79,26 @@ fn options_are_enough_and_a_second_run_changes_nothing() {
     }
 }
 
+/// Whatever the folder was when it was interrupted, it ends as the service's to read.
+#[test]
+fn the_folder_of_the_configuration_is_made_too() {
+    for mode in [None, Some(0o700)] {
+        let machine = Machine::new();
+        fs::remove_dir(machine.etc("")).unwrap();
+        if let Some(mode) = mode {
+            fs::create_dir(machine.etc("")).unwrap();
+            fs::set_permissions(machine.etc(""), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        if mode.is_some() && !is_root() {
+            continue;
+        }
+        let said = done(&machine.run(&machine.usual()));
+        assert!(mode.is_some() || said[0].ends_with("/etc: made"), "{said:?}");
+        let root = if is_root() { 0 } else { machine.service };
+        assert_eq!(mode_and_owner(&machine.etc("")), (0o750, root, machine.group()));
+    }
+}
+
 #[test]
 fn what_is_missing_without_a_terminal_is_named_in_one_line() {
     let machine = Machine::new();

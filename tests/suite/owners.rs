@@ -117,10 +117,8 @@ fn what_the_services_user_may_not_do_is_said_with_its_name() {
     }
     let machine = Machine::complete();
     with_ports(&machine);
-    for name in ["pin"] {
-        chown(machine.etc(name), None, Some(SERVICE)).unwrap();
-        fs::set_permissions(machine.etc(name), fs::Permissions::from_mode(0o640)).unwrap();
-    }
+    chown(machine.etc("pin"), None, Some(SERVICE)).unwrap();
+    fs::set_permissions(machine.etc("pin"), fs::Permissions::from_mode(0o640)).unwrap();
     serve(&machine).stop();
     let to = machine.etc("copy.db");
     let said = refused(&machine.run(&["backup", "--to", to.to_str().unwrap()]));
