@@ -131,7 +131,8 @@ impl Owner {
         setgroups(&groups).map_err(said)?;
         setresgid(self.gid, self.gid, self.gid).map_err(said)?;
         setresuid(self.uid, self.uid, self.uid).map_err(said)?;
-        // For whatever a module may start; and no debugger of that user: this process has PINs open.
+        // For whatever a module may start; and no debugger of that user, whatever fs.suid_dumpable says: this process has PINs
+        // open.
         prctl::set_no_new_privs().map_err(said)?;
         prctl::set_dumpable(false).map_err(said)?;
         umask(Mode::from_bits_truncate(0o077));

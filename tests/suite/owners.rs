@@ -164,7 +164,7 @@ fn nothing_of_root_is_left_in_a_running_command() {
     for set in ["CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(u64::from_str_radix(&of_it(set), 16), Ok(0), "{set}");
     }
-    assert_eq!(of_it("NoNewPrivs"), "1");
+    assert_eq!((of_it("NoNewPrivs").as_str(), of_it("Umask").as_str()), ("1", "0077"));
     // It has a PIN open: nobody of that user looks into it.
     let environ = fs::metadata(format!("/proc/{}/environ", child.id())).unwrap();
     assert_eq!(environ.uid(), 0, "a debugger of the same user could");
