@@ -137,10 +137,17 @@ fn so_pin_files(options: &Options, config: &Config, folder: &Path) -> Vec<PathBu
 /// SoftHSM makes tokens in a folder, and not the folder. A database knows of one that was there.
 fn make_token_folders(config: &Config) -> Result<(), String> {
     for token in config.hsm.tokens() {
-        if !answers::is_softhsm(&token.module) || usage::is_in_use(&token.database) {
+        if !answers::is_softhsm(&token.module) {
             continue;
         }
         for folder in token.folders.iter().filter(|folder| !folder.exists()) {
+            if usage::is_in_use(&token.database) {
+                return Err(format!(
+                    "{}: it is not there, and there is a database that needs its token: bring it back; to begin anew without \
+                     what is stored, move the database away first",
+                    folder.display()
+                ));
+            }
             DirBuilder::new().mode(0o700).create(folder).map_err(|e| at(folder, &e))?;
             say(format_args!("{}: made", folder.display()))?;
         }

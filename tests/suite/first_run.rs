@@ -492,3 +492,33 @@ fn the_sample_is_ready_but_for_its_certificates() {
         lines(&checked.stderr).into_iter().filter(|line| line.starts_with("hsm-authd: ")).collect();
     assert!(words.len() == 1 && words[0].contains("no such file"), "{words:?}");
 }
+
+#[test]
+fn one_run_at_a_time_makes_files() {
+    let machine = Machine::new();
+    let folder = File::open(machine.etc("")).unwrap();
+    folder.lock().unwrap();
+    let said = refused(&machine.run(&machine.usual()));
+    assert!(said.contains("another init is at work") && machine.written().is_empty(), "{said}");
+    folder.unlock().unwrap();
+    done(&machine.run(&machine.usual()));
+}
+
+/// A folder of tokens that is gone is made anew only where no database knows of one.
+#[test]
+fn beside_a_database_no_folder_for_another_token_is_made() {
+    let machine = Machine::initialised();
+    let tokens = machine.var("tokens");
+    fs::rename(&tokens, machine.var("away")).unwrap();
+    fs::write(machine.database(), "somebody's").unwrap();
+    if is_root() {
+        chown(machine.database(), Some(machine.service), Some(machine.service)).unwrap();
+    }
+    let said = refused(&machine.run(&["init"]));
+    assert!(said.contains("move the database away") && said.contains("var/tokens"), "{said}");
+    assert!(!tokens.exists());
+    fs::remove_file(machine.database()).unwrap();
+    done(&machine.run(&["init"]));
+    assert!(tokens.is_dir());
+    machine.assert_owned("a folder made anew");
+}
