@@ -237,6 +237,7 @@ impl Custodian {
             module_arguments: None,
             token_label: text("token_label")?.to_owned(),
             pin_file: dev.join(text("pin_file")?),
+            pin_handed: false,
             pin_cut_off: None,
             secrets_cached_max: 100,
             in_use: true,

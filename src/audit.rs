@@ -10,11 +10,11 @@ use clap::{Args, Subcommand};
 use data_encoding::BASE64;
 
 use crate::Ending;
-use crate::config::Config;
 use crate::domain::checkpoint::{NOTE_BYTES_MAX, Note};
 use crate::domain::signer::PublicKey;
 use crate::domain::time::rfc3339;
 use crate::offline::Offline;
+use crate::operator;
 use crate::service::audit_view::EntryView;
 use crate::store::offline::OfflineStore;
 
@@ -83,11 +83,9 @@ fn verify(options: &VerifyOptions) -> Ending {
     let keys = options.key.iter().map(|path| keys(path)).collect::<Result<Vec<_>, _>>()?;
     let mut keys: Vec<_> = keys.into_iter().flatten().collect();
     let notes = options.checkpoint.iter().map(|path| note(path)).collect::<Result<Vec<_>, _>>()?;
-    let store = OfflineStore::open(&options.store).map_err(|error| error.to_string())?;
-    let offline = match &options.config {
-        Some(path) => Some(Offline::start(&Config::load(path).map_err(|error| error.to_string())?.hsm)?),
-        None => None,
-    };
+    let config = options.config.as_deref().map(operator::load).transpose()?;
+    let store = open(&options.store, config.is_some())?;
+    let offline = config.map(|config| Offline::start(&config.hsm)).transpose()?;
     if let Some(offline) = offline.as_ref().filter(|_| keys.is_empty()) {
         keys = offline.runtime.block_on(offline.hsm.audit_keys()).map_err(|error| error.to_string())?;
     }
@@ -98,6 +96,20 @@ fn verify(options: &VerifyOptions) -> Ending {
         None => None,
     };
     say(&report, given, key_count, sealed).map_err(|error| Some(format!("standard output: {error}")))
+}
+
+/// As who owns its folder, unless this is the service's user already.
+fn open(store: &Path, is_become: bool) -> Result<OfflineStore, String> {
+    let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !is_become && folder.is_dir() {
+        operator::become_owner(folder)?;
+    }
+    // Of what may not be read SQLite says less.
+    let denied = fs::File::open(store).err().filter(|error| error.kind() == ErrorKind::PermissionDenied);
+    match denied {
+        Some(error) => Err(format!("{}: {error}{}", store.display(), operator::denied(&error))),
+        None => OfflineStore::open(store).map_err(|error| error.to_string()),
+    }
 }
 
 /// `sealed`: so many rows the HSM has looked at.
@@ -177,7 +189,7 @@ fn read(path: &Path) -> Result<String, String> {
 }
 
 fn export(options: &ExportOptions) -> Ending {
-    let store = OfflineStore::open(&options.store).map_err(|error| error.to_string())?;
+    let store = open(&options.store, false)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let ended = store.entries(options.after.into(), |entry| {
         let written = match entry.said {

@@ -12,11 +12,11 @@ use sha2::{Digest, Sha256};
 
 use crate::Ending;
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
 use crate::custodian::key_task::KeyDescription;
 use crate::domain::system_key::KeyKind;
 use crate::domain::time::rfc3339;
 use crate::keys;
+use crate::operator;
 use crate::store::{self, Contents};
 
 /// What [`Manifest::format`] says.
@@ -195,7 +195,7 @@ impl Manifest {
 /// # Errors
 /// See [`Ending`]; then there is no new file.
 pub fn run(config: &Path, to: &Path) -> Ending {
-    let config = Config::load(config).map_err(|e| e.to_string())?;
+    let config = operator::load(config)?;
     // An HSM that is away is no reason to have no copy.
     let keys = keys::described(&config.hsm).unwrap_or_else(|_| {
         let _ = writeln!(
@@ -219,13 +219,14 @@ pub fn run(config: &Path, to: &Path) -> Ending {
 
 fn make(store: &Path, to: &Path, keys: &[KeyDescription]) -> Result<Manifest, String> {
     let is_there = || format!("{} exists; nothing was written", to.display());
-    if to.try_exists().map_err(|e| at(to, &e))? {
+    if to.try_exists().map_err(|e| at(to, &format_args!("{e}{}", operator::denied(&e))))? {
         return Err(is_there());
     }
     let part = Part::begin(to)?;
     store::copy(store, &part.path).map_err(|e| e.to_string())?;
     let contents = store::contents(&part.path).map_err(|e| e.to_string())?;
-    let (bytes, sha256) = digest(&part.path, &mut io::sink()).map_err(|e| at(&part.path, &e))?;
+    let copied = File::open(&part.path).and_then(|file| digest(&file, &mut io::sink()));
+    let (bytes, sha256) = copied.map_err(|e| at(&part.path, &e))?;
     let now = SystemClock.read().ok_or("the clock cannot be read")?;
     let mut manifest = Manifest::new(contents, now.unix_ms, bytes, sha256);
     manifest.keys.fill(keys);
@@ -262,7 +263,7 @@ impl Part {
     fn begin(of: &Path) -> Result<Self, String> {
         let path = with_suffix(of, ".part");
         let options = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = options.map_err(|e| at(&path, &e))?;
+        let file = options.map_err(|e| at(&path, &format_args!("{e}{}", operator::denied(&e))))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -287,8 +288,8 @@ impl Drop for Part {
 ///
 /// # Errors
 /// Reading or writing failed.
-pub fn digest(path: &Path, out: &mut impl Write) -> io::Result<(u64, String)> {
-    let (mut file, mut hash, mut bytes) = (File::open(path)?, Sha256::new(), 0_u64);
+pub fn digest(mut file: &File, out: &mut impl Write) -> io::Result<(u64, String)> {
+    let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let length = file.read(&mut chunk)?;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{audit, dev, keys};
+use crate::config::DEFAULT_PATH;
+use crate::{audit, dev, first_run, keys};
 
 /// An HSM-backed authentication appliance: one-time passwords verified inside a PKCS#11 HSM.
 #[derive(Parser)]
@@ -25,7 +26,7 @@ pub enum Command {
     /// Run the service.
     Serve {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
         /// Accept the wall clock as it is now, after it stepped or was behind the log.
         #[arg(long)]
@@ -34,19 +35,15 @@ pub enum Command {
     /// Try a configuration, its files and its HSM, and say what to mend.
     Check {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
-    /// Make what is missing of the configured token and its system keys.
-    Init {
-        /// The configuration file.
-        #[arg(long)]
-        config: PathBuf,
-        /// The file with the security officer's PIN: initialise a token if there is none of that label. Of several tokens
-        /// with several PINs: one for each, in the order of the configuration.
-        #[arg(long)]
-        so_pin_file: Vec<PathBuf>,
-    },
+    /// Make the configuration, if there is none, and what is missing of the token and its system keys; and say what to do
+    /// next.
+    ///
+    /// Doing it again changes nothing, and completes what an interruption left undone. Run by root, it makes the configuration
+    /// as root, and the token as the user who owns the folder of the database; so do all commands that touch either.
+    Init(Box<first_run::Options>),
     /// Check or write out the audit log of a database, without a service and without an HSM.
     Audit {
         /// Which of it.
@@ -62,7 +59,7 @@ pub enum Command {
     /// Copy the database into one file while the service runs, with a manifest beside it.
     Backup {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
         /// The file to make. It must not exist.
         #[arg(long)]
@@ -71,7 +68,7 @@ pub enum Command {
     /// Check a copy of the database, and put it in the place of the database. The service must be stopped.
     Restore {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
         /// The copy; its manifest is beside it.
         #[arg(long)]
@@ -81,7 +78,7 @@ pub enum Command {
     /// service must be stopped.
     Recover {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
         /// Do it; else it is only said what would be done.
         #[arg(long)]

@@ -8,9 +8,11 @@ mod tokens;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -22,6 +24,9 @@ pub use policies::{
     AnchorMode, AttestationPolicy, AuditPolicy, CredentialPolicy, SignerPolicy, TransactionPolicy,
 };
 pub use tokens::ReplicaConfig;
+
+/// Where the package has it, and where commands look for it that are not told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/hsm-authd/hsm-authd.toml";
 
 /// The whole file. Unknown keys are errors.
 #[derive(Clone, Debug, Deserialize)]
@@ -234,6 +239,9 @@ pub struct HsmConfig {
     /// What no module may read: the folder of the database, the server's key, and the PINs, which are read before it is loaded.
     #[serde(skip)]
     pub hidden: Vec<PathBuf>,
+    /// Files of PINs that are open already, for processes that may not open them ([`crate::operator`]).
+    #[serde(skip)]
+    pub opened: BTreeMap<PathBuf, Arc<File>>,
     /// Whether the server's key is in the HSM: `server.key` names no file.
     #[serde(skip)]
     pub serves_tls: bool,

@@ -4,9 +4,10 @@
 //! (`SCM_RIGHTS`), end of file when the other side is gone.
 
 use std::ffi::CStr;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -152,6 +153,20 @@ pub fn wait<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T, Ve
     }
 }
 
+/// Sends the first message over a stream, with descriptors beside its first byte.
+///
+/// # Errors
+/// What the kernel says.
+pub fn begin(mut stream: &UnixStream, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    stream.write_all(message.get(sent..).unwrap_or_default())
+}
+
 /// What every child does first: it takes its name, leaves the signals that reach the whole group
 /// (Ctrl-C, systemd) to the supervisor, and dies with it.
 ///
@@ -180,7 +195,6 @@ pub fn bind_to_supervisor(supervisor_pid: i32, name: &CStr) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_message_carries_a_socket_over() {

@@ -42,8 +42,9 @@ mod wear;
 mod wrapping;
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -53,7 +54,7 @@ use crate::control;
 use crate::hsm::messages::{BUILD_ID, Boot, Call, Down, DownCause, Fault, Greeting, Hello, Reply, Tired};
 use crate::sandbox;
 use connection::Connection;
-use frames::{Frames, write_frame};
+use frames::{Frames, first, write_frame};
 use keys::KeyError;
 use pin::Pin;
 use pkcs11::{Module, Pkcs11Error, Session, Token};
@@ -171,9 +172,8 @@ pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
         Ok(fd) => UnixStream::from(fd),
         Err(error) => return StartFailure::new(format!("standard input: {error}")).report(),
     };
-    let mut frames = Frames::new(&peer);
-    let boot = match frames.next::<Boot>() {
-        Ok(Some(boot)) => boot,
+    let (boot, handed) = match first::<Boot>(&peer) {
+        Ok(Some(first)) => first,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
             let line = format!(
@@ -184,7 +184,8 @@ pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
     };
     // Whoever waits for it learns how far it is, and why it came no further. If nobody does, nobody has to.
     let say = |greeting: Greeting| drop(write_frame(&mut &peer, &greeting));
-    let connection = match Connection::open(&boot, &|step| say(Greeting::Starting(step))) {
+    let opened = |step| say(Greeting::Starting(step));
+    let connection = match Connection::open(&boot, handed.into_iter().next(), &opened) {
         Ok(connection) => connection,
         Err(failure) => {
             // On standard error first: who hears of it may end this process.
@@ -194,7 +195,7 @@ pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
         }
     };
     tracing::info!(token = connection.description(), "custodian ready");
-    match serve(&mut frames, &peer, connection, Wear::of(&boot)) {
+    match serve(&mut Frames::new(&peer), &peer, connection, Wear::of(&boot)) {
         Ok(end) => end,
         Err(error) => {
             tracing::error!(%error, "custodian: the conversation broke");
@@ -214,9 +215,14 @@ fn not_shut_in(error: &dyn std::fmt::Display) -> StartFailure {
     StartFailure::misconfigured(format!("the process cannot be shut in: {error}"))
 }
 
-fn read_pin(path: &Path) -> Result<Pin, StartFailure> {
-    Pin::read(path)
-        .map_err(|reason| StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display())))
+/// `handed`: the file, if it was to be handed over; else it is opened here.
+fn read_pin(path: &Path, is_handed: bool, handed: Option<OwnedFd>) -> Result<Pin, StartFailure> {
+    let pin = match (is_handed, handed) {
+        (false, _) => Pin::open(path),
+        (true, Some(file)) => Pin::read(&File::from(file)),
+        (true, None) => Err("was not handed over".to_owned()),
+    };
+    pin.map_err(|reason| StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display())))
 }
 
 /// Loads the module, which from here on reaches what the configuration says: what else this process needs, such as a PIN, is

@@ -1,12 +1,17 @@
 //! `hsm-authd init`: makes what is missing of a token and its system keys.
 
 use std::ffi::CStr;
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde::Serialize;
 
 use crate::Ending;
 use crate::config::{Config, HsmConfig};
+use crate::control;
 use crate::custodian::token::Setup;
 use crate::hsm::messages::{self, Boot};
 use crate::sandbox::Reach;
@@ -51,27 +56,44 @@ fn setup(hsm: &HsmConfig, so_pin_file: Option<PathBuf>) -> Setup {
         true => usage::needed(&hsm.database).all().map(|(kind, version, _)| (kind, version)).collect(),
         false => Vec::new(),
     };
-    Setup { boot, needed, so_pin_file, token_only: false, serves_tls: hsm.serves_tls }
+    let so_pin_handed = so_pin_file.as_ref().is_some_and(|path| hsm.opened.contains_key(path));
+    Setup { boot, needed, so_pin_file, so_pin_handed, token_only: false, serves_tls: hsm.serves_tls }
 }
 
 fn set_up(setup: &Setup, hsm: &HsmConfig, output: Stdio) -> Ending {
-    let frame = messages::encode(setup).map_err(|e| Some(e.to_string()))?;
-    let failed = |e: std::io::Error| Some(format!("the token cannot be set up: {e}"));
-    let mut child = Command::new("/proc/self/exe")
-        .args(["token-setup", "--supervisor", &std::process::id().to_string()])
-        .envs(&hsm.environment)
-        .stdin(Stdio::piped())
-        .stdout(output)
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A child that ended before it read everything has said why.
-        let _ = stdin.write_all(&frame);
-    }
+    let failed = |e: io::Error| Some(format!("the token cannot be set up: {e}"));
+    let mut child = begin("token-setup", hsm, setup, setup.so_pin_file.as_deref(), output).map_err(failed)?;
     match child.wait().map_err(failed)? {
         status if status.success() => Ok(()),
         status => Err(supervisor::killed(hsm, status)),
     }
+}
+
+/// Starts a process that loads the module, and tells it what to do, with the PINs that are open already: the token's, and
+/// that of its security officer.
+///
+/// # Errors
+/// It cannot be started.
+pub fn begin(
+    role: &str,
+    hsm: &HsmConfig,
+    work: &impl Serialize,
+    so_pin_file: Option<&Path>,
+    output: Stdio,
+) -> io::Result<Child> {
+    let message = messages::encode(work).map_err(io::Error::other)?;
+    let (ours, theirs) = UnixStream::pair()?;
+    let child = Command::new("/proc/self/exe")
+        .args([role, "--supervisor", &std::process::id().to_string()])
+        .envs(&hsm.environment)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(output)
+        .spawn()?;
+    let pins = [Some(hsm.pin_file.as_path()), so_pin_file].into_iter().flatten();
+    let handed: Vec<_> = pins.filter_map(|path| hsm.opened.get(path)).map(|file| file.as_fd()).collect();
+    // A child that ended before it read everything has said why.
+    let _ = control::begin(&ours, &message, &handed);
+    Ok(child)
 }
 
 /// What a custodian needs to know of the configuration.
@@ -81,6 +103,7 @@ pub fn boot(hsm: &HsmConfig) -> Boot {
         module_arguments: hsm.module_arguments.text().map(CStr::to_owned),
         token_label: hsm.token_label.clone(),
         pin_file: hsm.pin_file.clone(),
+        pin_handed: hsm.opened.contains_key(&hsm.pin_file),
         pin_cut_off: None,
         secrets_cached_max: hsm.secrets_cached_max,
         in_use: usage::is_in_use(&hsm.database),

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::Ending;
 use crate::clock::{SystemClock, WatchedClock};
-use crate::config::{Config, HsmConfig};
+use crate::config::{Config, DEFAULT_PATH, HsmConfig};
 use crate::control_socket;
 use crate::custodian::certificate_request::{CertificateWish, CommonName, ServerName};
 use crate::custodian::key_task::{KeyDescription, KeyTask, KeyTaskDone, KeyWork};
@@ -19,6 +19,7 @@ use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::messages::{self, FRAME_BYTES_MAX};
 use crate::init;
 use crate::offline::Offline;
+use crate::operator;
 use crate::service::at_rest::AtRest;
 use crate::store::Store;
 use crate::store::usage::{key_usage, rotations};
@@ -41,7 +42,7 @@ pub enum Command {
     /// Show every system key: its version, its attributes as the HSM reports them, and what still needs it.
     List {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
         /// As JSON, for programs.
         #[arg(long)]
@@ -53,13 +54,13 @@ pub enum Command {
         #[arg(value_parser = parse_kind)]
         kind: KeyKind,
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
     /// Bring everything that is stored under the newest keys, while the service runs.
     Rewrap {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
     /// Destroy a version that nothing needs any more, while the service is stopped.
@@ -70,14 +71,14 @@ pub enum Command {
         /// The version, such as 1.
         version: u16,
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
     /// Print a request for a certificate (PKCS#10, PEM) for the newest tls key, to be given to an authority. May be run at any
     /// time.
     Csr {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
         /// A DNS name or an address that clients use; may be given several times. Without it: those of the first certificate
         /// of server.certificate, if there is one.
@@ -113,26 +114,21 @@ fn parse_common_name(text: &str) -> Result<CommonName, &'static str> {
 /// See [`Ending`].
 pub fn run(command: Command) -> Ending {
     match command {
-        Command::List { config, json } => list(&load(&config)?, json),
-        Command::Rotate { kind, config } => rotate(&load(&config)?, kind),
-        Command::Rewrap { config } => rewrapping::run(&load(&config)?.store.path),
-        Command::Retire { kind, version, config } => retire(&load(&config)?, kind, version),
+        Command::List { config, json } => list(&operator::load(&config)?, json),
+        Command::Rotate { kind, config } => rotate(&operator::load(&config)?, kind),
+        Command::Rewrap { config } => rewrapping::run(&operator::load(&config)?.store.path),
+        Command::Retire { kind, version, config } => retire(&operator::load(&config)?, kind, version),
         Command::Csr { config, names, subject, token } => {
-            csr(&load(&config)?, names, subject, token.as_deref())
+            csr(&operator::load(&config)?, names, subject, token.as_deref())
         }
     }
 }
 
-fn load(path: &Path) -> Result<Config, String> {
-    Config::load(path).map_err(|error| error.to_string())
-}
-
-/// Runs `hsm-authd init`: makes what is missing of the configured tokens and their keys, and says what it did.
+/// The last part of `hsm-authd init`: makes what is missing of the configured tokens and their keys, and says what it did.
 ///
 /// # Errors
 /// See [`Ending`].
-pub fn init(config: &Path, so_pin_files: &[PathBuf]) -> Ending {
-    let config = load(config)?;
+pub fn init(config: &Config, so_pin_files: &[PathBuf]) -> Ending {
     let tokens = Tokens::of(&config.hsm);
     let so_pin_file = |place: usize| match so_pin_files {
         [one] => Some(one.clone()),
@@ -142,7 +138,7 @@ pub fn init(config: &Path, so_pin_files: &[PathBuf]) -> Ending {
         return Err(Some("--so-pin-file: give one for all tokens, or one for each".to_owned()));
     }
     if config.hsm.replicas.is_empty() {
-        return init::run(&config, so_pin_file(0));
+        return init::run(config, so_pin_file(0));
     }
     let store = &config.store.path;
     let _keys = supervisor::lock_keys(store)?;
@@ -156,7 +152,7 @@ pub fn init(config: &Path, so_pin_files: &[PathBuf]) -> Ending {
     if let Some((born, stopped)) = births::complete(&tokens, config.hsm.serves_tls, stopped)?
         && store.exists()
     {
-        announce(&config, &born, Some(stopped))?;
+        announce(config, &born, Some(stopped))?;
     }
     let finished: Vec<_> = tokens.look()?.iter().map(plan::finished).collect();
     say_lacking(&tokens, &finished)
@@ -404,19 +400,8 @@ const WRONG_ANSWER: &str = "the process that asked the HSM answered something el
 /// Has it done in a process of its own: the module is loaded with the configured environment, and gone afterwards.
 fn in_child(hsm: &HsmConfig, task: KeyTask) -> Result<KeyTaskDone, Option<String>> {
     let work = KeyWork { boot: init::boot(hsm), task };
-    let frame = messages::encode(&work).map_err(|e| Some(e.to_string()))?;
     let failed = |e: std::io::Error| Some(format!("the HSM cannot be asked: {e}"));
-    let mut child = Process::new("/proc/self/exe")
-        .args(["key-task", "--supervisor", &std::process::id().to_string()])
-        .envs(&hsm.environment)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A child that ended before it read everything has said why.
-        let _ = stdin.write_all(&frame);
-    }
+    let child = init::begin("key-task", hsm, &work, None, Stdio::piped()).map_err(failed)?;
     let output = child.wait_with_output().map_err(failed)?;
     if !output.status.success() {
         return Err(supervisor::killed(hsm, output.status));

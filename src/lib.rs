@@ -12,7 +12,8 @@
 //! domain, files, sandbox  <-  clock, lifeline, metrics  <-  hsm, store  <-  tls, service  <-  api  <-  server  <-  ops, control_socket  <-  front
 //! custodian knows only `domain`, `secret`, `sandbox`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean; systemd is whom it tells
-//! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian
+//! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian, operator
+//! makes root the service's user for them; first_run is what `init` does without a configuration
 //! cli: the command line, of which the manual is made; nothing but main uses it
 //! ```
 //!
@@ -32,6 +33,7 @@ pub mod custodian;
 pub mod dev;
 pub mod domain;
 pub mod files;
+pub mod first_run;
 pub mod front;
 pub mod hsm;
 pub mod init;
@@ -39,6 +41,7 @@ pub mod keys;
 pub mod lifeline;
 pub mod metrics;
 pub mod offline;
+pub mod operator;
 pub mod ops;
 pub mod recover;
 pub mod restore;

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use hsm_authd::cli::{Cli, Command};
-use hsm_authd::{audit, backup, check, custodian, dev, front, keys, offline, recover, restore, supervisor};
+use hsm_authd::{
+    audit, backup, check, custodian, dev, first_run, front, keys, offline, recover, restore, supervisor,
+};
 use zeroizing_alloc::ZeroAlloc;
 
 /// What is freed is wiped: a seed, a code or a PIN passes buffers of TLS, HTTP and JSON, which nobody else wipes.
@@ -21,7 +23,7 @@ fn main() -> ExitCode {
     // An operator's command says in plain words what it does.
     let is_command = matches!(
         command,
-        Command::Init { .. }
+        Command::Init(_)
             | Command::Keys { .. }
             | Command::Backup { .. }
             | Command::Restore { .. }
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
             })
         }
         Command::Check { config } => check::run(&config),
-        Command::Init { config, so_pin_file } => keys::init(&config, &so_pin_file),
+        Command::Init(options) => first_run::run(&options),
         Command::Audit { command } => audit::run(command),
         Command::Keys { command } => keys::run(command),
         Command::KeyTask { supervisor } => return custodian::key_task::run_key_task(supervisor),

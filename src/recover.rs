@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use crate::Ending;
 use crate::clock::{SystemClock, WatchedClock};
-use crate::config::Config;
 use crate::domain::anchors::Seen;
 use crate::domain::time::rfc3339;
 use crate::offline::Offline;
+use crate::operator;
 use crate::service::recovery::{Done, Recovery, Survey};
 use crate::store::{Damage, Store};
 use crate::supervisor;
@@ -30,7 +30,7 @@ it would
 /// # Errors
 /// See [`Ending`].
 pub fn run(path: &Path, accept: bool, clock_is_right: bool) -> Ending {
-    let config = Config::load(path).map_err(|e| e.to_string())?;
+    let config = operator::load(path)?;
     let _lock = supervisor::lock(&config.store.path)?;
     let store = &config.store.path;
     if !store.try_exists().map_err(|e| format!("{}: {e}", store.display()))? {

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use crate::Ending;
 use crate::backup::{self, Manifest};
 use crate::clock::{SystemClock, WatchedClock};
-use crate::config::Config;
 use crate::domain::checkpoint::Note;
 use crate::domain::time::{Now, rfc3339};
 use crate::hsm::Hsm;
 use crate::keys;
 use crate::offline::Offline;
+use crate::operator;
 use crate::service::recovery::{Recovery, Survey};
 use crate::store::{self, Store};
 use crate::supervisor;
@@ -24,12 +24,14 @@ use crate::supervisor;
 /// # Errors
 /// See [`Ending`]; then what is there is as it was.
 pub fn run(path: &Path, from: &Path) -> Ending {
-    let config = Config::load(path).map_err(|e| e.to_string())?;
+    // The copy may be where root alone can read: it is open before this is the service's user.
     let manifest = Manifest::of(from)?;
+    let copied = File::open(from).map_err(|e| format!("{}: {e}", from.display()))?;
+    let config = operator::load(path)?;
     let target = &config.store.path;
     let _lock = supervisor::lock(target)?;
     let copy = Copy::begin(target)?;
-    copy.fill(from, &manifest)?;
+    copy.fill(from, &copied, &manifest)?;
     let contents = store::contents(&copy.path).map_err(|e| e.to_string())?;
     if let Some(what) = manifest.differs_from(&contents) {
         return Err(Some(format!("{}: {what} is not as its manifest says", from.display())));
@@ -121,11 +123,11 @@ impl Copy {
         Ok(copy)
     }
 
-    fn fill(&self, from: &Path, manifest: &Manifest) -> Result<(), String> {
+    fn fill(&self, from: &Path, copied: &File, manifest: &Manifest) -> Result<(), String> {
         let at = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
         let options = File::options().write(true).create_new(true).mode(0o600).open(&self.path);
         let mut file = options.map_err(|e| at(&self.path, e))?;
-        let (bytes, sha256) = backup::digest(from, &mut file).map_err(|e| at(from, e))?;
+        let (bytes, sha256) = backup::digest(copied, &mut file).map_err(|e| at(from, e))?;
         file.sync_all().map_err(|e| at(&self.path, e))?;
         match bytes == manifest.bytes && sha256 == manifest.sha256 {
             true => Ok(()),

@@ -12,7 +12,6 @@ mod slot;
 mod token;
 
 use std::fs::{File, TryLockError};
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -399,7 +398,7 @@ pub fn killed(hsm: &HsmConfig, status: ExitStatus) -> Option<String> {
 /// # Errors
 /// One line for the operator.
 pub fn start_custodian(hsm: &HsmConfig, boot: &Boot, finals: &[u8]) -> Result<(Child, UnixStream), String> {
-    let (mut ours, theirs) = UnixStream::pair().map_err(|e| format!("no socketpair: {e}"))?;
+    let (ours, theirs) = UnixStream::pair().map_err(|e| format!("no socketpair: {e}"))?;
     let frame = messages::encode(boot).map_err(|e| e.to_string())?;
     let child = spawn("custodian", theirs.into(), |command| {
         command.envs(&hsm.environment);
@@ -407,8 +406,10 @@ pub fn start_custodian(hsm: &HsmConfig, boot: &Boot, finals: &[u8]) -> Result<(C
             command.arg("--final").arg(code.to_string());
         }
     })?;
+    let pin = hsm.opened.get(&hsm.pin_file).filter(|_| boot.pin_handed);
+    let handed: Vec<_> = pin.map(|file| file.as_fd()).into_iter().collect();
     // If it is dead already, the next look at the children says so.
-    let _ = ours.write_all(&frame);
+    let _ = control::begin(&ours, &frame, &handed);
     Ok((child, ours))
 }
 

@@ -50,6 +50,7 @@ impl Folder {
             module_arguments: None,
             token_label: "custody".to_owned(),
             pin_file: path.join("pin"),
+            pin_handed: false,
             pin_cut_off: None,
             secrets_cached_max: 10_000,
             in_use: false,
@@ -63,6 +64,7 @@ impl Folder {
             boot: folder.boot.clone(),
             needed: Vec::new(),
             so_pin_file: Some(folder.path.join("so-pin")),
+            so_pin_handed: false,
             token_only: false,
             serves_tls: false,
         };

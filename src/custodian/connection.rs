@@ -1,6 +1,7 @@
 //! The custodian's hold on its token: opened at the start, and opened again when it is lost, without a new process where
 //! that helps (`docs/hsm-faults.md`).
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::attempts::{may_log_in, pin_file};
@@ -71,14 +72,15 @@ impl Tried {
 }
 
 impl Connection {
-    /// Everything from the module to the keys; `told` learns of each step before it is taken.
+    /// Everything from the module to the keys; `told` learns of each step before it is taken. `handed`: the PIN's file, if
+    /// [`Boot::pin_handed`] says so.
     ///
     /// # Errors
     /// One line for the operator. A PIN that is refused is never tried again.
-    pub fn open(boot: &Boot, told: &dyn Fn(Step)) -> Result<Self, StartFailure> {
+    pub fn open(boot: &Boot, handed: Option<OwnedFd>, told: &dyn Fn(Step)) -> Result<Self, StartFailure> {
         // Looked at before it is read: if it is written in between, it counts as another one.
         let pin_file = pin_file(boot);
-        let pin = read_pin(&boot.pin_file)?;
+        let pin = read_pin(&boot.pin_file, boot.pin_handed, handed)?;
         told(Step::Module);
         let module = load_module(boot)?;
         told(Step::Token);

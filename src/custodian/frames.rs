@@ -1,9 +1,12 @@
 //! The frames between a custodian and its front, as a custodian reads and writes them: blocking, and with
 //! nothing left behind of what they held.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::{Zeroize, Zeroizing};
@@ -60,6 +63,61 @@ impl<R: Read> Frames<R> {
     }
 }
 
+/// The most descriptors beside a message: the PIN, and the security officer's.
+const HANDED_MAX: usize = 2;
+
+/// The first message, with what was handed over beside it: it begins where its descriptors do, and nothing behind it is read.
+/// Of an input that is no socket there are none.
+///
+/// # Errors
+/// As for [`Frames::next`].
+pub fn first<T: DeserializeOwned>(input: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut beginning = Beginning { input: input.as_fd(), left: 4, handed: Vec::new() };
+    let mut header = [0; 4];
+    match beginning.read_exact(&mut header) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        read => read?,
+    }
+    let mut body = vec![0; frame_length(header).map_err(io::Error::other)?];
+    beginning.left = body.len();
+    match beginning.read_exact(&mut body) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        read => read?,
+    }
+    let message = decode(&body).map_err(io::Error::other)?;
+    Ok(Some((message, beginning.handed)))
+}
+
+/// An input of which descriptors are kept.
+struct Beginning<'a> {
+    input: BorrowedFd<'a>,
+    /// So much of it is wanted.
+    left: usize,
+    handed: Vec<OwnedFd>,
+}
+
+impl Read for Beginning<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let length = room.len().min(self.left);
+        let room = room.get_mut(..length).unwrap_or_default();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            recvmsg(self.input, &mut [IoSliceMut::new(room)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+        let count = match received {
+            Err(rustix::io::Errno::NOTSOCK) => rustix::io::read(self.input, room)?,
+            received => received?.bytes,
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                self.handed.extend(rights);
+            }
+        }
+        self.left = self.left.saturating_sub(count);
+        Ok(count)
+    }
+}
+
 /// Writes one message; `false`: the peer is gone.
 ///
 /// # Errors
@@ -79,6 +137,8 @@ fn is_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::hsm::messages::{Call, Request};
     use crate::secret::SecretBytes;
@@ -113,6 +173,40 @@ mod tests {
             // No read and used byte is left: headers are no secret.
             assert!(!frames.buffer.contains(&0xa5), "{drop} bytes a read");
         }
+    }
+
+    /// Two files beside it, which stay readable, and not a byte of what comes next.
+    #[test]
+    fn the_first_message_brings_what_was_handed_over_and_leaves_the_rest() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = std::fs::File::open("/proc/self/stat").unwrap();
+        let (first_call, next_call) = (call(1, 60_000), call(2, 7));
+        let sender = std::thread::spawn(move || {
+            crate::control::begin(&ours, &first_call, &[file.as_fd(), file.as_fd()]).unwrap();
+            (&ours).write_all(&next_call).unwrap();
+            ours
+        });
+        let (message, handed) = first::<Call>(&theirs).unwrap().unwrap();
+        assert_eq!((message.id, handed.len()), (1, 2));
+        let mut text = String::new();
+        let mut handed = handed.into_iter().map(std::fs::File::from);
+        handed.next_back().unwrap().read_to_string(&mut text).unwrap();
+        assert!(text.starts_with(&std::process::id().to_string()));
+        let next: Call = Frames::new(&theirs).next().unwrap().unwrap();
+        assert_eq!(next.id, 2);
+        drop(sender.join().unwrap());
+        assert!(first::<Call>(&theirs).unwrap().is_none(), "the other side is gone");
+    }
+
+    #[test]
+    fn of_a_pipe_the_first_message_is_read_too() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(&call(3, 100)).unwrap();
+        writer.write_all(&[0, 0]).unwrap();
+        drop(writer);
+        let (message, handed) = first::<Call>(&reader).unwrap().unwrap();
+        assert_eq!((message.id, handed.len()), (3, 0));
+        assert!(first::<Call>(&reader).unwrap().is_none(), "a frame that is cut off");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! its parent to know.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinish
 use super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
 use super::removal::discard_unfinished;
 use super::shared_keys::{self, SharedDone, SharedTask};
-use super::{Frames, StartFailure, find_token, load_module, login, probe, read_pin, shut_in, write_frame};
+use super::{StartFailure, find_token, first, load_module, login, probe, read_pin, shut_in, write_frame};
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Boot;
 
@@ -90,12 +91,12 @@ pub fn run_key_task(supervisor_pid: i32) -> ExitCode {
     if let Err(failure) = shut_in(supervisor_pid, c"hsm-key-task") {
         return failure.report();
     }
-    let work = match Frames::new(io::stdin().lock()).next::<KeyWork>() {
-        Ok(Some(work)) => work,
+    let (work, handed) = match first::<KeyWork>(io::stdin()) {
+        Ok(Some(first)) => first,
         Ok(None) => return StartFailure::new("standard input holds no task: run `hsm-authd keys`").report(),
         Err(error) => return StartFailure::new(format!("standard input holds no task ({error})")).report(),
     };
-    let told = do_task(&work).and_then(|done| {
+    let told = do_task(&work, handed.into_iter().next()).and_then(|done| {
         let mut output = io::stdout().lock();
         let written = write_frame(&mut output, &done).and_then(|_| output.flush());
         written.map_err(|error| StartFailure::new(format!("standard output: {error}")))
@@ -106,9 +107,9 @@ pub fn run_key_task(supervisor_pid: i32) -> ExitCode {
     }
 }
 
-fn do_task(work: &KeyWork) -> Result<KeyTaskDone, StartFailure> {
+fn do_task(work: &KeyWork, handed: Option<OwnedFd>) -> Result<KeyTaskDone, StartFailure> {
     let label = &work.boot.token_label;
-    let pin = read_pin(&work.boot.pin_file)?;
+    let pin = read_pin(&work.boot.pin_file, work.boot.pin_handed, handed)?;
     let module = load_module(&work.boot)?;
     let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(&work.boot))?;
     probe::mechanisms(&module, &token, label)?;

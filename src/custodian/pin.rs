@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -17,15 +18,30 @@ impl Pin {
     ///
     /// # Errors
     /// What is wrong with the file, in words that follow its name; never a byte of it.
-    pub fn read(path: &Path) -> Result<Self, String> {
+    pub fn open(path: &Path) -> Result<Self, String> {
+        Self::read(&File::open(path).map_err(|error| format!("cannot be opened: {error}"))?)
+    }
+
+    /// The same of one that somebody else has opened, for several processes at once: at its beginning.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn read(file: &File) -> Result<Self, String> {
         // One place in memory, never grown: nothing is left behind where it was before.
         let mut buffer = Zeroizing::new([0u8; PIN_BYTES_MAX + 2]);
-        let mut file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
-        let mut length = 0;
+        let mut length: usize = 0;
         while let Some(rest) = buffer.get_mut(length..)
             && !rest.is_empty()
         {
-            match file.read(rest).map_err(|error| format!("cannot be read: {error}"))? {
+            let read = match file.read_at(rest, length as u64) {
+                // A pipe has no places in it.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESPIPE) => {
+                    let mut file = file;
+                    file.read(rest)
+                }
+                read => read,
+            };
+            match read.map_err(|error| format!("cannot be read: {error}"))? {
                 0 => break,
                 count => length += count,
             }
@@ -60,6 +76,25 @@ mod tests {
         }
     }
 
+    /// One open file is handed to several processes, which share its place.
+    #[test]
+    fn one_that_is_open_is_read_from_its_beginning_and_a_pipe_as_it_comes() {
+        use std::io::Write;
+        let path = std::env::temp_dir().join(format!("hsm-authd-open-pin-{}", std::process::id()));
+        std::fs::write(&path, "1234\n").unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        for _ in 0..2 {
+            assert!(Pin::read(&file).is_ok_and(|pin| pin.as_str() == "1234"));
+        }
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"12").unwrap();
+        writer.write_all(b"34").unwrap();
+        drop(writer);
+        let file = File::from(std::os::fd::OwnedFd::from(reader));
+        assert!(Pin::read(&file).is_ok_and(|pin| pin.as_str() == "1234"));
+    }
+
     #[test]
     fn nothing_and_too_much_are_refused() {
         let longest = "p".repeat(PIN_BYTES_MAX);
@@ -72,6 +107,6 @@ mod tests {
 
     #[test]
     fn an_endless_file_is_not_read_to_its_end() {
-        assert!(Pin::read(Path::new("/dev/zero")).is_err());
+        assert!(Pin::open(Path::new("/dev/zero")).is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! (such as `SOFTHSM2_CONF`) and reads what it did from its standard output.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::pin::Pin;
 use super::pkcs11::{DataForm, Module, Pkcs11Error, Session, Token};
 use super::probe;
 use super::removal::discard_unfinished;
-use super::{Frames, StartFailure, find_token, load_module, login, read_pin, shut_in, since_1970};
+use super::{StartFailure, find_token, first, load_module, login, read_pin, shut_in, since_1970};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -29,6 +30,8 @@ pub struct Setup {
     pub needed: Vec<(Kind, u16)>,
     /// The file with the security officer's PIN: needed to make a token, or to give it a user PIN.
     pub so_pin_file: Option<PathBuf>,
+    /// Whether it is open beside this message.
+    pub so_pin_handed: bool,
     /// Whether the token is all that is to be made: its keys are for [`super::shared_keys`].
     pub token_only: bool,
     /// Whether it is to have a key that signs handshakes of TLS.
@@ -52,23 +55,29 @@ pub fn run_setup(supervisor_pid: i32) -> ExitCode {
     if let Err(failure) = shut_in(supervisor_pid, c"hsm-token-setup") {
         return failure.report();
     }
-    let setup = match Frames::new(io::stdin().lock()).next::<Setup>() {
-        Ok(Some(setup)) => setup,
+    let (setup, handed) = match first::<Setup>(io::stdin()) {
+        Ok(Some(first)) => first,
         Ok(None) => return StartFailure::new("standard input holds no setup: run `hsm-authd init`").report(),
         Err(error) => return StartFailure::new(format!("standard input holds no setup ({error})")).report(),
     };
-    match set_up(&setup, &mut io::stdout().lock()) {
+    match set_up(&setup, handed, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-/// Makes what is not there yet, and says to `out` what it did.
-pub(crate) fn set_up(setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
+/// Makes what is not there yet, and says to `out` what it did. `handed`: the PIN files that are open beside the message, the
+/// user's before the officer's.
+fn set_up(setup: &Setup, handed: Vec<OwnedFd>, out: &mut impl Write) -> Result<(), StartFailure> {
     let label = &setup.boot.token_label;
     // Read before anything is made, so that a missing file leaves nothing half done.
-    let pin = read_pin(&setup.boot.pin_file)?;
-    let so_pin = setup.so_pin_file.as_deref().map(|path| Ok((path, read_pin(path)?))).transpose()?;
+    let mut handed = handed.into_iter();
+    let mut next = |is_handed: bool| if is_handed { handed.next() } else { None };
+    let pin = next(setup.boot.pin_handed);
+    let pin = read_pin(&setup.boot.pin_file, setup.boot.pin_handed, pin)?;
+    let officers = next(setup.so_pin_handed);
+    let read = |path| Ok((path, read_pin(path, setup.so_pin_handed, officers)?));
+    let so_pin = setup.so_pin_file.as_deref().map(read).transpose()?;
     let module = load_module(&setup.boot)?;
 
     let (token, step) = match find_token(&module, label)? {
@@ -249,6 +258,7 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
         module_arguments: None,
         token_label: label.to_owned(),
         pin_file: PathBuf::new(),
+        pin_handed: false,
         pin_cut_off: None,
         secrets_cached_max: 0,
         in_use: false,
@@ -257,7 +267,14 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
         shared_keys: false,
         reach: Default::default(),
     };
-    let setup = Setup { boot, needed: Vec::new(), so_pin_file: None, token_only: false, serves_tls: false };
+    let setup = Setup {
+        boot,
+        needed: Vec::new(),
+        so_pin_file: None,
+        so_pin_handed: false,
+        token_only: false,
+        serves_tls: false,
+    };
     make_keys_beside(session, &setup, out)
 }
 

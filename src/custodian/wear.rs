@@ -80,6 +80,7 @@ mod tests {
             module_arguments: None,
             token_label: "token".to_owned(),
             pin_file: "/pin".into(),
+            pin_handed: false,
             pin_cut_off: None,
             secrets_cached_max: 1,
             in_use: false,

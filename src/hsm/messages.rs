@@ -72,6 +72,8 @@ pub struct Boot {
     pub token_label: String,
     /// The file that holds the user PIN; custodians alone read it.
     pub pin_file: PathBuf,
+    /// Whether it is open beside this message: who may read it did so, and this process may not.
+    pub pin_handed: bool,
     /// The PIN with which a start was cut off while it logged in: nobody knows whether the token refused it. It is not tried
     /// again if the token says that it has refused one.
     pub pin_cut_off: Option<PinFile>,

@@ -104,6 +104,23 @@ fn closed(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// The time of what was written last, in milliseconds since 1970; `None`: there is nothing, or it cannot be read. It leaves no
+/// file beside the database.
+pub fn newest_unix_ms(path: &Path) -> Option<u64> {
+    let connection = match files::beside(path, "-wal").exists() {
+        true => reader::open(path),
+        false => closed(path),
+    };
+    let newest: i64 = connection
+        .and_then(|connection| {
+            let sql = "SELECT max(last_unix_ms, coalesce((SELECT max(unix_ms) FROM audit WHERE seq =
+                (SELECT max(seq) FROM audit)), 0)) FROM log_head WHERE only = 1";
+            connection.query_row(sql, [], |row| row.get(0))
+        })
+        .ok()?;
+    u64::try_from(newest).ok().filter(|newest| *newest > 0)
+}
+
 /// The head of the log is the first that a service seals.
 fn head_version(connection: &Connection) -> rusqlite::Result<Option<u16>> {
     let sql = "SELECT seal_key_version FROM log_head WHERE only = 1";

@@ -20,6 +20,7 @@ fn with_tls() -> TestToken {
         needed: Vec::new(),
         so_pin_file: None,
         token_only: false,
+        so_pin_handed: false,
         serves_tls: true,
     };
     let output = token.set_up_with(&setup);

@@ -190,6 +190,7 @@ fn unsuitable(
         boot: token.boot.clone(),
         needed: Vec::new(),
         so_pin_file,
+        so_pin_handed: false,
         token_only: false,
         serves_tls: false,
     });

@@ -38,7 +38,7 @@ pub fn section<'a>(config: &'a mut Table, name: &str) -> &'a mut Table {
 }
 
 /// A port outside the range from which the kernel hands ports out, so that nobody else gets it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = 10_000 + (getrandom::u32().unwrap() % 20_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

@@ -114,6 +114,7 @@ fn a_wrong_pin_of_either_kind_says_which() {
         boot,
         needed: Vec::new(),
         so_pin_file: None,
+        so_pin_handed: false,
         token_only: false,
         serves_tls: false,
     });
@@ -128,6 +129,7 @@ fn a_wrong_pin_of_either_kind_says_which() {
         boot: token.boot.clone(),
         needed: Vec::new(),
         so_pin_file: Some(wrong),
+        so_pin_handed: false,
         token_only: false,
         serves_tls: false,
     });

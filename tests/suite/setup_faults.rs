@@ -143,6 +143,7 @@ fn what_a_database_needs_is_not_made_anew() {
             boot,
             needed: needed.to_vec(),
             so_pin_file,
+            so_pin_handed: false,
             token_only,
             serves_tls: false,
         })

@@ -54,6 +54,7 @@ impl TestToken {
             module_arguments: module.arguments(&tokens),
             token_label: module.label(label),
             pin_file: folder.join("pin"),
+            pin_handed: false,
             pin_cut_off: None,
             secrets_cached_max: 100,
             in_use: false,
@@ -108,6 +109,7 @@ impl TestToken {
             boot: self.boot.clone(),
             needed: Vec::new(),
             so_pin_file,
+            so_pin_handed: false,
             token_only: false,
             serves_tls: false,
         })
@@ -123,6 +125,7 @@ impl TestToken {
             boot: self.boot.clone(),
             needed: Vec::new(),
             so_pin_file: None,
+            so_pin_handed: false,
             token_only: false,
             serves_tls: false,
         })
