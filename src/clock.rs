@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
+use crate::boot;
 use crate::domain::time::{BootId, Floor, Now, RunId};
 
 /// How far the wall clock may be from where it should be before nobody believes it, in milliseconds.
@@ -98,10 +99,16 @@ impl WatchedClock {
     pub fn new(clock: Box<dyn Clock>, stepped: bool) -> Result<Self, &'static str> {
         let last = clock.read().ok_or("the clock cannot be read")?;
         let state = State { last, offset_ms: offset(last), slewed_to_boot_ms: last.boot_ms, stepped };
-        let (boot_id, boot_base_ms) = match boot_id() {
+        let (boot_id, boot_base_ms) = match boot::id() {
             Some(id) => (id, 0),
             // Then this start counts as a boot, which lengthens locks and never shortens one.
-            None => (BootId(random_id()?), last.boot_ms),
+            None => {
+                tracing::warn!(
+                    "the boot id cannot be read: locks that are open begin anew, as after a reboot (/proc, or {})",
+                    boot::VARIABLE
+                );
+                (BootId(random_id()?), last.boot_ms)
+            }
         };
         let run = RunId(random_id()?);
         Ok(Self {
@@ -174,13 +181,6 @@ impl State {
 
 fn offset(reading: Reading) -> i128 {
     i128::from(reading.unix_ms) - i128::from(reading.boot_ms)
-}
-
-/// The kernel's boot id, where it may be read.
-fn boot_id() -> Option<BootId> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let bytes = data_encoding::HEXLOWER.decode(text.trim().replace('-', "").as_bytes()).ok()?;
-    bytes.try_into().ok().map(BootId)
 }
 
 fn random_id() -> Result<[u8; 16], &'static str> {

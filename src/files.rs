@@ -5,9 +5,10 @@
 //! the same folder stays out of its reach.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ impl Files {
     /// What the system says; `NotFound` too for a file that was not handed over.
     pub fn read(&self, path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
         match self {
-            Self::Disk => whole(&File::open(path)?),
+            Self::Disk => whole(&regular(path)?),
             Self::Handed(files) => match files.get(path) {
                 Some(Ok(file)) => {
                     let mut file = file;
@@ -76,7 +77,7 @@ impl Files {
 pub fn open<'p>(paths: impl IntoIterator<Item = &'p Path>) -> (Vec<Opened>, Vec<File>) {
     let (mut opened, mut files) = (Vec::new(), Vec::new());
     for path in paths {
-        let errno = match File::open(path) {
+        let errno = match regular(path) {
             Ok(file) => {
                 files.push(file);
                 None
@@ -86,6 +87,15 @@ pub fn open<'p>(paths: impl IntoIterator<Item = &'p Path>) -> (Vec<Opened>, Vec<
         opened.push(Opened { path: path.to_owned(), errno });
     }
     (opened, files)
+}
+
+/// Waits for nobody: a pipe that somebody put in the place of a file would have the supervisor wait for its writer.
+fn regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::from_raw_os_error(nix::libc::EINVAL)),
+    }
 }
 
 /// With room for all of it from the beginning: a buffer that grows leaves copies behind.
@@ -117,6 +127,9 @@ mod tests {
         assert_eq!(*Files::Disk.read(&there).unwrap(), b"second");
         assert_eq!(handed.read(&missing).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(handed.read(Path::new("/etc/passwd")).is_err(), "nobody opened it");
+        let pipe = folder.join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Files::Disk.read(&pipe).is_err() && open([pipe.as_path(), &folder]).1.is_empty());
         let without = Files::handed(opened, []);
         assert_eq!(without.read(&there).unwrap_err().raw_os_error(), Some(nix::libc::EMFILE));
         std::fs::remove_dir_all(folder).unwrap();

@@ -9,8 +9,8 @@
 //! # The map
 //!
 //! ```text
-//! domain, files, sandbox  <-  clock, lifeline, metrics  <-  hsm, store  <-  tls, service  <-  api  <-  server  <-  ops, control_socket  <-  front
-//! custodian knows only `domain`, `secret`, `sandbox`, `hsm::messages` and `control`
+//! domain, boot, files, sandbox  <-  clock, lifeline, metrics  <-  hsm, store  <-  tls, service  <-  api  <-  server  <-  ops, control_socket  <-  front
+//! custodian knows only `domain`, `boot`, `secret`, `sandbox`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean; systemd is whom it tells
 //! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian, operator
 //! makes root the service's user for them; first_run is what `init` does without a configuration
@@ -23,6 +23,7 @@
 pub mod api;
 pub mod audit;
 pub mod backup;
+pub mod boot;
 pub mod check;
 pub mod cli;
 pub mod clock;

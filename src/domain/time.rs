@@ -30,6 +30,14 @@ pub fn parse_rfc3339(text: &str) -> Option<u64> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootId(pub [u8; 16]);
 
+impl BootId {
+    /// 32 hexadecimal digits, in groups or not.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = data_encoding::HEXLOWER.decode(text.trim().replace('-', "").as_bytes()).ok()?;
+        bytes.try_into().ok().map(Self)
+    }
+}
+
 /// One run of the appliance: random, another with each start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunId(pub [u8; 16]);

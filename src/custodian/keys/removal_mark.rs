@@ -3,6 +3,7 @@
 use std::fs;
 use std::process;
 
+use data_encoding::HEXLOWER;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -10,14 +11,13 @@ use nix::unistd::Pid;
 use super::super::pkcs11::{Object, Pkcs11Error, Session};
 use super::super::since_1970;
 use super::KeyName;
+use crate::boot;
+use crate::domain::time::BootId;
 
 /// How the value of such a mark begins. The mark of who makes a key has a random value.
 const PREFIX: &[u8] = b"removal\0";
 /// How long a removal takes at most, and how far clocks of hosts may differ.
 pub(super) const REMOVAL_MAX_S: u64 = 60;
-
-/// How long a boot id is: 32 digits in 5 groups.
-const UUID_LENGTH: usize = 36;
 
 /// What such a mark says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,13 +88,9 @@ impl RemovalMark {
 
 impl Maker {
     fn this() -> Option<Self> {
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        // A sandbox may put nothing in its place, and would make all machines one.
-        if boot_id.trim().len() != UUID_LENGTH {
-            return None;
-        }
+        let BootId(boot_id) = boot::id()?;
         let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
-        let place = format!("{} {}", boot_id.trim(), namespace.to_str()?);
+        let place = format!("{} {}", HEXLOWER.encode(&boot_id), namespace.to_str()?);
         Some(Self { place, pid: i32::try_from(process::id()).ok()? })
     }
 
