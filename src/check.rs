@@ -22,9 +22,11 @@ use crate::Ending;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, HsmConfig};
 use crate::files::Files;
+use crate::hsm::Hsm;
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
 use crate::offline::QUIET;
 use crate::sandbox::Enforced;
+use crate::tls::{HsmCertificate, no_such_key};
 use crate::{init, operator, server, supervisor, trust};
 
 const DAY_S: u64 = 24 * 60 * 60;
@@ -75,7 +77,7 @@ pub fn run(path: &Path) -> Ending {
 
     files::check(&config, path, is_root, &mut report);
     store::check(&config, &mut report);
-    certificates(&config, &handed, &mut report)?;
+    let in_hsm = certificates(&config, &handed, &mut report)?;
     clock::check(&config, &mut report);
     listeners::check(&config, &mut report);
     let enforced = Enforced::tried();
@@ -83,15 +85,23 @@ pub fn run(path: &Path) -> Ending {
     for missing in enforced.missing() {
         report.note(format_args!("sandbox: {missing}"));
     }
-    tokens(&config, &mut report);
+    tokens(&config, in_hsm, &mut report);
     if report.wrong > 0 { Err(None) } else { Ok(()) }
 }
 
-fn certificates(config: &Config, files: &Files, report: &mut Report) -> Ending {
+/// Those of the server whose key is in the HSM.
+fn certificates(
+    config: &Config,
+    files: &Files,
+    report: &mut Report,
+) -> Result<Vec<HsmCertificate>, Option<String>> {
     let now = SystemClock.read().ok_or_else(|| "the clock cannot be read".to_owned())?;
-    match server::Identities::load(config, files) {
+    let mut in_hsm = Vec::new();
+    // Nobody shakes hands here.
+    match server::Identities::load(config, files, &Hsm::none()) {
         Err(error) => report.wrong(format_args!("{error}")),
         Ok(identities) => {
+            in_hsm = identities.in_hsm;
             for (what, ends_unix_s) in [
                 ("the server's certificate", identities.certificate_ends_unix_s),
                 ("client authorities", identities.client_ca_ends_unix_s),
@@ -120,15 +130,18 @@ fn certificates(config: &Config, files: &Files, report: &mut Report) -> Ending {
         }
         (Ok(_), None) => report.ok(format_args!("signers: no trust anchors, so no certificate chains")),
     }
-    Ok(())
+    Ok(in_hsm)
 }
 
-/// Each logs in once: no PIN is tried a second time.
-fn tokens(config: &Config, report: &mut Report) {
+/// Each logs in once: no PIN is tried a second time. `certified`: certificates whose key has to be in one of them.
+fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Report) {
+    let mut all_are_here = true;
     let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
     for mut token in config.hsm.tokens() {
         token.environment.insert(QUIET.to_owned(), "1".to_owned());
-        let Hello { token, shared, .. } = match hello(&token) {
+        let hello = hello(&token);
+        all_are_here &= hello.is_ok();
+        let Hello { token, shared, tls, .. } = match hello {
             Ok(hello) => hello,
             Err(Some(reason)) => {
                 report.wrong(format_args!("{reason}"));
@@ -142,6 +155,13 @@ fn tokens(config: &Config, report: &mut Report) {
         };
         report.ok(format_args!("HSM: {token}: logged in, keys as they must be"));
         report.ok(format_args!("HSM: {token}: has the mechanisms, and does what it must be able to do"));
+        certified.retain(|HsmCertificate { path, key }| {
+            let is_here = tls.contains(key);
+            if is_here {
+                report.ok(format_args!("{}: its key is in this token", path.display()));
+            }
+            !is_here
+        });
         for (kind, version, check) in shared {
             let (first, of) = known.entry((kind, version)).or_insert_with(|| (check, token.clone()));
             if *first != check {
@@ -149,6 +169,10 @@ fn tokens(config: &Config, report: &mut Report) {
                 report.wrong(format_args!("token {token} has another key {name} than token {of}"));
             }
         }
+    }
+    // One that could not be asked may have it.
+    for missing in certified.iter().filter(|_| all_are_here) {
+        report.wrong(format_args!("{}", no_such_key(&missing.path)));
     }
 }
 

@@ -7,11 +7,13 @@
 mod anchor;
 mod attempts;
 mod attest;
+pub mod certificate_request;
 mod check_values;
 mod checks;
 mod codes;
 mod connection;
 mod frames;
+mod handshakes;
 mod hashes;
 mod imports;
 mod key_making;
@@ -286,7 +288,13 @@ fn serve(
     let (build_id, token) = (BUILD_ID.to_owned(), connection.description().to_owned());
     if !write_frame(
         &mut peer,
-        &Greeting::Up(Hello { build_id, token, newest: told.clone(), shared: connection.key_checks() }),
+        &Greeting::Up(Hello {
+            build_id,
+            token,
+            newest: told.clone(),
+            shared: connection.key_checks(),
+            tls: connection.tls_keys(),
+        }),
     )? {
         return Ok(ExitCode::SUCCESS);
     }

@@ -13,6 +13,7 @@ pub mod certificate;
 pub mod checkpoint;
 pub mod credential;
 pub mod enc;
+pub mod handshake;
 pub mod id;
 pub mod idempotency;
 pub mod json;

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,17 +142,17 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
     let Handed { start, config, files, api_socket, ops_socket, lock } = handed;
     // Held to the last moment in which this process could write.
     let _lock = lock;
-    let identities = Identities::load(&config, &files).map_err(|e| e.to_string())?;
-    let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
-    drop(files);
-    let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
-    let (clock, accepted) = open_clock(&start, &store).await?;
-    let clock = Arc::new(clock);
     let (events, custodian_events) = mpsc::unbounded_channel();
     let keeping = (config.hsm.custody, config.hsm.resident_capacity);
     let custodians: Vec<_> = config.hsm.tokens().iter().map(|token| token.custodians).collect();
     let hsm = Hsm::new(&custodians, keeping, events);
     hsm.name_tokens(config.hsm.token_names());
+    let identities = Identities::load(&config, &files, &hsm).map_err(|e| e.to_string())?;
+    let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
+    drop(files);
+    let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
+    let (clock, accepted) = open_clock(&start, &store).await?;
+    let clock = Arc::new(clock);
     // What has entries has a token, with keys.
     hsm.is_served(store.left().0.size > 0);
     let policies = Policies {
@@ -208,6 +208,11 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
         _ = drained.wait_for(|drain| *drain) => return Ok(()),
         () = store.failed() => return Err(STORE_FAILED.to_owned()),
         ended = &mut control => return Err(control_ended(ended)),
+    }
+    if let Some(reason) = with_known_keys(&hsm, server.identities.borrow().clone()).await {
+        // What has begun ends in order: nothing was answered.
+        service.end().await;
+        return Err(reason);
     }
     let mut upkeep = JoinSet::new();
     // Before anybody is told that it is ready: an operator may come at once.
@@ -310,10 +315,12 @@ async fn listen(
     hsm: Hsm,
     server: Arc<Server>,
     service: Arc<Service>,
-    config: std::path::PathBuf,
+    config: PathBuf,
     (drain, mut is_checked): (watch::Sender<bool>, watch::Receiver<bool>),
 ) -> Result<(), String> {
     let (mut ready, voice) = (false, channel.voice());
+    let (reload, reloads) = mpsc::unbounded_channel();
+    tokio::spawn(reload_each(reloads, (server, service, hsm.clone()), config, channel.voice()));
     loop {
         tokio::select! {
             received = channel.receive() => match received? {
@@ -334,8 +341,8 @@ async fn listen(
                     hsm.not_started(slot, generation, &reason);
                 }
                 Some((ToFront::Reload(opened), descriptors)) => {
-                    reload(&server, &service, &config, &Files::handed(opened, descriptors));
-                    voice.send(&ToSupervisor::Reloaded);
+                    // Custodians are adopted meanwhile, which it may wait for.
+                    let _ = reload.send(Files::handed(opened, descriptors));
                 }
                 Some((ToFront::Drain, _)) => {
                     tracing::info!("draining");
@@ -353,18 +360,46 @@ async fn listen(
     }
 }
 
+/// One after the other, in the order in which they were asked for.
+async fn reload_each(
+    mut asked: mpsc::UnboundedReceiver<Files>,
+    (server, service, hsm): (Arc<Server>, Arc<Service>, Hsm),
+    config: PathBuf,
+    voice: Voice,
+) {
+    while let Some(files) = asked.recv().await {
+        reload((&server, &service, &hsm), &config, &files).await;
+        voice.send(&ToSupervisor::Reloaded);
+    }
+}
+
+/// Why these certificates cannot be served: the key of one is in no token. Of keys that nobody has told of the tokens are
+/// asked first.
+async fn with_known_keys(hsm: &Hsm, identities: Arc<Identities>) -> Option<String> {
+    identities.misfit(hsm)?;
+    hsm.ask_for_tls().await;
+    identities.misfit(hsm)
+}
+
 /// New connections begin with the new files, and signers' certificates are held against them; a configuration
 /// that is wrong changes nothing.
-fn reload(server: &Server, service: &Service, path: &Path, files: &Files) {
+async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: &Path, files: &Files) {
     let load = || {
         let config = Config::load_from(path, files).map_err(|e| e.to_string())?;
-        let identities = Identities::load(&config, files).map_err(|e| e.to_string())?;
+        let identities = Identities::load(&config, files, hsm).map_err(|e| e.to_string())?;
         let trust = trust::load(&config.signers, files).map_err(|e| e.to_string())?;
-        Ok::<_, String>((identities, trust))
+        Ok::<_, String>((Arc::new(identities), trust))
     };
-    match load() {
+    let loaded = match load() {
+        Ok((identities, trust)) => match with_known_keys(hsm, identities.clone()).await {
+            None => Ok((identities, trust)),
+            Some(reason) => Err(reason),
+        },
+        Err(reason) => Err(reason),
+    };
+    match loaded {
         Ok((identities, trust)) => {
-            server.identities.send_replace(Arc::new(identities));
+            server.identities.send_replace(identities);
             service.reload(trust);
             tracing::info!("certificates, revocation lists and clients reloaded");
         }

@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::domain::credential::{Keeping, ObjectId};
 use crate::domain::row::RowKey;
+use crate::domain::signer::PublicKey;
 use crate::domain::system_key::NewestKeys;
 use crate::metrics::{HsmMetrics, Operation};
 use asking::{Route, Way};
@@ -36,6 +37,7 @@ mod asking;
 mod calls;
 mod changes;
 mod connection;
+mod handshakes;
 mod imports;
 pub mod messages;
 mod residents;
@@ -44,6 +46,7 @@ mod start;
 mod state;
 
 pub use calls::{NewSecret, RollingChecked};
+pub use handshakes::KeyPlace;
 pub use messages::CustodianEvent;
 pub use residents::{Claim, Swept};
 
@@ -125,6 +128,8 @@ struct Inner {
     shared: Mutex<SharedKeys>,
     /// What an operator calls the tokens.
     names: OnceLock<Vec<String>>,
+    /// Turns of those who have a handshake signed.
+    signing: Semaphore,
 }
 
 impl Inner {
@@ -150,6 +155,8 @@ struct Token {
     writer: AtomicU64,
     changes: Arc<Changes>,
     starts: Starts,
+    /// The public halves of its `tls` keys, as its custodians told.
+    tls: Mutex<Vec<PublicKey>>,
 }
 
 /// One that is up.
@@ -188,7 +195,7 @@ impl Hsm {
                 let slots = end..end.saturating_add(usize::from(*count));
                 end = slots.end;
                 let (writer, changes, starts) = (AtomicU64::new(0), Arc::default(), Starts::default());
-                Token { slots, writer, changes, starts }
+                Token { slots, writer, changes, starts, tls: Mutex::default() }
             })
             .collect();
         let custodians = u16::try_from(end).unwrap_or(u16::MAX);
@@ -211,8 +218,14 @@ impl Hsm {
                 newest: Mutex::default(),
                 shared: Mutex::default(),
                 names: OnceLock::new(),
+                signing: Semaphore::new(end.max(1)),
             }),
         }
+    }
+
+    /// One that asks nobody: of an HSM that is not there.
+    pub fn none() -> Self {
+        Self::new(&[], (Keeping::Wrapped, 0), mpsc::unbounded_channel().0)
     }
 
     /// How many custodians there are to be.

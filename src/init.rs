@@ -57,7 +57,7 @@ fn setup(hsm: &HsmConfig, so_pin_file: Option<PathBuf>) -> Setup {
         false => Vec::new(),
     };
     let so_pin_handed = so_pin_file.as_ref().is_some_and(|path| hsm.opened.contains_key(path));
-    Setup { boot, needed, so_pin_file, so_pin_handed, token_only: false }
+    Setup { boot, needed, so_pin_file, so_pin_handed, token_only: false, serves_tls: hsm.serves_tls }
 }
 
 fn set_up(setup: &Setup, hsm: &HsmConfig, output: Stdio) -> Ending {

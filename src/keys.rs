@@ -11,6 +11,7 @@ use crate::Ending;
 use crate::clock::{SystemClock, WatchedClock};
 use crate::config::{Config, DEFAULT_PATH, HsmConfig};
 use crate::control_socket;
+use crate::custodian::certificate_request::{CertificateWish, CommonName, ServerName};
 use crate::custodian::key_task::{KeyDescription, KeyTask, KeyTaskDone, KeyWork};
 use crate::domain::audit::Event;
 use crate::domain::checkpoint::Note;
@@ -23,6 +24,7 @@ use crate::service::at_rest::AtRest;
 use crate::store::Store;
 use crate::store::usage::{key_usage, rotations};
 use crate::supervisor;
+use crate::tls::{self, HsmCertificate};
 
 mod births;
 mod plan;
@@ -48,7 +50,7 @@ pub enum Command {
     },
     /// Make the next version of a key, and have a running service use it.
     Rotate {
-        /// kek, row, data, attest, audit or import.
+        /// kek, row, data, attest, audit, import or tls, of which this makes the first one too.
         #[arg(value_parser = parse_kind)]
         kind: KeyKind,
         /// The configuration file.
@@ -63,7 +65,7 @@ pub enum Command {
     },
     /// Destroy a version that nothing needs any more, while the service is stopped.
     Retire {
-        /// kek, row, data, attest, audit or import.
+        /// kek, row, data, attest, audit, import or tls.
         #[arg(value_parser = parse_kind)]
         kind: KeyKind,
         /// The version, such as 1.
@@ -72,6 +74,23 @@ pub enum Command {
         #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// Print a request for a certificate (PKCS#10, PEM) for the newest tls key, to be given to an authority. May be run at any
+    /// time.
+    Csr {
+        /// The configuration file.
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+        /// A DNS name or an address that clients use; may be given several times. Without it: those of the first certificate
+        /// of server.certificate, if there is one.
+        #[arg(long = "name", value_name = "DNS-OR-IP", value_parser = parse_name)]
+        names: Vec<ServerName>,
+        /// The common name of the subject. Without it: the first name, if it is short enough.
+        #[arg(long, value_name = "CN", value_parser = parse_common_name)]
+        subject: Option<CommonName>,
+        /// Of several tokens the one whose key it is about, by its label. Without it: a request for each.
+        #[arg(long, value_name = "LABEL")]
+        token: Option<String>,
+    },
 }
 
 fn parse_kind(text: &str) -> Result<KeyKind, String> {
@@ -79,6 +98,14 @@ fn parse_kind(text: &str) -> Result<KeyKind, String> {
         let all: Vec<_> = KeyKind::ALL.into_iter().map(KeyKind::name).collect();
         format!("must be one of {}", all.join(", "))
     })
+}
+
+fn parse_name(text: &str) -> Result<ServerName, String> {
+    ServerName::parse(text).ok_or_else(|| "must be a DNS name in ASCII, or an address".to_owned())
+}
+
+fn parse_common_name(text: &str) -> Result<CommonName, &'static str> {
+    CommonName::try_from(text.to_owned())
 }
 
 /// Runs it.
@@ -91,6 +118,9 @@ pub fn run(command: Command) -> Ending {
         Command::Rotate { kind, config } => rotate(&operator::load(&config)?, kind),
         Command::Rewrap { config } => rewrapping::run(&operator::load(&config)?.store.path),
         Command::Retire { kind, version, config } => retire(&operator::load(&config)?, kind, version),
+        Command::Csr { config, names, subject, token } => {
+            csr(&operator::load(&config)?, names, subject, token.as_deref())
+        }
     }
 }
 
@@ -119,7 +149,7 @@ pub fn init(config: &Config, so_pin_files: &[PathBuf]) -> Ending {
     }
     // A service that was started without these tokens takes no keys that are in several.
     let stopped = || supervisor::lock(store).map_err(|reason| Some(format!("{reason}: stop it first")));
-    if let Some((born, stopped)) = births::complete(&tokens, stopped)?
+    if let Some((born, stopped)) = births::complete(&tokens, config.hsm.serves_tls, stopped)?
         && store.exists()
     {
         announce(config, &born, Some(stopped))?;
@@ -168,7 +198,9 @@ fn list(config: &Config, json: bool) -> Ending {
         finished.map(|key| (key.kind, key.version)).collect()
     };
     let finished: Vec<_> = keys.iter().map(|(_, keys)| finished(keys)).collect();
-    let rows = table::rows(keys, &usage, &made);
+    // One that is not there yet, or cannot be read, uses none.
+    let certificates: Vec<_> = tls::hsm_certificates(&config.server).filter_map(Result::ok).collect();
+    let rows = table::rows(keys, (&usage, &made), &certificates);
     say(match json {
         true => serde_json::to_string_pretty(&rows).map_err(|e| e.to_string())?,
         false => table::text(&rows),
@@ -261,6 +293,9 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
     if !there.iter().any(has) {
         return Err(Some(format!("there is no key {name}")));
     }
+    if kind == KeyKind::Tls {
+        is_certified_no_more(config, &there, version)?;
+    }
     let rest = Rest::of(config)?;
     rest.is_known()?;
     if store.exists() {
@@ -282,6 +317,69 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
             KeyTaskDone::Retired => say(format!("token {}: key {name}: retired", token.name))?,
             _ => return Err(Some(WRONG_ANSWER.to_owned())),
         }
+    }
+    Ok(())
+}
+
+/// Whether no configured certificate is of this version of `tls`, in any token.
+fn is_certified_no_more(config: &Config, there: &[Vec<KeyDescription>], version: u16) -> Ending {
+    let name = format!("hsm-authd/{}/v{version}", KeyKind::Tls);
+    for certificate in tls::hsm_certificates(&config.server) {
+        let HsmCertificate { path, key } =
+            certificate.map_err(|error| format!("{error}; nobody knows whether it is of {name}"))?;
+        let is_it = |held: &KeyDescription| {
+            (held.kind, held.version, &held.public) == (KeyKind::Tls, version, &Some(key.clone()))
+        };
+        if there.iter().flatten().any(is_it) {
+            return Err(Some(format!(
+                "{}: the certificate is of {name}: put one of a newer key in its place first (`hsm-authd keys csr`)",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Prints a request for a certificate of each token's newest `tls` key, or of one token's.
+fn csr(config: &Config, names: Vec<ServerName>, subject: Option<CommonName>, token: Option<&str>) -> Ending {
+    let names = match names.is_empty() {
+        false => names,
+        // What is in no certificate yet has to be said.
+        true => {
+            let known = tls::server_names(&config.server).unwrap_or_default();
+            known.iter().filter_map(|name| ServerName::parse(name)).collect()
+        }
+    };
+    let Some(first) = names.first() else {
+        return Err(Some(
+            "give --name: the certificate in server.certificate has no names, or is not there".to_owned(),
+        ));
+    };
+    let first = match first {
+        ServerName::Dns(name) => name.clone(),
+        ServerName::Ip(address) => address.to_string(),
+    };
+    let common_name = subject.or_else(|| CommonName::try_from(first).ok());
+    let wish = CertificateWish { common_name, names };
+    let tokens = Tokens::of(&config.hsm);
+    let asked: Vec<_> = tokens.0.iter().filter(|of| token.is_none_or(|label| of.name == label)).collect();
+    if asked.is_empty() {
+        let all: Vec<_> = tokens.0.iter().map(|token| token.name.as_str()).collect();
+        return Err(Some(format!("--token: there are {}", all.join(", "))));
+    }
+    // All of them first: of what fails nothing is printed.
+    let request =
+        |token: &&tokens::Token| match in_child(&token.hsm, KeyTask::RequestCertificate(wish.clone()))? {
+            KeyTaskDone::CertificateRequested(pem) => Ok(pem),
+            _ => Err(Some(WRONG_ANSWER.to_owned())),
+        };
+    let requests = asked.iter().map(request).collect::<Result<Vec<_>, Option<String>>>()?;
+    for (token, pem) in asked.iter().zip(&requests) {
+        if requests.len() > 1 {
+            // Around PEM there may be text (RFC 7468, section 2).
+            say(format!("token {}:", token.name))?;
+        }
+        say(pem.trim_end().to_owned())?;
     }
     Ok(())
 }

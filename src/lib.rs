@@ -9,7 +9,7 @@
 //! # The map
 //!
 //! ```text
-//! domain, files, sandbox  <-  clock, lifeline, metrics  <-  hsm, store  <-  service  <-  api  <-  server  <-  ops, control_socket  <-  front
+//! domain, files, sandbox  <-  clock, lifeline, metrics  <-  hsm, store  <-  tls, service  <-  api  <-  server  <-  ops, control_socket  <-  front
 //! custodian knows only `domain`, `secret`, `sandbox`, `hsm::messages` and `control`
 //! supervisor knows no more of the others than how to start them and what their ends mean; systemd is whom it tells
 //! init, check, dev, audit, keys, backup, restore, recover: commands over the above; offline is their custodian, operator

@@ -138,6 +138,9 @@ impl Ops {
         if !self.hsm.is_up() {
             return Err("no custodian is up yet; they are being started".into());
         }
+        if let Some(reason) = self.server.identities.borrow().keys_away(&self.hsm) {
+            return Err(reason.into());
+        }
         if self.store.has_failed() {
             return Err("the store does not know what it wrote".into());
         }

@@ -26,8 +26,9 @@ use tower::ServiceExt;
 use crate::api::Peer;
 use crate::config::{Config, Limits};
 use crate::files::Files;
+use crate::hsm::{Hsm, KeyPlace};
 use crate::metrics::{ConnectionMetrics, Ended, Held};
-use crate::tls::{self, Clients, TlsError};
+use crate::tls::{self, Clients, HsmCertificate, TlsError};
 use activity::Activity;
 use handshakes::Handshakes;
 use shares::Shares;
@@ -61,7 +62,9 @@ pub struct Identities {
     acceptor: TlsAcceptor,
     verifier: Arc<dyn ClientCertVerifier>,
     clients: Clients,
-    /// When the first certificate of the server's chain expires, seconds since 1970; `None`: not readable.
+    /// The server's certificates whose keys are in the HSM; empty: its key is in a file.
+    pub in_hsm: Vec<HsmCertificate>,
+    /// When the first certificate of the server's chains expires, seconds since 1970; `None`: one is not readable.
     pub certificate_ends_unix_s: Option<u64>,
     /// The same of the client authorities.
     pub client_ca_ends_unix_s: Option<u64>,
@@ -70,20 +73,39 @@ pub struct Identities {
 }
 
 impl Identities {
-    /// Certificates and clients as the configuration says.
+    /// Certificates and clients as the configuration says. Without a key file `hsm` signs: whether it has the keys is for
+    /// [`Identities::misfit`].
     ///
     /// # Errors
     /// [`TlsError`], in words an operator can act on.
-    pub fn load(config: &Config, files: &Files) -> Result<Self, TlsError> {
-        let listener = tls::listener(&config.server, files)?;
+    pub fn load(config: &Config, files: &Files, hsm: &Hsm) -> Result<Self, TlsError> {
+        let listener = tls::listener(&config.server, files, hsm)?;
         Ok(Self {
             acceptor: TlsAcceptor::from(listener.config),
             verifier: listener.verifier,
             clients: Clients::new(&config.clients),
+            in_hsm: listener.in_hsm,
             certificate_ends_unix_s: listener.certificate_ends_unix_s,
             client_ca_ends_unix_s: listener.client_ca_ends_unix_s,
             client_crls_end_unix_s: listener.client_crls_end_unix_s,
         })
+    }
+
+    /// A certificate whose key is in no token, in a line for the operator; `None`: there is none, as far as the tokens that
+    /// are up can tell.
+    pub fn misfit(&self, hsm: &Hsm) -> Option<String> {
+        let of = self.in_hsm.iter().find(|of| hsm.tls_place(&of.key) == KeyPlace::Nowhere)?;
+        Some(tls::no_such_key(&of.path))
+    }
+
+    /// Why nobody can shake hands although the HSM is there, in a line for the operator.
+    pub fn keys_away(&self, hsm: &Hsm) -> Option<String> {
+        let is_here = |of: &HsmCertificate| hsm.tls_place(&of.key) == KeyPlace::Here;
+        if self.in_hsm.is_empty() || self.in_hsm.iter().any(is_here) {
+            return None;
+        }
+        let away = "the server's key is in a token that is away: no connection can be made until it is back";
+        Some(self.misfit(hsm).unwrap_or_else(|| away.to_owned()))
     }
 
     /// Whose a certificate is that a client showed, with the authorities that it sent behind it.

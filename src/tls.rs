@@ -4,9 +4,11 @@
 //! a resumed session brings back the certificate of the first handshake without looking at it again,
 //! so it would outlive an expiry, a revocation or a change of `client_ca`.
 
+mod hsm_key;
 mod identity;
 
 use std::cmp::Reverse;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,10 +22,15 @@ use rustls::{RootCertStore, ServerConfig};
 use x509_cert::Certificate;
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::config::Server;
-use crate::domain::certificate::Trust;
+use crate::domain::certificate::{Trust, key_of};
+use crate::domain::signer::PublicKey;
 use crate::files::Files;
+use crate::hsm::Hsm;
+use hsm_key::{Certificates, HsmKey};
 
 pub use identity::{Client, Clients};
 
@@ -51,7 +58,16 @@ pub enum TlsError {
 /// [`TlsError::File`] if a file cannot be read, holds no certificate or key, or if the key is not the
 /// certificate's.
 pub fn server_config(server: &Server) -> Result<Arc<ServerConfig>, TlsError> {
-    listener(server, &Files::Disk).map(|listener| listener.config)
+    listener(server, &Files::Disk, &Hsm::none()).map(|listener| listener.config)
+}
+
+/// A certificate whose key is in the HSM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HsmCertificate {
+    /// The file as configured.
+    pub path: PathBuf,
+    /// The key that it is about.
+    pub key: PublicKey,
 }
 
 /// The listener's settings, and how long what they rest on lasts.
@@ -60,7 +76,9 @@ pub struct Listener {
     pub config: Arc<ServerConfig>,
     /// Whom they let in: also asked of connections that are open.
     pub verifier: Arc<dyn ClientCertVerifier>,
-    /// When the first certificate of the server's chain expires, seconds since 1970; `None`: not readable.
+    /// The server's certificates whose keys are in the HSM; empty: its key is in a file.
+    pub in_hsm: Vec<HsmCertificate>,
+    /// When the first certificate of the server's chains expires, seconds since 1970; `None`: one is not readable.
     pub certificate_ends_unix_s: Option<u64>,
     /// The same of the client authorities.
     pub client_ca_ends_unix_s: Option<u64>,
@@ -68,11 +86,11 @@ pub struct Listener {
     pub client_crls_end_unix_s: Option<u64>,
 }
 
-/// As [`server_config`], from `files`, with the ends of the certificates that were read.
+/// As [`server_config`], from `files`, with the ends of the certificates that were read. Without a key file `hsm` signs.
 ///
 /// # Errors
-/// As [`server_config`].
-pub fn listener(server: &Server, files: &Files) -> Result<Listener, TlsError> {
+/// As [`server_config`]. Whether the HSM has the key is not asked here: it may come later.
+pub fn listener(server: &Server, files: &Files, hsm: &Hsm) -> Result<Listener, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let client_ca = certificates(&server.client_ca, files)?;
     let client_ca_ends_unix_s = first_end(&client_ca);
@@ -85,25 +103,99 @@ pub fn listener(server: &Server, files: &Files) -> Result<Listener, TlsError> {
         .enforce_revocation_expiration()
         .build()
         .map_err(|e| file_error(&server.client_ca, e.to_string()))?;
-    // The key in the HSM is not built yet.
-    let (Some(certificate), Some(key)) = (server.certificates.iter().next(), &server.key) else {
-        return Err(TlsError::Settings(rustls::Error::General("server.key is missing".to_owned())));
-    };
-    let chain = certificates(certificate, files)?;
-    let certificate_ends_unix_s = first_end(&chain);
-    let private = private_key(key, files)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
+    let chains = server.certificates.iter().map(|path| Ok((path, certificates(path, files)?)));
+    let chains = chains.collect::<Result<Vec<_>, TlsError>>()?;
+    let ends = chains.iter().map(|(_, chain)| first_end(chain)).collect::<Option<Vec<u64>>>();
+    let certificate_ends_unix_s = ends.and_then(|ends| ends.into_iter().min());
+    let settings = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(verifier.clone())
-        .with_single_cert(chain, private)
-        .map_err(|e| pair_error(certificate, key, &e))?;
+        .with_client_cert_verifier(verifier.clone());
+    let (mut config, in_hsm) = match &server.key {
+        Some(key) => {
+            let private = private_key(key, files)?;
+            // The configuration has one.
+            let (certificate, chain) = chains.into_iter().next().unwrap_or((key, Vec::new()));
+            let config = settings.with_single_cert(chain, private);
+            (config.map_err(|e| pair_error(certificate, key, &e))?, Vec::new())
+        }
+        None => {
+            let certified = chains.into_iter().map(|(path, chain)| certified(path, chain, hsm));
+            let (certificates, in_hsm) =
+                certified.collect::<Result<Vec<_>, _>>()?.into_iter().unzip::<_, _, Vec<_>, _>();
+            (settings.with_cert_resolver(Arc::new(Certificates::new(certificates, hsm))), in_hsm)
+        }
+    };
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     // Early data can be replayed by whoever recorded it (RFC 8446 section 8).
     config.max_early_data_size = 0;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let config = Arc::new(config);
-    Ok(Listener { config, verifier, certificate_ends_unix_s, client_ca_ends_unix_s, client_crls_end_unix_s })
+    Ok(Listener {
+        config,
+        verifier,
+        in_hsm,
+        certificate_ends_unix_s,
+        client_ca_ends_unix_s,
+        client_crls_end_unix_s,
+    })
+}
+
+/// A chain whose key is in the HSM.
+fn certified(
+    path: &Path,
+    chain: Vec<CertificateDer<'static>>,
+    hsm: &Hsm,
+) -> Result<(HsmKey, HsmCertificate), TlsError> {
+    let key = key_in(path, &chain)?;
+    let certified = HsmKey::new(chain, key.clone(), hsm)
+        .map_err(|e| file_error(path, format!("no usable certificate: {e}")))?;
+    Ok((certified, HsmCertificate { path: path.to_owned(), key }))
+}
+
+/// The key that a chain's first certificate is about, of a kind that the HSM has for it.
+fn key_in(path: &Path, chain: &[CertificateDer<'_>]) -> Result<PublicKey, TlsError> {
+    let own = chain.first().map(|own| key_of(own));
+    match own {
+        Some(Ok(key @ PublicKey::P256(_))) => Ok(key),
+        _ => Err(file_error(
+            path,
+            "no usable certificate: without server.key its key is in the HSM, and on P-256; have one issued for what \
+             `hsm-authd keys csr` asks"
+                .into(),
+        )),
+    }
+}
+
+/// The server's certificates whose keys are in the HSM, read from the disk; none if its key is in a file. Each, or
+/// [`TlsError::File`] where it cannot be read, or its key is none that the HSM could have.
+pub fn hsm_certificates(server: &Server) -> impl Iterator<Item = Result<HsmCertificate, TlsError>> {
+    server.certificates.iter().filter(|_| server.key.is_none()).map(|path| {
+        let key = key_in(path, &certificates(path, &Files::Disk)?)?;
+        Ok(HsmCertificate { path: path.clone(), key })
+    })
+}
+
+/// The DNS names and addresses in the first of the server's certificates, whatever its key is.
+///
+/// # Errors
+/// [`TlsError::File`]: it cannot be read.
+pub fn server_names(server: &Server) -> Result<Vec<String>, TlsError> {
+    let Some(path) = server.certificates.iter().next() else { return Ok(Vec::new()) };
+    let unreadable = || file_error(path, "no usable certificate".into());
+    let chain = certificates(path, &Files::Disk)?;
+    let own = chain.first().and_then(|own| Certificate::from_der(own).ok()).ok_or_else(unreadable)?;
+    let names = own.tbs_certificate().get_extension::<SubjectAltName>().map_err(|_| unreadable())?;
+    let name = |name: &GeneralName| match name {
+        GeneralName::DnsName(name) => Some(name.to_string()),
+        GeneralName::IpAddress(address) => {
+            let four = <[u8; 4]>::try_from(address.as_bytes()).map(IpAddr::from);
+            let sixteen = || <[u8; 16]>::try_from(address.as_bytes()).map(IpAddr::from);
+            four.or_else(|_| sixteen()).ok().map(|address| address.to_string())
+        }
+        _ => None,
+    };
+    Ok(names.iter().flat_map(|(_, SubjectAltName(names))| names).filter_map(name).collect())
 }
 
 struct RevocationLists {
@@ -169,6 +261,15 @@ fn private_key(path: &Path, files: &Files) -> Result<PrivateKeyDer<'static>, Tls
         .map_err(pem::Error::Io)
         .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
         .map_err(|e| file_error(path, pem_reason(e, "unencrypted private key")))
+}
+
+/// What an operator does whose certificate is not of a key in the HSM.
+pub fn no_such_key(certificate: &Path) -> String {
+    format!(
+        "{}: its key is in no token: have a certificate issued for what `hsm-authd keys csr` asks, or name the file of its \
+         key in server.key",
+        certificate.display()
+    )
 }
 
 /// Says what is wrong with a PEM file without quoting it: it may hold a key.

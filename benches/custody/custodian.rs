@@ -66,6 +66,7 @@ impl Folder {
             so_pin_file: Some(folder.path.join("so-pin")),
             so_pin_handed: false,
             token_only: false,
+            serves_tls: false,
         };
         let mut child = folder
             .command("token-setup")

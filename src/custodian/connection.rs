@@ -11,6 +11,7 @@ use super::pkcs11::{Module, Session, Token};
 use super::residents::Residents;
 use super::staleness::Staleness;
 use super::{StartFailure, find_token, load_module, login, probe, read_pin};
+use crate::domain::signer::PublicKey;
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::messages::{Boot, DownCause, Failure, Fault, KeyCheck, Remedy, Request, Response, Step};
 
@@ -129,6 +130,11 @@ impl Connection {
     /// A check value of each version of the keys that tokens share.
     pub fn key_checks(&self) -> Vec<(KeyKind, u16, KeyCheck)> {
         self.operations.keys.checks().to_vec()
+    }
+
+    /// The public halves of its `tls` keys.
+    pub fn tls_keys(&self) -> Vec<PublicKey> {
+        self.operations.tls_keys()
     }
 
     /// Looks for keys that others know of and that are not known here.

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use super::attempts::{may_log_in, pin_file};
+use super::certificate_request::{CertificateWish, request_certificate};
 use super::check_values::{check_value, of_public};
 use super::key_making::make_key;
 use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
@@ -36,10 +37,12 @@ pub enum KeyTask {
     List,
     /// Makes the next version. -> [`KeyTaskDone::Rotated`]
     Rotate(Kind),
-    /// Destroys an old version; of a pair that signs, its public half stays to verify. -> [`KeyTaskDone::Retired`]
+    /// Destroys an old version; of `attest` and `audit` the public half stays to verify. -> [`KeyTaskDone::Retired`]
     Retire(Kind, u16),
     /// A step of what is done in several tokens at once. -> [`KeyTaskDone::Shared`]
     Shared(SharedTask),
+    /// Asks an authority for a certificate for the newest `tls` key. -> [`KeyTaskDone::CertificateRequested`]
+    RequestCertificate(CertificateWish),
 }
 
 /// What came of it.
@@ -53,6 +56,8 @@ pub enum KeyTaskDone {
     Retired,
     /// To [`KeyTask::Shared`].
     Shared(SharedDone),
+    /// To [`KeyTask::RequestCertificate`]: PKCS#10, PEM.
+    CertificateRequested(String),
 }
 
 /// A system key as the HSM reports it.
@@ -72,6 +77,8 @@ pub struct KeyDescription {
     pub algorithm: String,
     /// Three bytes in hex that differ for another key.
     pub check_value: String,
+    /// Of a whole pair that signs: what verifies.
+    pub public: Option<PublicKey>,
     /// Its objects, each with its attributes by name.
     pub objects: Vec<Vec<(String, String)>>,
 }
@@ -117,6 +124,9 @@ fn do_task(work: &KeyWork, handed: Option<OwnedFd>) -> Result<KeyTaskDone, Start
             retire(&session, &work.boot, KeyName { kind, version })?;
             Ok(KeyTaskDone::Retired)
         }
+        KeyTask::RequestCertificate(wish) => {
+            request_certificate(&session, label, &wish).map(KeyTaskDone::CertificateRequested)
+        }
         KeyTask::Shared(task) => shared_keys::step(&session, &work.boot, task).map(KeyTaskDone::Shared),
     }
 }
@@ -134,7 +144,13 @@ fn list(session: &Session) -> Result<Vec<KeyDescription>, KeyError> {
             Found::Pair { private, public } => vec![private, public],
         };
         let check_value = check_value(session, name.kind, key)?;
-        described.push(description(session, name, &objects, check_value, None)?);
+        let public = match (key, name.kind.form()) {
+            (Found::Pair { public, .. }, Form::Pair(PairForm::P256)) => Some(public),
+            _ => None,
+        };
+        let public = public.map(|public| session.public_half(public, PairForm::P256)).transpose()?;
+        let described_key = description(session, name, &objects, check_value, None)?;
+        described.push(KeyDescription { public, ..described_key });
     }
     for (name, public) in retired {
         let check_value = of_public(session, public, PairForm::P256)?;
@@ -171,6 +187,7 @@ fn description(
         label: retired.unwrap_or_else(|| name.to_string()),
         algorithm: algorithm.to_owned(),
         check_value,
+        public: None,
         objects: objects.collect::<Result<_, _>>()?,
     })
 }
@@ -180,7 +197,12 @@ fn rotate(session: &Session, boot: &Boot, kind: Kind) -> Result<u16, StartFailur
     // What an interrupted rotation left was never used.
     discard_unfinished(session, &boot.token_label, &mut io::sink())?;
     let there = survey(session).map_err(of_keys)?;
-    let newest = there.newest(kind).ok_or_else(|| of_keys(KeyError::Missing(kind)))?;
+    let newest = match there.newest(kind) {
+        Some(newest) => newest,
+        // Its first one.
+        None if kind.is_optional() => 0,
+        None => return Err(of_keys(KeyError::Missing(kind))),
+    };
     let kept = there.retired.keys().filter(|name| name.kind == kind).map(|name| name.version).max();
     let next = newest.max(kept.unwrap_or(0)).checked_add(1);
     let version =
@@ -224,13 +246,13 @@ fn retire(session: &Session, boot: &Boot, name: KeyName) -> Result<(), StartFail
 fn retire_pair(session: &Session, name: KeyName, private: Object, public: Object) -> Result<(), Pkcs11Error> {
     let Form::Pair(form) = name.kind.form() else { return Ok(()) };
     let mark = match session.public_half(public, form)? {
-        PublicKey::P256(key) => {
+        PublicKey::P256(key) if name.kind.is_published() => {
             // Before the pair goes: not every module makes a public key that nobody without a PIN could have made.
             let kept = session.keep_public_half(&key, &name.retired())?;
             session.check_retired(kept).inspect_err(|_| drop(session.destroy(kept)))?;
             None
         }
-        PublicKey::Rsa(_) => Some(session.mark(&name.mark())?),
+        _ => Some(session.mark(&name.mark())?),
     };
     session.destroy_named(private, &name.to_string())?;
     session.destroy_named(public, &name.to_string())?;

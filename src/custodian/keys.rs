@@ -105,6 +105,8 @@ pub struct Keys {
     attest: Versions<SigningKey>,
     audit: Versions<SigningKey>,
     import: Versions<ImportKey>,
+    /// There need not be one.
+    tls: BTreeMap<u16, SigningKey>,
     retired: BTreeMap<KeyName, PublishedKey>,
     /// Those of other tokens.
     peers: Vec<(Kind, PublishedKey)>,
@@ -140,6 +142,7 @@ struct Opened {
     attest: BTreeMap<u16, SigningKey>,
     audit: BTreeMap<u16, SigningKey>,
     import: BTreeMap<u16, ImportKey>,
+    tls: BTreeMap<u16, SigningKey>,
     retired: BTreeMap<KeyName, PublishedKey>,
     checks: Vec<(Kind, u16, KeyCheck)>,
 }
@@ -165,7 +168,11 @@ impl Opened {
                 self.import.insert(version, ImportKey::open(session, name, private, public)?);
             }
             (kind, Found::Pair { private, public }) => {
-                let signing = if kind == Kind::Audit { &mut self.audit } else { &mut self.attest };
+                let signing = match kind {
+                    Kind::Audit => &mut self.audit,
+                    Kind::Tls => &mut self.tls,
+                    _ => &mut self.attest,
+                };
                 signing.insert(version, SigningKey::open(session, name, private, public)?);
             }
         }
@@ -243,6 +250,7 @@ impl Keys {
             attest: Versions::new(opened.attest).ok_or(KeyError::Missing(Kind::Attest))?,
             audit: Versions::new(opened.audit).ok_or(KeyError::Missing(Kind::Audit))?,
             import: Versions::new(opened.import).ok_or(KeyError::Missing(Kind::Import))?,
+            tls: opened.tls,
             retired: opened.retired,
             peers,
             checks: opened.checks,
@@ -283,6 +291,7 @@ impl Keys {
         self.attest.extend(opened.attest);
         self.audit.extend(opened.audit);
         self.import.extend(opened.import);
+        self.tls.extend(opened.tls);
         result.map(|()| count)
     }
 
@@ -295,19 +304,22 @@ impl Keys {
             Kind::Attest => self.attest.get(version).is_some(),
             Kind::Audit => self.audit.get(version).is_some(),
             Kind::Import => self.import.get(version).is_some(),
+            Kind::Tls => self.tls.contains_key(&version),
         }
     }
 
-    /// The newest version of each kind.
+    /// The newest version of each kind of which there is one.
     pub fn newest(&self) -> NewestKeys {
-        NewestKeys::new([
+        let needed = [
             (Kind::Kek, self.kek.newest.0),
             (Kind::Row, self.row.newest.0),
             (Kind::Data, self.data.newest.0),
             (Kind::Attest, self.attest.newest.0),
             (Kind::Audit, self.audit.newest.0),
             (Kind::Import, self.import.newest.0),
-        ])
+        ];
+        let tls = self.tls.last_key_value().map(|(version, _)| (Kind::Tls, *version));
+        NewestKeys::new(needed.into_iter().chain(tls))
     }
 
     /// Every version of each kind: what was stored under an old one needs it as much as what is new needs the newest.
@@ -319,6 +331,7 @@ impl Keys {
             .chain(of(Kind::Attest, self.attest.numbers().collect()))
             .chain(of(Kind::Audit, self.audit.numbers().collect()))
             .chain(of(Kind::Import, self.import.numbers().collect()))
+            .chain(of(Kind::Tls, self.tls.keys().copied().collect()))
     }
 
     /// One that was there before and is not here, whether as a key, as what is left of a retired one, or as another
@@ -425,6 +438,11 @@ impl Keys {
     /// Every version of `import`, the newest first: what was wrapped for an older one still arrives.
     pub fn import(&self) -> impl Iterator<Item = &ImportKey> {
         self.import.newest_first()
+    }
+
+    /// Every version of `tls`, the newest first. Which one is used a certificate says.
+    pub fn tls(&self) -> impl Iterator<Item = &SigningKey> {
+        self.tls.values().rev()
     }
 
     /// A seal for a row that is to be stored, under the newest version of `row`.

@@ -147,8 +147,7 @@ impl Operations {
     /// # Errors
     /// After [`Fault::Hsm`] the state of the session is unknown: it must not be asked again.
     pub fn answer(&mut self, request: &Request, repeated: bool) -> Result<Response, Fault> {
-        let is_behind = |kind| self.behind.iter().any(|(behind, _)| *behind == kind);
-        if request.searches().is_some_and(is_behind) {
+        if request.searches().is_some_and(|kind| self.is_behind(kind)) {
             return Err(Fault::Later);
         }
         self.keys.take_missed();
@@ -193,6 +192,11 @@ impl Operations {
                 None
             }
         }
+    }
+
+    /// Whether others know of a key of this kind that is not known here.
+    pub(super) fn is_behind(&self, kind: KeyKind) -> bool {
+        self.behind.iter().any(|(behind, _)| *behind == kind)
     }
 
     /// The newest version of each key.
@@ -277,6 +281,8 @@ impl Operations {
             Request::AuthorizationCodes(standing) => self.authorization_codes(standing),
             Request::CheckAuthorization(check) => self.check_authorization(check),
             Request::LoadKeys => self.load_keys(),
+            Request::TlsKeys => Ok(Response::TlsKeys(self.tls_keys())),
+            Request::SignHandshake { key, transcript } => self.sign_handshake(key, transcript),
             Request::Renew(standing) => self.renew(standing),
             Request::SignCheckpoint(checkpoint) => {
                 Ok(Response::Checkpoint(self.keys.newest_audit().checkpoint(&self.session, checkpoint)?))

@@ -190,7 +190,9 @@ fn tell(
         (Found::Pair { public, .. }, Form::Pair(PairForm::P256)) => {
             let public = session.public_half(public, PairForm::P256)?;
             let check = of_key(&public);
-            published.push((name.kind, public));
+            if name.kind.is_published() {
+                published.push((name.kind, public));
+            }
             check
         }
         (Found::Pair { public, .. }, _) => of_key(&session.public_half(public, PairForm::Rsa3072)?),

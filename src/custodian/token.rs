@@ -34,6 +34,14 @@ pub struct Setup {
     pub so_pin_handed: bool,
     /// Whether the token is all that is to be made: its keys are for [`super::shared_keys`].
     pub token_only: bool,
+    /// Whether it is to have a key that signs handshakes of TLS.
+    pub serves_tls: bool,
+}
+
+impl Setup {
+    fn needs(&self, kind: Kind) -> bool {
+        !kind.is_optional() || self.serves_tls
+    }
 }
 
 /// The main of the hidden subcommand `hsm-authd token-setup`. Doing it again changes nothing, and
@@ -147,7 +155,7 @@ const WITNESS: &str = "hsm-authd/witness/";
 /// How long a setup takes at most, and how far clocks of hosts may differ.
 const WITNESS_MAX: Duration = Duration::from_secs(3_600);
 
-/// Makes the first version of every kind of key that has none, but none that a database says was there.
+/// Makes the first version of every kind of key that is needed and has none, but none that a database says was there.
 fn make_keys_beside(session: &Session, setup: &Setup, out: &mut impl Write) -> Result<(), StartFailure> {
     let made = make_what_lacks(session, setup, out);
     // Those that a crash left are nobody's keys. One that is younger may be another host's, which needs it.
@@ -167,7 +175,7 @@ fn make_what_lacks(session: &Session, setup: &Setup, out: &mut impl Write) -> Re
     let of_keys = |error: KeyError| StartFailure::keys(label, in_use, &error);
     discard_unfinished(session, label, out)?;
     let there = survey(session).map_err(of_keys)?;
-    if Kind::ALL.into_iter().all(|kind| there.newest(kind).is_some()) {
+    if Kind::ALL.into_iter().all(|kind| !setup.needs(kind) || there.newest(kind).is_some()) {
         return make_missing(session, setup, &there, out);
     }
     // That there is no key may be a lie, and another one would be a second one of its name.
@@ -227,7 +235,7 @@ fn make_missing(
 ) -> Result<(), StartFailure> {
     for kind in Kind::ALL {
         let mut versions = there.keys.keys().filter(|name| name.kind == kind).peekable();
-        if versions.peek().is_none() {
+        if versions.peek().is_none() && setup.needs(kind) {
             let name = KeyName { kind, version: 1 };
             make_key(session, name)
                 .map_err(|error| StartFailure::new(format!("key {name} cannot be made ({error})")))?;
@@ -259,8 +267,14 @@ pub(super) fn make_keys(session: &Session, label: &str, out: &mut impl Write) ->
         shared_keys: false,
         reach: Default::default(),
     };
-    let setup =
-        Setup { boot, needed: Vec::new(), so_pin_file: None, so_pin_handed: false, token_only: false };
+    let setup = Setup {
+        boot,
+        needed: Vec::new(),
+        so_pin_file: None,
+        so_pin_handed: false,
+        token_only: false,
+        serves_tls: false,
+    };
     make_keys_beside(session, &setup, out)
 }
 

@@ -75,9 +75,7 @@ impl CertificateChain {
     /// # Errors
     /// None for a chain of [`CertificateChain::from_pem`].
     pub fn public_key(&self) -> Result<PublicKey, KeyError> {
-        let certificate = self.device()?;
-        let key_info = certificate.tbs_certificate().subject_public_key_info().to_der();
-        PublicKey::from_key_info(&key_info.map_err(|_| NO_CERTIFICATE)?)
+        key_of(self.0.first().ok_or(NO_CERTIFICATE)?)
     }
 
     /// The last second in which the device's own certificate is valid (notAfter), in milliseconds since 1970.
@@ -98,6 +96,16 @@ impl CertificateChain {
         let der = self.0.first().ok_or(NO_CERTIFICATE)?;
         Certificate::from_der(der).map_err(|_| NO_CERTIFICATE)
     }
+}
+
+/// The key that a certificate in DER is about, checked as any other.
+///
+/// # Errors
+/// It is no certificate, or its key is not one of [`PublicKey`]'s.
+pub fn key_of(certificate: &[u8]) -> Result<PublicKey, KeyError> {
+    let certificate = Certificate::from_der(certificate).map_err(|_| NO_CERTIFICATE)?;
+    let key_info = certificate.tbs_certificate().subject_public_key_info().to_der();
+    PublicKey::from_key_info(&key_info.map_err(|_| NO_CERTIFICATE)?)
 }
 
 #[cfg(test)]

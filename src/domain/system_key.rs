@@ -21,11 +21,14 @@ pub enum KeyKind {
     Audit,
     /// An RSA-3072 key pair: others wrap secrets for it, and it unwraps them.
     Import,
+    /// A P-256 key pair: signs handshakes of TLS. There need not be one: the server's key may be in a file.
+    Tls,
 }
 
 impl KeyKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [Self::Kek, Self::Row, Self::Data, Self::Attest, Self::Audit, Self::Import];
+    pub const ALL: [Self; 7] =
+        [Self::Kek, Self::Row, Self::Data, Self::Attest, Self::Audit, Self::Import, Self::Tls];
 
     /// As in labels, commands and the log.
     pub fn name(self) -> &'static str {
@@ -36,7 +39,18 @@ impl KeyKind {
             Self::Attest => "attest",
             Self::Audit => "audit",
             Self::Import => "import",
+            Self::Tls => "tls",
         }
+    }
+
+    /// Whether a token may be used without one.
+    pub fn is_optional(self) -> bool {
+        self == Self::Tls
+    }
+
+    /// Whether what it signs is verified later, by others too: its public half outlives it, and other tokens keep it.
+    pub fn is_published(self) -> bool {
+        matches!(self, Self::Attest | Self::Audit)
     }
 
     /// The kind of that name.

@@ -78,6 +78,7 @@ impl Hsm {
         });
         metrics.starts.get_or_create(&label).inc();
         self.inner.learn(&hello.newest);
+        self.learn_tls(token, hello.tls);
         // A key may have been made since it looked. Told before anybody can ask it; or after, if it becomes known just now.
         let mut told = self.catch_up(&custodian, &hello.newest);
         let before = place.swap(Some(custodian.clone()));

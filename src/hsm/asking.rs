@@ -294,5 +294,7 @@ fn operation(request: &Request) -> Operation {
         Request::LedgerKey { .. } => Operation::LedgerKey,
         Request::LoadKeys => Operation::LoadKeys,
         Request::Renew(_) => Operation::Renew,
+        Request::TlsKeys => Operation::TlsKeys,
+        Request::SignHandshake { .. } => Operation::SignHandshake,
     }
 }

@@ -259,7 +259,13 @@ mod tests {
 
     fn up() -> Greeting {
         let (build_id, token) = (BUILD_ID.to_owned(), "a test's".to_owned());
-        Greeting::Up(Hello { build_id, token, newest: Default::default(), shared: Vec::new() })
+        Greeting::Up(Hello {
+            build_id,
+            token,
+            newest: Default::default(),
+            shared: Vec::new(),
+            tls: Vec::new(),
+        })
     }
 
     #[tokio::test(start_paused = true)]

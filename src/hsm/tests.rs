@@ -116,6 +116,7 @@ async fn custodian(mut stream: UnixStream, act: impl Fn(usize) -> Act, read: Arc
         token: "a test's".to_owned(),
         newest: NewestKeys::default(),
         shared: Vec::new(),
+        tls: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     loop {
@@ -386,6 +387,7 @@ async fn deaf(mut stream: UnixStream) {
         token: "a test's".to_owned(),
         newest: NewestKeys::default(),
         shared: Vec::new(),
+        tls: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     stream.readable().await.unwrap();
@@ -482,6 +484,7 @@ async fn a_custodian_of_another_build_is_not_asked() {
         token: String::new(),
         newest: NewestKeys::default(),
         shared: Vec::new(),
+        tls: Vec::new(),
     });
     theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
     fixture.hsm.clone().adopt(0, 1, ours).await;
@@ -498,6 +501,7 @@ async fn a_custodian_that_is_slow_but_steady_is_not_stuck() {
             token: "a test's".to_owned(),
             newest: NewestKeys::default(),
             shared: Vec::new(),
+            tls: Vec::new(),
         };
         theirs.write_all(&encode(&Greeting::Up(hello)).unwrap()).await.unwrap();
         // Each well within its time, all together well beyond the time of one.
@@ -560,6 +564,7 @@ async fn last_words(mut stream: UnixStream) {
         token: "a test's".to_owned(),
         newest: NewestKeys::default(),
         shared: Vec::new(),
+        tls: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut words = Vec::new();

@@ -2,7 +2,7 @@
 //! used: whatever an interruption leaves, the next run removes it or, if a token uses it already, completes it. The caller
 //! holds the lock of the keys.
 
-use super::plan::{self, OWN, SHARED, Settlement};
+use super::plan::{self, SHARED, Settlement};
 use super::tokens::Tokens;
 use super::{WRONG_ANSWER, say};
 use crate::Ending;
@@ -41,17 +41,19 @@ pub fn settle(tokens: &Tokens) -> Result<Vec<Standing>, Option<String>> {
 /// Shared keys that were made.
 type Born = Vec<(KeyKind, u16)>;
 
-/// Makes what the tokens lack to be one set; the shared keys that were born. `before_births` is called before the first
+/// Makes what the tokens lack to be one set, with `tls` keys if it `serves_tls`; the shared keys that were born. `before_births`
+/// is called before the first
 /// of those is made, if there is one, and lasts as long as its result.
 ///
 /// # Errors
 /// As for [`Ending`].
 pub fn complete<T>(
     tokens: &Tokens,
+    serves_tls: bool,
     before_births: impl FnOnce() -> Result<T, Option<String>>,
 ) -> Result<Option<(Born, T)>, Option<String>> {
     let before = settle(tokens)?;
-    let pairs = plan::lacking_pairs(&before);
+    let pairs = plan::lacking_pairs(&before, serves_tls);
     make_pairs(tokens, &pairs)?;
     let there = tokens.look()?;
     let born = plan::births(&there).ok_or_else(no_version)?;
@@ -76,11 +78,7 @@ pub fn complete<T>(
 /// As for [`Ending`].
 pub fn rotate(tokens: &Tokens, kind: KeyKind) -> Result<u16, Option<String>> {
     let all = settle(tokens)?;
-    let is_set_up = |standing: &Standing| {
-        let has = |kind: &KeyKind| plan::finished(standing).iter().any(|(of, _)| of == kind);
-        OWN.iter().chain(&SHARED).all(has)
-    };
-    if let Some(place) = all.iter().position(|standing| !is_set_up(standing)) {
+    if let Some(place) = all.iter().position(|standing| !plan::is_set_up(standing)) {
         return Err(Some(format!(
             "token {} does not have a key of each kind: run `hsm-authd init` first",
             tokens.name(place)

@@ -10,7 +10,7 @@ use crate::hsm::messages::KeyCheck;
 /// The kinds of which every token has the same key.
 pub const SHARED: [KeyKind; 3] = [KeyKind::Kek, KeyKind::Row, KeyKind::Data];
 /// The kinds of which each token has pairs of its own, of the same versions.
-pub const OWN: [KeyKind; 3] = [KeyKind::Attest, KeyKind::Audit, KeyKind::Import];
+const OWN: [KeyKind; 4] = [KeyKind::Attest, KeyKind::Audit, KeyKind::Import, KeyKind::Tls];
 
 /// What to do with a key that stands under its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,14 +72,21 @@ pub fn newest(all: &[Standing], kind: KeyKind) -> Option<u16> {
     all.iter().filter_map(|standing| newest_in(standing, kind)).max()
 }
 
-/// Which tokens lack a pair of the newest version of its kind.
-pub fn lacking_pairs(all: &[Standing]) -> Vec<(usize, KeyKind, u16)> {
+/// Whether a token has a key of each kind without which none is used.
+pub fn is_set_up(standing: &Standing) -> bool {
+    let needed = OWN.iter().chain(&SHARED).filter(|kind| !kind.is_optional());
+    needed.into_iter().all(|kind| newest_in(standing, *kind).is_some())
+}
+
+/// Which tokens lack a pair of the newest version of its kind. Of an optional kind, if it is `wanted` or any token has one.
+pub fn lacking_pairs(all: &[Standing], wanted: bool) -> Vec<(usize, KeyKind, u16)> {
+    let is_to_be = |kind: &KeyKind| !kind.is_optional() || wanted || newest(all, *kind).is_some();
     let of_kind = |kind| {
         let version = newest(all, kind).unwrap_or(1);
         let lacks = move |(_, standing): &(usize, &Standing)| newest_in(standing, kind) != Some(version);
         all.iter().enumerate().filter(lacks).map(move |(place, _)| (place, kind, version))
     };
-    OWN.into_iter().flat_map(of_kind).collect()
+    OWN.into_iter().filter(is_to_be).flat_map(of_kind).collect()
 }
 
 /// Which keys are to be born because not all tokens have the newest of their kind; `None`: there is no version after the
@@ -92,12 +99,12 @@ pub fn births(all: &[Standing]) -> Option<Vec<(KeyKind, u16)>> {
     SHARED.into_iter().filter(lacks).map(|kind| Some((kind, next(all, kind)?))).collect()
 }
 
-/// The version of a kind that no token has or had. Never the first of a secret: that is never marked.
+/// The version of a kind that no token has or had. Never the first of a secret, which is never marked.
 pub fn next(all: &[Standing], kind: KeyKind) -> Option<u16> {
     let held = all.iter().flat_map(|standing| &standing.keys).map(|key| (key.kind, key.version));
     let retired = all.iter().flat_map(|standing| standing.retired.iter().copied());
     let of_kind = held.chain(retired).filter(|(of, _)| *of == kind).map(|(_, version)| version);
-    of_kind.chain([1]).max()?.checked_add(1)
+    of_kind.chain(SHARED.contains(&kind).then_some(1)).max().unwrap_or(0).checked_add(1)
 }
 
 /// What a token is to be told of what the others sign with, or once did.
@@ -127,7 +134,7 @@ pub fn finished(standing: &Standing) -> BTreeSet<(KeyKind, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use super::KeyKind::{Attest, Audit, Data, Import, Kek, Row};
+    use super::KeyKind::{Attest, Audit, Data, Import, Kek, Row, Tls};
     use super::*;
 
     fn key(kind: KeyKind, version: u16, finished: bool, check: u8) -> HeldKey {
@@ -142,16 +149,31 @@ mod tests {
     fn a_new_set_begins_with_pairs_of_the_first_version_and_secrets_of_the_second() {
         let all = [Standing::default(), Standing::default()];
         assert_eq!(births(&all).unwrap(), [(Kek, 2), (Row, 2), (Data, 2)]);
-        let pairs = lacking_pairs(&all);
+        let pairs = lacking_pairs(&all, false);
         assert_eq!(pairs.len(), 6);
         assert!(pairs.iter().all(|(_, _, version)| *version == 1));
+        assert!(!pairs.iter().any(|(_, kind, _)| *kind == Tls), "the server's key is in a file");
+        let pairs = lacking_pairs(&all, true);
+        assert_eq!(pairs[6..], [(0, Tls, 1), (1, Tls, 1)]);
+    }
+
+    #[test]
+    fn a_key_that_need_not_be_there_is_made_for_who_wants_it_and_where_others_have_it() {
+        let needed = [Kek, Row, Data, Attest, Audit, Import].map(|kind| key(kind, 1, true, 1));
+        let without = of(&needed);
+        assert!(is_set_up(&without) && !is_set_up(&of(&needed[1..])));
+        assert_eq!(lacking_pairs(&[without.clone(), without.clone()], false), []);
+        let with = of(&[&needed[..], &[key(Tls, 3, true, 1)]].concat());
+        assert_eq!(lacking_pairs(&[with.clone(), without.clone()], false), [(1, Tls, 3)]);
+        assert_eq!(next(&[without.clone(), without.clone()], Tls), Some(1), "the first");
+        assert_eq!(next(&[without, with], Tls), Some(4));
     }
 
     #[test]
     fn who_joins_gets_pairs_of_the_newest_version_and_all_get_secrets_of_the_next() {
         let there = [(Kek, 3), (Row, 1), (Data, 1), (Attest, 1), (Audit, 4), (Import, 1)];
         let all = [of(&there.map(|(kind, version)| key(kind, version, true, 1))), Standing::default()];
-        assert_eq!(lacking_pairs(&all), [(1, Attest, 1), (1, Audit, 4), (1, Import, 1)]);
+        assert_eq!(lacking_pairs(&all, false), [(1, Attest, 1), (1, Audit, 4), (1, Import, 1)]);
         assert_eq!(births(&all).unwrap(), [(Kek, 4), (Row, 2), (Data, 2)]);
         // Once all have the newest, what one lacks of the older ones makes no newer one.
         let joined: Vec<_> =

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::custodian::key_task::KeyDescription;
+use crate::domain::signer::PublicKey;
 use crate::domain::system_key::KeyKind;
 use crate::domain::time::rfc3339;
 use crate::store::usage::KeyUsage;
+use crate::tls::HsmCertificate;
 
 /// How often a key may encrypt by AES-GCM with random nonces of 96 bits: NIST SP 800-38D, section 8.3. How often it did
 /// nobody counts (docs/keys.md).
@@ -29,6 +31,9 @@ pub struct KeyRow {
     unfinished: bool,
     algorithm: String,
     check_value: String,
+    /// The files of the configured certificates that are of it; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificates: Vec<String>,
     /// How many stored rows need it; absent for keys that rows do not name.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<u64>,
@@ -46,18 +51,22 @@ pub struct KeyRow {
 /// Those of each token, by its name.
 pub fn rows(
     tokens: Vec<(String, Vec<KeyDescription>)>,
-    usage: &KeyUsage,
-    made: &BTreeMap<(KeyKind, u16), u64>,
+    known: (&KeyUsage, &BTreeMap<(KeyKind, u16), u64>),
+    certificates: &[HsmCertificate],
 ) -> Vec<KeyRow> {
-    tokens.into_iter().flat_map(|(token, keys)| rows_of(&token, keys, usage, made)).collect()
+    tokens.into_iter().flat_map(|(token, keys)| rows_of(&token, keys, known, certificates)).collect()
 }
 
 fn rows_of(
     token: &str,
     keys: Vec<KeyDescription>,
-    usage: &KeyUsage,
-    made: &BTreeMap<(KeyKind, u16), u64>,
+    (usage, made): (&KeyUsage, &BTreeMap<(KeyKind, u16), u64>),
+    certificates: &[HsmCertificate],
 ) -> Vec<KeyRow> {
+    let of = |public: &Option<PublicKey>| {
+        let certificates = certificates.iter().filter(|of| public.as_ref() == Some(&of.key));
+        certificates.map(|of| of.path.display().to_string()).collect()
+    };
     let mut newest: BTreeMap<KeyKind, u16> = BTreeMap::new();
     for key in keys.iter().filter(|key| !key.retired && !key.unfinished) {
         let of_kind = newest.entry(key.kind).or_default();
@@ -69,6 +78,7 @@ fn rows_of(
             .then(|| usage.of(key.kind, key.version)),
         encryptions_max: (key.kind == KeyKind::Data && !key.unfinished).then_some(ENCRYPTIONS_MAX),
         since: made.get(&(key.kind, key.version)).map(|unix_ms| rfc3339(*unix_ms)),
+        certificates: of(&key.public),
         token: token.to_owned(),
         label: key.label,
         kind: key.kind,
@@ -102,6 +112,7 @@ pub fn text(rows: &[KeyRow]) -> String {
             row.label, row.algorithm, row.check_value, count, state, since, row.token
         ));
         lines.extend(row.objects.iter().map(object));
+        lines.extend(row.certificates.iter().map(|path| format!("  its certificate is in {path}")));
         lines.extend(row.encryptions_max.map(|max| format!("  may encrypt {max} times in all")));
     }
     lines.join("\n")

@@ -102,6 +102,8 @@ label! {
     LedgerKey "ledger-key",
     LoadKeys "load-keys",
     Renew "renew",
+    TlsKeys "tls-keys",
+    SignHandshake "sign-handshake",
 }
 
 label! {

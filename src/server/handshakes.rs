@@ -4,7 +4,8 @@
 //! established connection costs, and anybody who reaches the port may begin one. So they have bounds of their own. Beyond
 //! [`Handshakes::new`]'s, connections wait in the kernel's backlog: they are served in their order when there is room, which
 //! suits a bank whose clients all come back at once, where a refusal would only have them come again. And those in progress
-//! compute in turns, so that whoever is ready of the established connections is not behind hundreds of them.
+//! compute in turns, so that whoever is ready of the established connections is not behind hundreds of them. Where the HSM
+//! signs, who waits for it keeps his turn: no more threads wait so than there are turns.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,8 +15,9 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::lifeline::Lifeline;
 use crate::metrics::{ConnectionMetrics, Handshake, Held};
 
 /// How long a handshake may take while others wait to begin theirs: a peer that says nothing holds nobody up for longer.
@@ -75,9 +77,11 @@ impl Handshakes {
             };
             let _ = timeout(self.timeout, crowded_out).await;
         };
+        // Whoever waits within it for a signature knows until when.
+        let line = Lifeline::until(Instant::now() + self.timeout);
         let (outcome, done) = tokio::select! {
             biased;
-            done = self.in_turns(handshake) => match done {
+            done = line.hold(self.in_turns(handshake)) => match done {
                 Ok(stream) => (Handshake::Done, Ok(stream)),
                 Err(error) => (Handshake::Refused, Err(error.to_string())),
             },
@@ -109,7 +113,6 @@ mod tests {
     use std::future::pending;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Poll;
-    use tokio::time::Instant;
 
     type Never = Result<(), String>;
 

@@ -33,7 +33,7 @@ fn options_are_enough_and_a_second_run_changes_nothing() {
     let machine = Machine::new();
     let said = done(&machine.run(&machine.usual()));
     let (made, rest): (Vec<_>, Vec<_>) = said.iter().partition(|line| line.ends_with(": made"));
-    assert_eq!(made.len(), 5 + 1 + 6, "four files, a folder, a token and six keys: {said:?}");
+    assert_eq!(made.len(), 5 + 1 + 7, "four files, a folder, a token and seven keys: {said:?}");
     let rest: Vec<_> = rest.into_iter().map(|line| line.split(':').next().unwrap()).collect();
     assert_eq!(rest, ["token hsm-authd", "missing", "missing", "next"], "{said:?}");
     let config = machine.config();

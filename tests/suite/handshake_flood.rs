@@ -6,11 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use toml::Table;
 
-use crate::client::{Connection, Http, tls_stream};
+use crate::client::{Connection, Http, Identity, tls_stream, tls_stream_with};
+use crate::daemon::Daemon;
 use crate::overload::start;
 use crate::scrape::Scrape;
+use crate::served::{Served, configuration, section};
 use crate::submissions::{Outcome, Token};
+use crate::tls_key::{World, issue, openssl};
 
 /// Connections that say nothing, and handshakes that are carried through.
 const SILENT: usize = 500;
@@ -25,6 +29,26 @@ const REQUEST_MAX: Duration = Duration::from_secs(2);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_handshakes_stops_nobody() {
     let (daemon, served) = start(&[("handshakes_max", HANDSHAKES_MAX)]);
+    flood(&daemon, &served).await;
+}
+
+/// Each handshake asks the one custodian that verifies, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_one_that_the_hsm_signs() {
+    let world = World::made(1, |config| {
+        let limits = format!("handshakes_max = {HANDSHAKES_MAX}").parse::<Table>().unwrap();
+        section(config, "server").insert("limits".into(), limits.into());
+    });
+    let served = Served::start(&world.config);
+    flood(&world.daemon, &served).await;
+    let signed = [("operation", "sign-handshake"), ("outcome", "answered")];
+    let scrape = Scrape::at(&served.ops_url);
+    let signed = scrape.value("hsm_authd_hsm_operations_total", &signed);
+    let done = scrape.value("hsm_authd_handshakes_total", &[("outcome", "done")]);
+    assert!(signed >= done && done > 100.0, "{signed} signed, {done} done");
+}
+
+async fn flood(daemon: &Daemon, served: &Served) {
     let identity = daemon.identity("bank-a");
     let bank = Connection::open(&served.url, &identity, Http::One).await.unwrap();
     let token = Token::enrol(&bank, "hotp", None).await;
@@ -113,4 +137,71 @@ async fn silent_peers_hold_up_who_comes_for_a_second_at_most() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let scrape = Scrape::at(&served.ops_url);
     assert_eq!(scrape.value("hsm_authd_handshakes_total", &[("outcome", "timed-out")]), 3.0);
+}
+
+/// How many whole handshakes a second, and how long each takes.
+async fn handshakes(url: &str, identity: &Identity, at_once: usize, count: usize) -> (f64, Vec<Duration>) {
+    let (begun, left) = (Instant::now(), Arc::new(AtomicUsize::new(count)));
+    let mut tasks = JoinSet::new();
+    for _ in 0..at_once {
+        let (url, config, left) =
+            (url.to_owned(), Arc::new(identity.tls_config(&["h2"]).unwrap()), left.clone());
+        tasks.spawn(async move {
+            let mut took = Vec::new();
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
+                let begun = Instant::now();
+                let stream = tls_stream_with(&url, config.clone()).await;
+                took.push(begun.elapsed());
+                drop(stream.unwrap());
+            }
+            took
+        });
+    }
+    let mut took: Vec<_> = tasks.join_all().await.concat();
+    took.sort();
+    (count as f64 / begun.elapsed().as_secs_f64(), took)
+}
+
+/// `cargo test --release --test suite -- --ignored --nocapture handshake_flood::figures`
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "figures for docs/performance.md, of a release build"]
+async fn figures() {
+    let world = World::made(4, |_| ());
+    // The same folder with a key in a file, of a port of its own: not both at once, for they have one database.
+    let pki = world.dir().join("pki");
+    openssl(&pki, &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "file.ec"]);
+    openssl(&pki, &["pkcs8", "-topk8", "-nocrypt", "-in", "file.ec", "-out", "file.key"]);
+    let wish = "[req]\nprompt = no\ndistinguished_name = name\nreq_extensions = san\n[name]\nCN = other\n\
+                [san]\nsubjectAltName = IP:127.0.0.1\n";
+    std::fs::write(pki.join("san.conf"), wish).unwrap();
+    openssl(&pki, &["req", "-new", "-key", "file.key", "-config", "san.conf", "-out", "file.csr"]);
+    issue(&pki, &std::fs::read_to_string(pki.join("file.csr")).unwrap(), &pki.join("file.pem"));
+    let in_file = configuration(&world.daemon, "in-file.toml", |config| {
+        let server = section(config, "server");
+        server.insert("certificate".into(), "pki/file.pem".into());
+        server.insert("key".into(), "pki/file.key".into());
+    });
+    let identity = world.identity();
+    for round in 0..3 {
+        for (name, config) in [("file", &in_file), ("HSM", &world.config)] {
+            let served = Served::start(config);
+            for at_once in [1, 16, 64] {
+                handshakes(&served.url, &identity, at_once, 200).await;
+                let (rate, took) = handshakes(&served.url, &identity, at_once, 3_000).await;
+                let at = |part: usize| took[took.len() * part / 100];
+                println!(
+                    "{round}: key in {name}, {at_once} at once: {rate:.0}/s, p50 {:?}, p99 {:?}",
+                    at(50),
+                    at(99)
+                );
+            }
+            let scrape = Scrape::at(&served.ops_url);
+            let signing = [("operation", "sign-handshake")];
+            let [sum, count] = ["sum", "count"]
+                .map(|what| scrape.value(&format!("hsm_authd_hsm_operation_seconds_{what}"), &signing));
+            println!("{round}: signatures {count}, each {:.0} us from front to front", sum / count * 1e6);
+            assert!(served.stop().success());
+        }
+    }
 }

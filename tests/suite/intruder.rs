@@ -384,7 +384,7 @@ fn plant(session: &Session, act: &str) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         return data(session, label, format!("nothing {}", now.as_nanos()).as_bytes());
     }
-    if ["/attest/", "/audit/", "/import/"].iter().any(|kind| label.contains(kind)) {
+    if ["/attest/", "/audit/", "/import/", "/tls/"].iter().any(|kind| label.contains(kind)) {
         return meddle(session, what, label);
     }
     let generic = label.contains("/row/");

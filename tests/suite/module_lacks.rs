@@ -184,6 +184,7 @@ fn unsuitable(library: &str, environment: Vec<(&'static str, String)>, so_pin: &
         so_pin_file,
         so_pin_handed: false,
         token_only: false,
+        serves_tls: false,
     });
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(EXIT_START_FAILED.into()), "{said}");

@@ -116,6 +116,7 @@ fn a_wrong_pin_of_either_kind_says_which() {
         so_pin_file: None,
         so_pin_handed: false,
         token_only: false,
+        serves_tls: false,
     });
     assert_refused(&output, EXIT_PIN_REFUSED, &["user PIN", "CKR_PIN_INCORRECT"]);
 
@@ -130,6 +131,7 @@ fn a_wrong_pin_of_either_kind_says_which() {
         so_pin_file: Some(wrong),
         so_pin_handed: false,
         token_only: false,
+        serves_tls: false,
     });
     assert_refused(&output, EXIT_PIN_REFUSED, &["SO PIN", "CKR_PIN_INCORRECT"]);
 }

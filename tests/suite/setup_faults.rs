@@ -145,6 +145,7 @@ fn what_a_database_needs_is_not_made_anew() {
             so_pin_file,
             so_pin_handed: false,
             token_only,
+            serves_tls: false,
         })
     };
     let in_use = |token: &TestToken, needed: &[(KeyKind, u16)]| of_set(token, needed, false);

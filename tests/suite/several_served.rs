@@ -21,11 +21,11 @@ use crate::submissions::{Crowd, Outcome};
 use crate::token::TestToken;
 
 /// The token that `dev` made, behind a fault module, and a second one.
-struct Pair {
-    daemon: Daemon,
+pub struct Pair {
+    pub daemon: Daemon,
     second: TestToken,
-    faults: FaultModule,
-    config: PathBuf,
+    pub faults: FaultModule,
+    pub config: PathBuf,
 }
 
 impl Pair {
@@ -55,7 +55,7 @@ impl Pair {
     }
 
     /// One set, with a key of each kind that is shared.
-    async fn joined() -> Self {
+    pub async fn joined() -> Self {
         let mut second = TestToken::bare();
         second.boot.token_label = SECOND.to_owned();
         let pair = Self::with(second);
@@ -71,7 +71,7 @@ impl Pair {
         pair
     }
 
-    fn serve(&self) -> Served {
+    pub fn serve(&self) -> Served {
         Served::start(&self.config)
     }
 
@@ -81,7 +81,7 @@ impl Pair {
 }
 
 /// Waits until `/readyz` is ready, and says this besides.
-async fn await_words(served: &Served, words: &[&str]) -> String {
+pub async fn await_words(served: &Served, words: &[&str]) -> String {
     eventually(&format!("/readyz says {words:?}"), async || {
         let (status, body) = ops_get(&served.ops_url, "/readyz");
         (status == 200 && words.iter().all(|word| body.contains(word))).then_some(body)
@@ -94,7 +94,7 @@ fn of_token(served: &Served, sample: &str, token: &str) -> f64 {
 }
 
 /// Waits until so many custodians of each token are up.
-async fn await_up(served: &Served, each: [f64; 2]) {
+pub async fn await_up(served: &Served, each: [f64; 2]) {
     eventually(&format!("custodians {each:?}"), async || {
         let up = ["0", "1"].map(|token| of_token(served, "hsm_authd_token_custodians_up", token));
         (up == each).then_some(())

@@ -107,6 +107,7 @@ impl TestToken {
             so_pin_file,
             so_pin_handed: false,
             token_only: false,
+            serves_tls: false,
         })
     }
 
@@ -122,6 +123,7 @@ impl TestToken {
             so_pin_file: None,
             so_pin_handed: false,
             token_only: false,
+            serves_tls: false,
         })
     }
 

@@ -29,7 +29,7 @@ impl Kind {
             Self::Kek => Form::Secret(KEK, Purpose::AesKeyWrap),
             Self::Row => Form::Secret(system_key(Material::Generic, Use::Sign), Purpose::HmacSha256),
             Self::Data => Form::Secret(system_key(Material::Aes, Use::Cipher), Purpose::AesGcm),
-            Self::Attest | Self::Audit => Form::Pair(PairForm::P256),
+            Self::Attest | Self::Audit | Self::Tls => Form::Pair(PairForm::P256),
             Self::Import => Form::Pair(PairForm::Rsa3072),
         }
     }
@@ -72,11 +72,11 @@ impl KeyName {
         format!("hsm-authd/{}/retired/v{}", self.kind.name(), self.version)
     }
 
-    /// The pair whose public half a label keeps. Only what signs is kept.
+    /// The pair whose public half a label keeps. Only what is published is kept.
     pub(super) fn of_retired(label: &str) -> Option<Self> {
         let (kind, version) = label.strip_prefix("hsm-authd/")?.split_once("/retired/")?;
         let name = Self::parse(&format!("hsm-authd/{kind}/{version}"))?.ok()?;
-        matches!(name.kind.form(), Form::Pair(PairForm::P256)).then_some(name)
+        name.kind.is_published().then_some(name)
     }
 
     /// The label of the mark that stands in the token while this key is made. Custodians start on no key that has

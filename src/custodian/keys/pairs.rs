@@ -16,17 +16,18 @@ use crate::hsm::messages::Remedy;
 use crate::secret::MacKey;
 
 impl Kind {
-    /// What is signed at each start to see whether two halves are of one pair. No JWS's signing input, and no note, begins
-    /// so.
+    /// What is signed at each start to see whether two halves are of one pair. No JWS's signing input, no note, no
+    /// CertificateVerify and no request for a certificate begins so.
     fn trial(self) -> &'static [u8] {
         match self {
             Self::Audit => b"\0hsm-authd/audit/trial/v1",
+            Self::Tls => b"\0hsm-authd/tls/trial/v1",
             _ => b"\0hsm-authd/attest/trial/v1",
         }
     }
 }
 
-/// What signatures of one version of `attest` or `audit` are verified with.
+/// What signatures of one version of `attest`, `audit` or `tls` are verified with.
 pub struct PublishedKey {
     public: PublicKey,
     /// Its thumbprint (RFC 7638).
@@ -82,7 +83,7 @@ impl PublishedKey {
     }
 }
 
-/// One version of `attest` or `audit`, both halves.
+/// One version of `attest`, `audit` or `tls`, both halves.
 pub struct SigningKey {
     private: Object,
     published: PublishedKey,

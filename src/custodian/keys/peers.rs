@@ -4,7 +4,7 @@
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 
 use super::super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
-use super::{Form, Kind};
+use super::Kind;
 use crate::domain::signer::PublicKey;
 
 /// What is labelled as a peer, unread.
@@ -36,7 +36,7 @@ pub(super) fn kind_of(label: &str) -> Option<Kind> {
     let (kind, digits) = label.strip_prefix("hsm-authd/")?.split_once(PEER)?;
     let kind = Kind::parse(kind)?;
     let is_hex = digits.len() == 16 && HEXLOWER.decode(digits.as_bytes()).is_ok();
-    (is_hex && matches!(kind.form(), Form::Pair(PairForm::P256))).then_some(kind)
+    (is_hex && kind.is_published()).then_some(kind)
 }
 
 /// What is labelled as peers, read.
@@ -101,6 +101,7 @@ mod tests {
         for other in [
             "hsm-authd/kek/peer/0123456789abcdef",
             "hsm-authd/import/peer/0123456789abcdef",
+            "hsm-authd/tls/peer/0123456789abcdef",
             "hsm-authd/attest/peer/0123456789abcde",
             "hsm-authd/attest/peer/0123456789ABCDEF",
             "hsm-authd/attest/peer/",

@@ -74,6 +74,11 @@ impl Signature {
         Some(Self(bytes.to_vec()))
     }
 
+    /// The same of ECDSA with P-256 in DER (RFC 3279, section 2.2.3); `None`: it is another's.
+    pub fn to_der(&self) -> Option<Vec<u8>> {
+        Some(p256::ecdsa::Signature::from_slice(&self.0).ok()?.to_der().as_bytes().to_vec())
+    }
+
     /// r and s, or RSA's octets.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -118,7 +123,8 @@ mod tests {
         }
         let vectors = vectors();
         let openssls = hex(vectors["signatures"][0]["hex"].as_str().unwrap());
-        assert!(parsed(Der, &openssls).is_some());
+        let raw = Signature::es256(&parsed(Der, &openssls).unwrap()).unwrap();
+        assert_eq!(raw.to_der().unwrap(), openssls, "and back");
         for length in 0..openssls.len() {
             assert_eq!(parsed(Der, &openssls[..length]), None, "{length}");
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::KeyCheck;
+use crate::domain::signer::PublicKey;
 use crate::domain::system_key::{KeyKind, NewestKeys};
 
 /// What a custodian says first: [`Greeting::Starting`] any number of times, then one of the others.
@@ -29,6 +30,8 @@ pub struct Hello {
     pub newest: NewestKeys,
     /// A check value of each version of `kek`, `row` and `data`: two tokens that share keys have the same.
     pub shared: Vec<(KeyKind, u16, KeyCheck)>,
+    /// The public halves of its `tls` keys, the newest first.
+    pub tls: Vec<PublicKey>,
 }
 
 /// A step of a start. Displays as what the HSM is asked for, after "while".

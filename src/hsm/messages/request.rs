@@ -7,9 +7,11 @@ use super::{
 };
 use crate::domain::checkpoint::Checkpoint;
 use crate::domain::credential::ObjectId;
+use crate::domain::handshake::TranscriptHash;
 use crate::domain::id::{CredentialId, PresentationId};
 use crate::domain::otp::Algorithm;
 use crate::domain::row::{Row, SealedBytes, Table};
+use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
 use crate::domain::system_key::KeyKind;
 use crate::domain::time::RunId;
@@ -152,6 +154,16 @@ pub enum Request {
     /// hash encrypted anew, and a new seal. A binding needs its credential's state among them, which says its version. ->
     /// `Response::Renewed`
     Renew(Vec<SealedBytes>),
+    /// The public halves of the `tls` keys. -> `Response::TlsKeys`
+    TlsKeys,
+    /// The server's CertificateVerify of a handshake of TLS 1.3, and nothing else: its content is spelt by the custodian. ->
+    /// `Response::HandshakeSigned`
+    SignHandshake {
+        /// Which `tls` key: the one that the certificate names.
+        key: PublicKey,
+        /// What of the handshake is signed.
+        transcript: TranscriptHash,
+    },
 }
 
 impl Request {
@@ -161,6 +173,8 @@ impl Request {
             Self::Fingerprint(_) | Self::PresentationCode { code_hash: Some(_), .. } => Some(KeyKind::Row),
             Self::VerifyAttestation { .. } | Self::AttestationKeys => Some(KeyKind::Attest),
             Self::ImportWrapped { .. } => Some(KeyKind::Import),
+            // Not of what a key signs that is named itself: an older one goes on where a newer one is awaited.
+            Self::TlsKeys => Some(KeyKind::Tls),
             Self::AuditKeys | Self::ReadAnchor | Self::WriteAnchor { .. } => Some(KeyKind::Audit),
             // Of what takes rows, they say by which keys they were made.
             _ => None,
@@ -221,7 +235,9 @@ impl Request {
             | Self::LoadKeys
             | Self::ReadAnchor
             | Self::WriteAnchor { .. }
-            | Self::AuditKeys => &[],
+            | Self::AuditKeys
+            | Self::TlsKeys
+            | Self::SignHandshake { .. } => &[],
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::domain::idempotency::Fingerprint;
 use crate::domain::otp::Otp;
 use crate::domain::row::{RowBytes, TableSums};
 use crate::domain::signer::PublicKey;
+use crate::domain::signer::signature::Signature;
 use crate::domain::system_key::NewestKeys;
 use crate::secret::SecretBytes;
 
@@ -137,4 +138,9 @@ pub enum Response {
         /// Seals and sum.
         sealed: SealedRows,
     },
+    /// To `Request::TlsKeys`: the newest first.
+    TlsKeys(Vec<PublicKey>),
+    /// To `Request::SignHandshake`: ECDSA with P-256 and SHA-256, verified in the custodian with the key that was named. `None`:
+    /// the token has no such key.
+    HandshakeSigned(Option<Signature>),
 }

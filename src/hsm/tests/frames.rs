@@ -30,6 +30,7 @@ async fn a_custodian_that_announces_more_than_a_frame_is_given_up_at_once() {
             token: "a test's".to_owned(),
             newest: NewestKeys::default(),
             shared: Vec::new(),
+            tls: Vec::new(),
         };
         theirs.write_all(&encode(&Greeting::Up(hello)).unwrap()).await.unwrap();
         theirs.read_u8().await.unwrap();

@@ -21,8 +21,13 @@ impl Gated {
         let (permits, count) = (gate.clone(), read.clone());
         let answered = tokio::spawn(async move {
             let (build_id, token) = (BUILD_ID.to_owned(), "a test's".to_owned());
-            let hello =
-                Greeting::Up(Hello { build_id, token, newest: NewestKeys::default(), shared: Vec::new() });
+            let hello = Greeting::Up(Hello {
+                build_id,
+                token,
+                newest: NewestKeys::default(),
+                shared: Vec::new(),
+                tls: Vec::new(),
+            });
             theirs.write_all(&encode(&hello).unwrap()).await.unwrap();
             let mut answered = 0;
             loop {

@@ -138,6 +138,7 @@ async fn keys_are_those_of_the_first_token_whoever_is_quicker() {
             token: "a test's".to_owned(),
             newest: NewestKeys::default(),
             shared: vec![(KeyKind::Kek, 1, [check; 16])],
+            tls: Vec::new(),
         });
         let hsm = fixture.hsm.clone();
         tokio::spawn(async move {

@@ -27,6 +27,7 @@ async fn custodian(mut stream: UnixStream, takes_anchors: Arc<AtomicBool>, destr
         token: "a test's".to_owned(),
         newest: Default::default(),
         shared: Vec::new(),
+        tls: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut header = [0; 4];

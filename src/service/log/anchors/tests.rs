@@ -82,6 +82,7 @@ async fn custodian(mut stream: UnixStream, token: Arc<Token>) {
         token: "a test's".to_owned(),
         newest: Default::default(),
         shared: Vec::new(),
+        tls: Vec::new(),
     });
     stream.write_all(&encode(&hello).unwrap()).await.unwrap();
     let mut header = [0; 4];
