@@ -34,7 +34,7 @@ impl Hsm {
         }
     }
 
-    fn forget_tls(&self, token: usize, key: &PublicKey) {
+    pub(super) fn forget_tls(&self, token: usize, key: &PublicKey) {
         if let Some(token) = self.inner.tokens.get(token) {
             token.tls.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| known != key);
         }

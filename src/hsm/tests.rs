@@ -2,6 +2,7 @@
 
 mod breaker;
 mod frames;
+mod handshakes;
 mod imports;
 mod recycling;
 mod tokens;

@@ -138,6 +138,16 @@ mod tests {
         assert_eq!((metrics.handshakes_full.get(), metrics.handshaking.get()), (1, 0));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_signature_knows_until_when() {
+        let (shakes, metrics) = (Handshakes::new(1, Duration::from_secs(5)), ConnectionMetrics::default());
+        let (begun, far) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+        let room = shakes.room(&metrics).await.unwrap();
+        let deadline = async { Ok::<_, String>(Lifeline::no_later_than(far)) };
+        let deadline = shakes.shake(room, deadline, &metrics).await.unwrap();
+        assert_eq!(deadline - begun, Duration::from_secs(5));
+    }
+
     #[tokio::test]
     async fn no_more_compute_than_have_their_turn_and_who_waits_keeps_none() {
         let shakes = Arc::new(Handshakes::new(100, Duration::from_secs(60)));

@@ -1,0 +1,62 @@
+//! Which token has the server's key, and how many handshakes are signed at once.
+
+use super::*;
+use crate::domain::handshake::TranscriptHash;
+use crate::domain::signer::PublicKey;
+use crate::domain::signer::tests::key_named;
+use crate::hsm::KeyPlace;
+use crate::metrics::Custodian;
+
+fn transcript() -> TranscriptHash {
+    TranscriptHash::try_from(vec![1; 32]).unwrap()
+}
+
+#[tokio::test]
+async fn a_key_is_where_a_token_told_of_it_and_nowhere_only_once_all_have_told() {
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut fixture = Fixture { hsm: Hsm::new(&[1, 1], (Keeping::Wrapped, 1), sender), events };
+    // Any keys do: nobody looks into them.
+    let [ours, theirs] = ["p256", "rsa2048"].map(key_named);
+    let place = |hsm: &Hsm, key: &PublicKey| hsm.tls_place(key);
+    fixture.hsm.learn_tls(1, vec![theirs.clone()]);
+    assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Away);
+    fixture.custodian(0, 1, |_| Act::Answer).await;
+    assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Away, "the other one may have it");
+    assert_eq!(place(&fixture.hsm, &theirs), KeyPlace::Away, "it has it, and is not there");
+    fixture.custodian(1, 1, |_| Act::Answer).await;
+    assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Nowhere);
+    assert_eq!(place(&fixture.hsm, &theirs), KeyPlace::Here);
+    fixture.hsm.learn_tls(0, vec![ours.clone()]);
+    assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Here);
+    // One that does not see it takes nothing back; one that is asked for it, and has it not, does.
+    fixture.hsm.learn_tls(0, Vec::new());
+    assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Here);
+    fixture.hsm.forget_tls(0, &ours);
+    assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Nowhere);
+}
+
+#[tokio::test]
+async fn no_more_handshakes_wait_for_custodians_than_there_are() {
+    let mut fixture = Fixture::new(2);
+    for slot in 0..2 {
+        fixture.custodian(slot, 1, |_| Act::Hang).await;
+    }
+    let key = key_named("p256");
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let (hsm, key) = (fixture.hsm.clone(), key.clone());
+            tokio::spawn(async move { hsm.sign_handshake(&key, transcript()).await })
+        })
+        .collect();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let waiting: i64 = (0..2)
+        .map(|custodian| {
+            let label = Custodian { custodian };
+            fixture.hsm.metrics().queue_depth.get_or_create_owned(&label).get()
+        })
+        .sum();
+    assert_eq!(waiting, 2);
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+}
