@@ -1,5 +1,5 @@
 # All need a Rust toolchain and a Debian-like machine; what else they need, they install.
-.PHONY: test test-modules test-resident test-faults test-package soak demo bench bench-custody fuzz deb sbom deny \
+.PHONY: test test-modules test-resident test-faults test-package test-canary test-abuse soak demo bench bench-custody fuzz deb sbom deny \
 	prerequisites
 
 test: prerequisites
@@ -50,6 +50,20 @@ SOAK_UNWRAPS = 1000000
 soak: prerequisites
 	HSM_AUTHD_SOAK_UNWRAPS=$(SOAK_UNWRAPS) timeout 3600 \
 		cargo test --release --locked --test suite -- soak:: --nocapture
+
+# Every secret of so many requests, looked for in every file, every output and all memory. As root; others see no memory.
+CANARY_OPERATIONS = 10000
+
+test-canary: prerequisites
+	HSM_AUTHD_CANARY_OPERATIONS=$(CANARY_OPERATIONS) \
+		cargo test --locked --test suite -- --nocapture --test-threads 1 canary:: needles::
+
+# Peers by thousands that dribble, say nothing or flood, and testssl.sh: about a quarter of an hour, over loopback.
+test-abuse: prerequisites
+	@./softhsm-setup/install-packages testssl=testssl.sh prlimit=util-linux
+	HSM_AUTHD_ABUSE=full cargo test --locked --test suite -- --nocapture --test-threads 1 abuse::
+	cargo build --locked
+	tests/service/testssl.sh target/debug/hsm-authd
 
 demo: prerequisites
 	cargo build --release --locked --bins --examples

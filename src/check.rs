@@ -89,7 +89,7 @@ pub fn run(path: &Path) -> Ending {
     if report.wrong > 0 { Err(None) } else { Ok(()) }
 }
 
-/// Those of the server whose key is in the HSM.
+/// Returns those of the server's whose keys are in the HSM.
 fn certificates(
     config: &Config,
     files: &Files,
@@ -101,7 +101,6 @@ fn certificates(
     match server::Identities::load(config, files, &Hsm::none()) {
         Err(error) => report.wrong(format_args!("{error}")),
         Ok(identities) => {
-            in_hsm = identities.in_hsm;
             for (what, ends_unix_s) in [
                 ("the server's certificate", identities.certificate_ends_unix_s),
                 ("client authorities", identities.client_ca_ends_unix_s),
@@ -118,6 +117,7 @@ fn certificates(
                     Some(days) => report.ok(format_args!("{what}: usable, days left: {days}")),
                 }
             }
+            in_hsm = identities.in_hsm;
         }
     }
     match (trust::check(&config.signers, now.unix_ms), &config.signers.trust_anchors) {
@@ -133,15 +133,13 @@ fn certificates(
     Ok(in_hsm)
 }
 
-/// Each logs in once: no PIN is tried a second time. `certified`: certificates whose key has to be in one of them.
+/// Each logs in once: no PIN is tried a second time. `certified`: of which one of them has the keys.
 fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Report) {
-    let mut all_are_here = true;
+    let wrong_before = report.wrong;
     let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
     for mut token in config.hsm.tokens() {
         token.environment.insert(QUIET.to_owned(), "1".to_owned());
-        let hello = hello(&token);
-        all_are_here &= hello.is_ok();
-        let Hello { token, shared, tls, .. } = match hello {
+        let Hello { token, shared, tls, .. } = match hello(&token) {
             Ok(hello) => hello,
             Err(Some(reason)) => {
                 report.wrong(format_args!("{reason}"));
@@ -170,9 +168,11 @@ fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Repo
             }
         }
     }
-    // One that could not be asked may have it.
-    for missing in certified.iter().filter(|_| all_are_here) {
-        report.wrong(format_args!("{}", no_such_key(&missing.path)));
+    // One that could not be asked may have them.
+    if report.wrong == wrong_before {
+        for HsmCertificate { path, .. } in &certified {
+            report.wrong(format_args!("{}", no_such_key(path)));
+        }
     }
 }
 

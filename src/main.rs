@@ -1,5 +1,6 @@
 //! `hsm-authd`: subcommands, and nothing else.
 
+use std::alloc::System;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -8,6 +9,11 @@ use hsm_authd::cli::{Cli, Command};
 use hsm_authd::{
     audit, backup, check, custodian, dev, first_run, front, keys, offline, recover, restore, supervisor,
 };
+use zeroizing_alloc::ZeroAlloc;
+
+/// What is freed is wiped: a seed, a code or a PIN passes buffers of TLS, HTTP and JSON, which nobody else wipes.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// EX_CONFIG of sysexits.h: systemd does not start the service again (`RestartPreventExitStatus=`).
 const EXIT_NEEDS_OPERATOR: u8 = 78;

@@ -229,10 +229,11 @@ impl Server {
         let write_timeout = Duration::from_millis(self.limits.write_timeout_ms);
         stream.as_mut().set_write_timeout_pinned(Some(write_timeout));
 
-        let standing = Standing::new(reloads, chain, peer.clone());
+        let standing = Standing::new(reloads, chain, peer);
+        let peer = standing.peer();
         let activity = Arc::new(Activity::default());
         let service = service_fn(|mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(peer.borrow().clone());
             let (active, answer) = (activity.begin(), self.router.clone().oneshot(request.map(Body::new)));
             async move {
                 let _active = active;
@@ -295,17 +296,29 @@ impl Server {
         };
         self.metrics.ended.get_or_create(&ended).inc();
         if ended == Ended::Refused {
-            let client = standing.client_name();
-            tracing::warn!(
-                client,
-                "a connection is cut off: its client's certificate is not accepted any more"
-            );
+            cut_off(&standing);
             return Ok(());
         }
         connection.as_mut().graceful_shutdown();
-        tokio::select! {
-            ended = connection => ended.map_err(|error| error.to_string()),
-            () = activity.idle(LEAVE_MAX) => Err("the peer does not leave".to_owned()),
+        // HTTP/2 waits for the peer to confirm that it was told, and serves it until then: one that never does has no longer
+        // than the requests which it could not know to be too late.
+        let requests = Duration::from_millis(self.limits.request_timeout_ms);
+        let (idle, late) = (activity.idle(LEAVE_MAX), tokio::time::sleep(requests + LEAVE_MAX));
+        let mut waited = pin!(async {
+            tokio::select! { () = idle => {}, () = late => {} }
+        });
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
+                () = waited.as_mut() => return Err("the peer does not leave".to_owned()),
+                lost = standing.lost() => match lost {
+                    Lost::Changed => {}
+                    Lost::Refused => {
+                        cut_off(&standing);
+                        return Ok(());
+                    }
+                },
+            }
         }
     }
 
@@ -317,4 +330,9 @@ impl Server {
         let part = getrandom::u32().map_or(0.0, |random| f64::from(random) / f64::from(u32::MAX));
         Duration::from_secs(seconds).mul_f64(1.0 - part / 10.0)
     }
+}
+
+fn cut_off(standing: &Standing) {
+    let client = standing.client_name();
+    tracing::warn!(client, "a connection is cut off: its client's certificate is not accepted any more");
 }

@@ -205,7 +205,7 @@ struct RevocationLists {
 }
 
 fn revocation_lists(paths: &[PathBuf], files: &Files) -> Result<RevocationLists, TlsError> {
-    let (mut lists, mut first_end_unix_s) = (Vec::new(), None::<u64>);
+    let mut lists = Vec::new();
     for path in paths {
         let pem = files.read(path).map_err(|e| file_error(path, pem_reason(pem::Error::Io(e), "CRL")))?;
         // Such as are held against devices' certificates, and refused in the same words.
@@ -214,14 +214,21 @@ fn revocation_lists(paths: &[PathBuf], files: &Files) -> Result<RevocationLists,
             let der = der.map_err(|e| file_error(path, pem_reason(e, "CRL")))?;
             let list: CertificateList =
                 CertificateList::from_der(&der).map_err(|_| file_error(path, "not a CRL".into()))?;
-            let list = list.tbs_cert_list;
-            if let Some(end) = list.next_update.map(|end| end.to_unix_duration().as_secs()) {
-                first_end_unix_s = Some(first_end_unix_s.map_or(end, |first| first.min(end)));
-            }
-            lists.push((list.this_update.to_unix_duration(), der));
+            lists.push((list.tbs_cert_list, der));
         }
     }
-    lists.sort_by_key(|(this_update, _)| Reverse(*this_update));
+    lists.sort_by_key(|(list, _)| Reverse(list.this_update.to_unix_duration()));
+    let (mut issuers, mut first_end_unix_s) = (Vec::new(), None::<u64>);
+    for (list, _) in &lists {
+        // One that a newer one of its issuer has replaced may end when it likes.
+        if issuers.contains(&&list.issuer) {
+            continue;
+        }
+        issuers.push(&list.issuer);
+        if let Some(end) = list.next_update.map(|end| end.to_unix_duration().as_secs()) {
+            first_end_unix_s = Some(first_end_unix_s.map_or(end, |first| first.min(end)));
+        }
+    }
     let newest_first = lists.into_iter().map(|(_, der)| der).collect();
     Ok(RevocationLists { newest_first, first_end_unix_s })
 }

@@ -12,14 +12,15 @@ use crate::api::Peer;
 pub struct Standing {
     identities: watch::Receiver<Arc<Identities>>,
     chain: Vec<CertificateDer<'static>>,
-    peer: Peer,
+    peer: watch::Sender<Peer>,
 }
 
 /// Why a connection cannot go on as it is.
 pub enum Lost {
     /// Its certificate is not accepted any more: revoked, or of an authority that is none now.
     Refused,
-    /// It is another client's, or nobody's; or the client may do something else.
+    /// It is another client's, or nobody's; or the client may do something else. What is asked from now on is asked by
+    /// whom it is now.
     Changed,
 }
 
@@ -30,12 +31,17 @@ impl Standing {
         chain: Vec<CertificateDer<'static>>,
         peer: Peer,
     ) -> Self {
-        Self { identities, chain, peer }
+        Self { identities, chain, peer: watch::Sender::new(peer) }
+    }
+
+    /// Whose it is now.
+    pub fn peer(&self) -> watch::Receiver<Peer> {
+        self.peer.subscribe()
     }
 
     /// Whose it was, for the log.
-    pub fn client_name(&self) -> Option<&str> {
-        self.peer.0.as_ref().map(|client| client.name.as_str())
+    pub fn client_name(&self) -> Option<String> {
+        self.peer.borrow().0.as_ref().map(|client| client.name.as_str().to_owned())
     }
 
     /// Comes back when a reload ends it.
@@ -48,8 +54,16 @@ impl Standing {
             let identities = self.identities.borrow_and_update().clone();
             match identities.peer(&self.chain) {
                 Err(_) => return Lost::Refused,
-                Ok(peer) if peer.0 != self.peer.0 => return Lost::Changed,
-                Ok(_) => {}
+                Ok(peer) => {
+                    let replaces = |old: &mut Peer| {
+                        let differs = old.0 != peer.0;
+                        *old = peer;
+                        differs
+                    };
+                    if self.peer.send_if_modified(replaces) {
+                        return Lost::Changed;
+                    }
+                }
             }
         }
     }

@@ -57,6 +57,14 @@ impl Daemon {
         daemon
     }
 
+    /// Starts one with two custodians on a token of its own with these PINs.
+    pub fn start_with_pins(pin: &str, so_pin: &str) -> Self {
+        let mut daemon = Self::new(Scratch::new(), &["--custodians", "2", "--custody", "wrapped"], &[]);
+        crate::prepared::write_dev_with_pins(&daemon.dir(), pin, so_pin);
+        daemon.resume();
+        daemon
+    }
+
     fn start_in(scratch: Scratch, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut daemon = Self::unstarted_in(scratch, arguments, environment);
         daemon.resume();

@@ -7,6 +7,7 @@
     reason = "what a test's own set-up lacks fails the test"
 )]
 
+mod abuse;
 mod alarms;
 mod anchor;
 mod anchor_behind;
@@ -26,6 +27,9 @@ mod backup;
 mod bad_input;
 mod bank;
 mod by_hand;
+mod bystander;
+mod canary;
+mod canary_life;
 mod certificates;
 mod certified_signers;
 mod checking;
@@ -100,6 +104,7 @@ mod multi_terminal_refusals;
 mod multi_terminal_tampering;
 mod multi_terminal_time;
 mod mutations;
+mod needles;
 mod ocra;
 mod ocra_once;
 mod ocra_refusals;
@@ -128,6 +133,7 @@ mod presented_claims;
 mod presented_documented;
 mod presented_tampering;
 mod presenting;
+mod process_memory;
 mod processes;
 mod pruning;
 mod recovering;
@@ -176,6 +182,7 @@ mod store_samples;
 mod store_sqlite;
 mod store_terminals;
 mod store_transactions;
+mod stubborn;
 mod submissions;
 mod systemd;
 mod tampered_service;

@@ -169,7 +169,12 @@ fn one_function_alone_has_the_module_verify_and_its_keys_are_public() {
 }
 
 /// Module, and what else it needs, of one that exists and cannot serve.
-fn unsuitable(library: &str, environment: Vec<(&'static str, String)>, so_pin: &str) -> String {
+fn unsuitable(
+    library: &str,
+    environment: Vec<(&'static str, String)>,
+    so_pin: &str,
+    folders: &[&str],
+) -> String {
     let library = PathBuf::from(library);
     assert!(library.exists(), "{} is not there: make test-modules installs it", library.display());
     let mut token = TestToken::bare();
@@ -177,6 +182,9 @@ fn unsuitable(library: &str, environment: Vec<(&'static str, String)>, so_pin: &
     token.boot.module_arguments = None;
     token.boot.token_label = "hsm-authd".to_owned();
     token.environment = environment;
+    // Both talk to somebody by a socket.
+    token.boot.reach.network = true;
+    token.boot.reach.writes.extend(folders.iter().map(PathBuf::from));
     let so_pin_file = Some(token.file("its-so-pin", so_pin));
     let output = token.set_up_with(&Setup {
         boot: token.boot.clone(),
@@ -193,6 +201,10 @@ fn unsuitable(library: &str, environment: Vec<(&'static str, String)>, so_pin: &
     ours[0].to_owned()
 }
 
+/// What opencryptoki shares with its daemon, and keeps its tokens in.
+const OPENCRYPTOKI_FOLDERS: [&str; 4] =
+    ["/var/lib/opencryptoki", "/run/lock/opencryptoki", "/run/pkcsslotd.socket", "/dev/shm"];
+
 #[test]
 #[ignore = "make test-modules: needs opencryptoki and its pkcsslotd"]
 fn opencryptoki_is_refused_because_it_does_not_wrap() {
@@ -202,7 +214,7 @@ fn opencryptoki_is_refused_because_it_does_not_wrap() {
     let deadline = Instant::now() + Duration::from_secs(30);
     let library = "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0";
     let said = loop {
-        let said = unsuitable(library, vec![], "87654321");
+        let said = unsuitable(library, vec![], "87654321", &OPENCRYPTOKI_FOLDERS);
         if !said.contains("does not load") || Instant::now() >= deadline {
             break said;
         }
@@ -253,7 +265,12 @@ fn tpm2_pkcs11_is_refused_because_it_does_not_wrap() {
         ("TPM2_PKCS11_TCTI", format!("swtpm:path={}", socket.display())),
         ("TPM2_PKCS11_LOG_LEVEL", "0".to_owned()),
     ];
-    let said = unsuitable("/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so", environment, "officer");
+    let said = unsuitable(
+        "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so",
+        environment,
+        "officer",
+        &[scratch.path().to_str().unwrap()],
+    );
     println!("{said}");
     assert!(said.contains("CKM_AES_KEY_WRAP (secrets are wrapped with it)"), "{said}");
     assert!(said.contains("CKM_GENERIC_SECRET_KEY_GEN (it makes secrets)"), "{said}");

@@ -114,6 +114,12 @@ impl TestModule {
         }
     }
 
+    /// Whether a custodian that reads its objects while another process makes some may find what it does not believe, and be
+    /// replaced.
+    pub fn fails_over_a_token_that_changes(self) -> bool {
+        self == Self::Kryoptic
+    }
+
     /// What its tokens are called by in their descriptions.
     pub fn model(self) -> &'static str {
         match self {

@@ -17,7 +17,10 @@ struct Prepared(Vec<(PathBuf, Vec<u8>)>);
 
 impl Prepared {
     fn make(label: &str) -> Self {
-        let mut token = TestToken::bare();
+        Self::make_with(TestToken::bare(), label)
+    }
+
+    fn make_with(mut token: TestToken, label: &str) -> Self {
         token.boot.token_label = TestModule::chosen().label(label);
         let output = token.set_up(true);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -67,10 +70,22 @@ pub fn write_own_dev(folder: &Path) {
     }
 }
 
+/// The same with PINs of the test's own; `dev` is given them by the files.
+pub fn write_dev_with_pins(folder: &Path, pin: &str, so_pin: &str) {
+    let token = TestToken::bare();
+    fs::write(&token.boot.pin_file, pin).unwrap();
+    fs::write(token.boot.pin_file.with_file_name("so-pin"), so_pin).unwrap();
+    write_files(&Prepared::make_with(token, DEV_LABEL), folder, pin, so_pin);
+}
+
 fn write_dev_with(prepared: &Prepared, folder: &Path) {
+    write_files(prepared, folder, crate::token::PIN, crate::token::SO_PIN);
+}
+
+fn write_files(prepared: &Prepared, folder: &Path, pin: &str, so_pin: &str) {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).unwrap();
     prepared.write(&folder.join("token"));
-    for (name, pin) in [("pin", crate::token::PIN), ("so-pin", crate::token::SO_PIN)] {
+    for (name, pin) in [("pin", pin), ("so-pin", so_pin)] {
         let path = folder.join(name);
         fs::write(&path, pin).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();

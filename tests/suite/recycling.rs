@@ -16,6 +16,7 @@ use crate::custodians::await_up;
 use crate::daemon::Daemon;
 use crate::fault_module::FaultModule;
 use crate::load::Load;
+use crate::modules::TestModule;
 use crate::processes::{children, eventually};
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, section};
@@ -114,7 +115,10 @@ impl World {
 
     /// Nothing was lost on the way, and no process that ended has left a session open.
     async fn check_nothing_is_left(&self) {
-        assert_eq!(self.scrape().counted("hsm_authd_custodian_losses_total"), [].into());
+        let said = self.served.said().join("\n");
+        if !TestModule::chosen().fails_over_a_token_that_changes() {
+            assert_eq!(self.scrape().counted("hsm_authd_custodian_losses_total"), [].into(), "{said}");
+        }
         let there = self.await_custodians().await;
         let counts = self.faults.counts();
         for process in &counts.0 {

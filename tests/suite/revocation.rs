@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,6 +17,7 @@ use crate::daemon::{Daemon, enrol_hotp, rfc_code};
 use crate::processes::eventually;
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, section};
+use crate::stubborn::Stubborn;
 
 /// A list of the development authority with these clients on it, valid until then.
 fn list(daemon: &Daemon, revoked: &[&str], next_update: &str) -> PathBuf {
@@ -120,6 +122,60 @@ async fn a_revoked_client_is_out_with_the_reload_on_open_connections_too_and_oth
         ask_for_lists(&daemon, &path);
         assert!(!lets_in(&daemon, "bank-a").await && lets_in(&daemon, "bank-b").await);
     }
+    // And alone says when it ends.
+    let replaced = std::fs::read_to_string(list_of(&daemon, &[], "20240101000000Z", PAST)).unwrap();
+    std::fs::write(&path, format!("{replaced}{new}")).unwrap();
+    ask_for_lists(&daemon, &path);
+    assert!(crl_days_left(&daemon) > 0.0);
+}
+
+fn crl_days_left(daemon: &Daemon) -> f64 {
+    let scrape = Scrape::at(&ops_url(daemon));
+    scrape.value("hsm_authd_certificate_expires_seconds", &[("certificate", "client-crls")]) / 86_400.0
+}
+
+const SHORT: &str = "connection_age_max_seconds = 1\nrequest_timeout_ms = 1000";
+
+fn short_lived(daemon: &mut Daemon) -> Served {
+    assert!(daemon.stop().success());
+    let config = configuration(daemon, "short.toml", |config| {
+        section(config, "server").insert("limits".into(), SHORT.parse::<toml::Table>().unwrap().into());
+    });
+    Served::start(&config)
+}
+
+fn reload(served: &Served, daemon: &Daemon, change: impl FnOnce(&mut toml::Table)) {
+    configuration(daemon, "short.toml", |config| {
+        section(config, "server").insert("limits".into(), SHORT.parse::<toml::Table>().unwrap().into());
+        change(config);
+    });
+    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_told_to_leave_and_stays_has_no_longer_than_a_request_and_is_out_if_revoked() {
+    let mut daemon = Daemon::start();
+    let path = list(&daemon, &[], FAR);
+    let served = short_lived(&mut daemon);
+    let mut revoked = Stubborn::connect(&served.url, &daemon.identity("bank-a")).await;
+    revoked.stays().await;
+    list(&daemon, &["bank-a"], FAR);
+    reload(&served, &daemon, |config| {
+        section(config, "server").insert("client_crls".into(), vec![path.display().to_string()].into());
+    });
+    let begun = Instant::now();
+    eventually("it is out", async || revoked.asks().await.is_err().then_some(())).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "by the reload, not by its age");
+
+    let mut changed = Stubborn::connect(&served.url, &daemon.identity("bank-b")).await;
+    changed.stays().await;
+    reload(&served, &daemon, |config| {
+        let clients = config["client"].as_array_mut().unwrap();
+        clients.retain(|client| client["name"].as_str() != Some("bank-b"));
+    });
+    eventually("it is nobody's now", async || (!changed.asks().await.unwrap()).then_some(())).await;
+    eventually("it is out", async || changed.asks().await.is_err().then_some(())).await;
+    assert!(served.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,9 +186,7 @@ async fn a_list_that_is_out_of_date_lets_nobody_in_until_there_is_a_new_one() {
     ask_for_lists(&daemon, &path);
     eventually("who is there is out, too", async || (!works(&before).await).then_some(())).await;
     assert!(!lets_in(&daemon, "bank-a").await && !lets_in(&daemon, "bank-b").await);
-    let left = Scrape::at(&ops_url(&daemon));
-    let left = left.value("hsm_authd_certificate_expires_seconds", &[("certificate", "client-crls")]);
-    assert!(left < 0.0, "{left}");
+    assert!(crl_days_left(&daemon) < 0.0);
     // What is no list changes nothing.
     std::fs::write(&path, "no list").unwrap();
     let reloads = daemon.log().matches("not reloaded").count();
@@ -172,12 +226,7 @@ async fn whose_rights_a_reload_changes_goes_on_with_none_of_the_old_ones() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_connection_is_ended_in_order() {
     let mut daemon = Daemon::start();
-    assert!(daemon.stop().success());
-    let config = configuration(&daemon, "short.toml", |config| {
-        let limits = "connection_age_max_seconds = 1".parse::<toml::Table>().unwrap();
-        section(config, "server").insert("limits".into(), limits.into());
-    });
-    let served = Served::start(&config);
+    let served = short_lived(&mut daemon);
     for http in [Http::One, Http::Two] {
         let before = ended(&served.ops_url, "age");
         let connection = Connection::open(&served.url, &daemon.identity("bank-a"), http).await.unwrap();

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use crate::client::{Connection, Http};
 use crate::daemon::Daemon;
 use crate::multi_terminal::{Payer, rule};
+use crate::process_memory::resident_kib;
 use crate::processes::children;
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, section};
@@ -27,13 +28,6 @@ const LOOKS: u64 = 200;
 /// over, and the front's room.
 const LOST_BYTES_MAX: u64 = 250;
 const BESIDES_MIB: u64 = 64;
-
-/// Memory of a process that is in RAM now, in KiB.
-fn resident_kib(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).unwrap_or(0)
-}
 
 /// What supervisor, front and custodians have together.
 #[derive(Clone, Copy, Debug, Default)]

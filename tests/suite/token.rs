@@ -61,8 +61,12 @@ impl TestToken {
             unwraps_max: u64::MAX,
             memory_bytes_max: u64::MAX,
             shared_keys: false,
-            // Its configuration, its tokens, and what a fault module shares with the test.
-            reach: Reach { writes: vec![folder.clone()], ..Reach::default() },
+            // Its configuration, its tokens, and what a fault module shares with the test; and the module behind that one.
+            reach: Reach {
+                writes: vec![folder.clone()],
+                reads: vec![TestModule::chosen().library().parent().unwrap().to_owned()],
+                ..Reach::default()
+            },
         };
         Self { folder, tokens, boot, environment: Vec::new() }
     }

@@ -1,0 +1,492 @@
+//! Peers that take their time, say nothing, or come by thousands: another bank's codes are verified meanwhile, what the front
+//! holds stays bounded, and afterwards all is as it was.
+//!
+//! `HSM_AUTHD_ABUSE=full` takes the limits of a service as they are, thousands of peers, and minutes; `make test-abuse` does.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::sleep;
+use toml::Table;
+
+use crate::bystander::{Bystander, Pace};
+use crate::client::{Connection, Http, tls_stream_with};
+use crate::daemon::Daemon;
+use crate::process_memory::{descriptors, resident_kib};
+use crate::processes::children;
+use crate::scrape::Scrape;
+use crate::served::{Served, configuration, section};
+use crate::token::BINARY;
+
+/// `LimitNOFILE=` of systemd/hsm-authd.service.
+const DESCRIPTORS: u64 = 16_384;
+/// The least that a bystander's verifications may fall to, as a part of what they are alone.
+const PART_MIN: f64 = 0.25;
+/// How long one of its answers may take, at worst.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// What the front may have in memory for each connection, and besides, in KiB.
+const KIB_EACH: u64 = 128;
+const KIB_BESIDES: u64 = 48 * 1024;
+/// What an HTTP/2 client begins with (RFC 9113, section 3.4), with empty settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// What is done to the appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Abuse {
+    /// A request's header, byte by byte.
+    Headers,
+    /// A request's body, byte by byte.
+    Bodies,
+    /// An HTTP/2 preface, and then a frame, byte by byte.
+    Frames,
+    /// A hundred HTTP/2 requests on each connection, whose bodies come byte by byte.
+    Streams,
+    /// A TLS client's first words, byte by byte.
+    Hellos,
+    /// Connections that say nothing.
+    Silent,
+    /// Handshakes as many as can be: whole ones, broken ones, and what is none.
+    Handshakes,
+}
+
+/// How much of it.
+struct Scale {
+    full: bool,
+    peers: usize,
+    window: Duration,
+    /// Between two bytes of a peer.
+    pause: Duration,
+    limits: Vec<(&'static str, i64)>,
+    /// How long until the service itself has ended what is left of the peers.
+    patience: Duration,
+}
+
+impl Scale {
+    fn of(abuse: Abuse) -> Self {
+        let full = std::env::var("HSM_AUTHD_ABUSE").is_ok_and(|scale| scale == "full");
+        if full {
+            let peers = match abuse {
+                Abuse::Silent | Abuse::Hellos => 10_000,
+                Abuse::Streams => 200,
+                Abuse::Handshakes => 64,
+                // As many as a tenant may have, and more.
+                _ => 2_500,
+            };
+            let (window, pause) = (Duration::from_secs(40), Duration::from_millis(250));
+            return Self { full, peers, window, pause, limits: vec![], patience: Duration::from_secs(180) };
+        }
+        let times = ["header_timeout_ms", "body_timeout_ms", "idle_timeout_ms", "handshake_timeout_ms"];
+        Self {
+            full,
+            peers: if abuse == Abuse::Streams || abuse == Abuse::Handshakes { 8 } else { 200 },
+            window: Duration::from_secs(3),
+            pause: Duration::from_millis(50),
+            limits: times.map(|name| (name, 1_500)).into(),
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A service, with as many descriptors as its unit has.
+fn start(limits: &[(&'static str, i64)]) -> (Daemon, Served) {
+    let mut daemon = Daemon::start_with(&["--custodians", "1"], &[]);
+    daemon.stop();
+    let limits: Table = limits.iter().map(|(name, value)| (name.to_string(), (*value).into())).collect();
+    let config = configuration(&daemon, "abused.toml", |config| {
+        section(config, "server").insert("limits".into(), limits.into());
+    });
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // The peers are processes of others; here they have to be this one's.
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let descriptors = hard.min(DESCRIPTORS);
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--nofile={descriptors}:{descriptors}")).arg(BINARY);
+    command.args(["serve", "--config"]).arg(&config).stdin(Stdio::null());
+    let served = Served::start_by(command, &config);
+    (daemon, served)
+}
+
+/// What the front holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    connections: f64,
+    descriptors: Option<usize>,
+    resident_kib: u64,
+}
+
+impl Held {
+    fn by(served: &Served) -> Self {
+        let front = children(served.pid(), "front")[0];
+        Self {
+            connections: Scrape::at(&served.ops_url).value("hsm_authd_connections_open", &[]),
+            descriptors: descriptors(front),
+            resident_kib: resident_kib(front),
+        }
+    }
+
+    fn or_more(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.max(other.connections),
+            descriptors: self.descriptors.max(other.descriptors),
+            resident_kib: self.resident_kib.max(other.resident_kib),
+        }
+    }
+
+    /// No more than its connections account for.
+    fn is_bounded(self, before: Self) {
+        let further = (self.connections - before.connections) as u64;
+        if let (Some(at_most), Some(before)) = (self.descriptors, before.descriptors) {
+            // One each, and some that are being opened or closed.
+            assert!(at_most as u64 <= before as u64 + further + 600, "{self:?}");
+        }
+        let bound = before.resident_kib + further * KIB_EACH + KIB_BESIDES;
+        assert!(self.resident_kib <= bound, "{self:?}: more than {bound} KiB");
+    }
+}
+
+/// Those who do it.
+struct Peers {
+    /// Of their own: what they compute is not to keep a bystander's client waiting.
+    runtime: Option<Runtime>,
+    target: Arc<Target>,
+}
+
+struct Target {
+    abuse: Abuse,
+    url: String,
+    authority: String,
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+    pause: Duration,
+    stop: AtomicBool,
+    /// Connections that were begun, and those of them that have ended.
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Peers {
+    fn begin(abuse: Abuse, count: usize, pause: Duration, served: &Served, daemon: &Daemon) -> Self {
+        let tls = |alpn: &str| Arc::new(daemon.identity("bank-b").tls_config(&[alpn]).unwrap());
+        let target = Arc::new(Target {
+            abuse,
+            url: served.url.clone(),
+            authority: served.url.strip_prefix("https://").unwrap().to_owned(),
+            http1: tls("http/1.1"),
+            http2: tls("h2"),
+            pause,
+            stop: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+        });
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        for number in 0..count {
+            let target = target.clone();
+            runtime.spawn(async move {
+                // Not all at the same moment.
+                sleep(target.pause * (number % 20) as u32 / 20).await;
+                while !target.stop.load(Ordering::Relaxed) {
+                    target.begun.fetch_add(1, Ordering::Relaxed);
+                    let lasted = Instant::now();
+                    target.abuse(number).await;
+                    target.ended.fetch_add(1, Ordering::Relaxed);
+                    // Who is turned away at once does not come back at once, but for the flood.
+                    if target.abuse != Abuse::Handshakes && lasted.elapsed() < Duration::from_millis(500) {
+                        sleep(Duration::from_millis(500)).await;
+                    }
+                }
+            });
+        }
+        Self { runtime: Some(runtime), target }
+    }
+
+    /// None comes again. Those who are there stay until the service ends them.
+    fn come_no_more(&self) {
+        self.target.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn under_way(&self) -> usize {
+        self.target.begun.load(Ordering::Relaxed) - self.target.ended.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Target {
+    /// One connection, to its end.
+    async fn abuse(&self, number: usize) {
+        let head = |method: &str, more: &str| {
+            format!(
+                "{method} /v1/credentials HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n{more}",
+                self.authority
+            )
+        };
+        match self.abuse {
+            Abuse::Headers => {
+                let Ok(stream) = tls_stream_with(&self.url, self.http1.clone()).await else { return };
+                self.dribble(stream, head("GET", "X-Slow: ").as_bytes(), &[]).await;
+            }
+            Abuse::Bodies => {
+                let Ok(stream) = tls_stream_with(&self.url, self.http1.clone()).await else { return };
+                self.dribble(stream, &[], head("POST", "Content-Length: 60000\r\n\r\n").as_bytes()).await;
+            }
+            Abuse::Frames => {
+                let Ok(stream) = tls_stream_with(&self.url, self.http2.clone()).await else { return };
+                // A HEADERS frame of 16,000 bytes.
+                let frame = [0, 0x3e, 0x80, 1, 4, 0, 0, 0, 1];
+                self.dribble(stream, &[PREFACE, &frame].concat(), &[]).await;
+            }
+            Abuse::Streams => {
+                let Ok(stream) = tls_stream_with(&self.url, self.http2.clone()).await else { return };
+                self.dribble_streams(stream).await;
+            }
+            Abuse::Hellos => {
+                let Ok(stream) = TcpStream::connect(&self.authority).await else { return };
+                // A record of 512 bytes, and a ClientHello in it (RFC 8446, sections 5.1 and 4).
+                self.dribble(stream, &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], &[]).await;
+            }
+            Abuse::Silent => {
+                let Ok(mut stream) = TcpStream::connect(&self.authority).await else { return };
+                let _ = stream.read(&mut [0]).await;
+            }
+            Abuse::Handshakes => self.shake(number).await,
+        }
+    }
+
+    /// Sends `at_once`, then `slowly` byte by byte, and then as many bytes more as are taken.
+    async fn dribble(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, slowly: &[u8], at_once: &[u8]) {
+        if stream.write_all(at_once).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        for byte in slowly.iter().copied().chain(std::iter::repeat(b'a')) {
+            let mut answer = [0; 512];
+            tokio::select! {
+                read = stream.read(&mut answer) => {
+                    // HTTP/2's settings are no end.
+                    if read.is_err() || read.is_ok_and(|read| read == 0) {
+                        return;
+                    }
+                }
+                () = sleep(self.pause) => {
+                    if stream.write_all(&[byte]).await.is_err() || stream.flush().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn dribble_streams(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+        // HPACK (RFC 7541): POST, https, and literals for the rest, of names in the static table.
+        let literal = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
+        let block = [
+            vec![0x83, 0x87],
+            literal(&[0x04], "/v1/credentials"),
+            literal(&[0x01], &self.authority),
+            literal(&[0x0f, 0x10], "application/json"),
+            literal(&[0x0f, 0x0d], "60000"),
+        ]
+        .concat();
+        let frame = |kind: u8, flags: u8, id: u32, payload: &[u8]| {
+            [&(payload.len() as u32).to_be_bytes()[1..], &[kind, flags], &id.to_be_bytes(), payload].concat()
+        };
+        let requests: Vec<u8> = (0..100).flat_map(|number| frame(1, 4, 2 * number + 1, &block)).collect();
+        if stream.write_all(&[PREFACE, &requests].concat()).await.is_err() {
+            return;
+        }
+        for number in (0..100u32).cycle() {
+            let mut answer = [0; 4_096];
+            tokio::select! {
+                read = stream.read(&mut answer) => {
+                    if read.is_err() || read.is_ok_and(|read| read == 0) {
+                        return;
+                    }
+                }
+                () = sleep(self.pause / 10) => {
+                    let data = frame(0, 0, 2 * number + 1, b"a");
+                    if stream.write_all(&data).await.is_err() || stream.flush().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn shake(&self, number: usize) {
+        match number % 4 {
+            0 | 1 => drop(tls_stream_with(&self.url, self.http2.clone()).await),
+            2 => {
+                let Ok(mut stream) = TcpStream::connect(&self.authority).await else { return };
+                let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
+                let _ = stream.read(&mut [0; 64]).await;
+            }
+            _ => {
+                // A right hello, and gone.
+                let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+                let mut client = rustls::ClientConnection::new(self.http1.clone(), name).unwrap();
+                let mut hello = Vec::new();
+                client.write_tls(&mut hello).unwrap();
+                let Ok(mut stream) = TcpStream::connect(&self.authority).await else { return };
+                let _ = stream.write_all(&hello).await;
+                let _ = stream.read(&mut [0; 64]).await;
+            }
+        }
+    }
+}
+
+/// Looks until it is so, for as long as the scale says.
+async fn within(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn others_go_on_beside(abuse: Abuse) {
+    let scale = Scale::of(abuse);
+    let (daemon, served) = start(&scale.limits);
+    let identity = daemon.identity("bank-a");
+    let mut bystander = Bystander::begin(&served.url, &identity).await;
+    let before = Held::by(&served);
+    let alone = bystander.pace(scale.window).await;
+
+    let peers = Peers::begin(abuse, scale.peers, scale.pause, &served, &daemon);
+    let (mut at_most, mut beside): (_, Vec<Pace>) = (before, Vec::new());
+    let begun = Instant::now();
+    let mut opened = None;
+    while begun.elapsed() < scale.window {
+        beside.push(bystander.pace(scale.window / 10).await);
+        at_most = at_most.or_more(Held::by(&served));
+        if opened.is_none() && begun.elapsed() > scale.window / 2 {
+            // Who comes new has to wait for its turn, and gets in.
+            let since = Instant::now();
+            let new = Connection::open(&served.url, &identity, Http::Two).await.unwrap();
+            assert_eq!(new.get("/v1/credentials").await.unwrap().status, 200);
+            opened = Some(since.elapsed());
+        }
+    }
+    peers.come_no_more();
+    let came = peers.target.begun.load(Ordering::Relaxed);
+    within(scale.patience, "the service ends what is left of them", || {
+        peers.under_way() == 0 && Held::by(&served).connections == before.connections
+    })
+    .await;
+    let after = Held::by(&served);
+    let alone_again = bystander.pace(scale.window).await;
+    bystander.end().await;
+
+    let mean = beside.iter().map(|pace| pace.per_second).sum::<f64>() / beside.len() as f64;
+    let slowest = beside.iter().map(|pace| pace.slowest).max().unwrap();
+    println!(
+        "{abuse:?}: {} peers, {came} connections of theirs; alone {:.0} a second (slowest {:?}), beside them {mean:.0} \
+         (slowest {slowest:?}), alone again {:.0}; a new connection within {opened:?}; before {before:?}, at most \
+         {at_most:?}, after {after:?}",
+        scale.peers, alone.per_second, alone.slowest, alone_again.per_second,
+    );
+    assert!(came >= scale.peers, "they did not come");
+    let least = alone.per_second.min(alone_again.per_second) * PART_MIN;
+    assert!(mean >= least, "{mean:.0} a second, and {least:.0} at least");
+    assert!(slowest < ANSWER_MAX, "{slowest:?}");
+    at_most.is_bounded(before);
+    assert!(after.descriptors <= before.descriptors.map(|count| count + 8), "{before:?}, {after:?}");
+    if scale.full && abuse == Abuse::Headers {
+        // Half of the room, and no more.
+        assert!(at_most.connections <= 2_048.0 + before.connections + 600.0, "{at_most:?}");
+    }
+    assert_eq!(served.stop().code(), Some(0));
+}
+
+macro_rules! beside {
+    ($($name:ident: $abuse:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                others_go_on_beside(Abuse::$abuse).await;
+            }
+        )*
+    };
+}
+
+beside! {
+    codes_are_verified_beside_headers_that_come_byte_by_byte: Headers,
+    codes_are_verified_beside_bodies_that_come_byte_by_byte: Bodies,
+    codes_are_verified_beside_frames_that_come_byte_by_byte: Frames,
+    codes_are_verified_beside_streams_that_come_byte_by_byte: Streams,
+    codes_are_verified_beside_handshakes_that_come_byte_by_byte: Hellos,
+    codes_are_verified_beside_connections_that_say_nothing: Silent,
+    codes_are_verified_beside_a_flood_of_handshakes: Handshakes,
+}
+
+/// Connections of several clients that are let in and not used, as many as the service is told to have room for, and others
+/// that do not even begin a handshake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn codes_are_verified_beside_thousands_of_idle_connections() {
+    let scale = Scale::of(Abuse::Silent);
+    let (each, silent) = if scale.full { ([5_000, 3_500, 1_500], 2_000) } else { ([250, 175, 75], 100) };
+    let idle: usize = each.iter().sum();
+    let limits = [
+        ("connections_max", 12_000),
+        ("connections_per_tenant_max", 5_500),
+        ("header_timeout_ms", 600_000),
+        ("idle_timeout_ms", 600_000),
+    ];
+    let (daemon, served) = start(&limits);
+    let mut bystander = Bystander::begin(&served.url, &daemon.identity("bank-a")).await;
+    let before = Held::by(&served);
+    let alone = bystander.pace(scale.window).await;
+
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut openings = Vec::new();
+    for (client, count) in ["bank-b", "bank-a-gateway", "auditor"].into_iter().zip(each) {
+        let tls = Arc::new(daemon.identity(client).tls_config(&["http/1.1"]).unwrap());
+        for part in 0..16 {
+            let (url, tls) = (served.url.clone(), tls.clone());
+            openings.push(runtime.spawn(async move {
+                let mut held = Vec::new();
+                for _ in (part..count).step_by(16) {
+                    held.push(tls_stream_with(&url, tls.clone()).await.unwrap());
+                }
+                held
+            }));
+        }
+    }
+    let begun = Instant::now();
+    let mut held = Vec::new();
+    for opening in openings {
+        held.extend(opening.await.unwrap());
+    }
+    let opened = begun.elapsed();
+    let peers = Peers::begin(Abuse::Silent, silent, scale.pause, &served, &daemon);
+    within(scale.patience, "all are there", || Held::by(&served).connections >= idle as f64).await;
+    let beside = bystander.pace(scale.window).await;
+    let at_most = Held::by(&served);
+    peers.come_no_more();
+    drop(held);
+    within(scale.patience, "they are gone", || Held::by(&served).connections == before.connections).await;
+    let (after, alone_again) = (Held::by(&served), bystander.pace(scale.window).await);
+    bystander.end().await;
+    runtime.shutdown_background();
+    let each_kib = at_most.resident_kib.saturating_sub(before.resident_kib) as f64 / at_most.connections;
+    println!(
+        "{idle} idle connections, opened within {opened:?}, and {silent} without a handshake: alone {alone:?}, beside them \
+         {beside:?}, alone again {alone_again:?}; {each_kib:.1} KiB each; before {before:?}, at most {at_most:?}, after {after:?}"
+    );
+    let least = alone.per_second.min(alone_again.per_second) * PART_MIN;
+    assert!(beside.per_second >= least && beside.slowest < ANSWER_MAX, "{beside:?}, and {least:.0} at least");
+    at_most.is_bounded(before);
+    assert!(after.descriptors <= before.descriptors.map(|count| count + 8), "{before:?}, {after:?}");
+    assert_eq!(served.stop().code(), Some(0));
+}
