@@ -59,7 +59,7 @@ pub const DESTROYED_MAX: usize = 16;
 pub const CLAIMS_BYTES_MAX: usize = 4 * 1024;
 
 /// Identifies release and wire format: processes of two releases never talk to each other.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.13");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_VERSION"), "+wire.14");
 
 /// What a custodian needs to know, and a front need not.
 #[derive(Clone, Serialize, Deserialize)]

@@ -19,8 +19,8 @@ fn with_tls() -> TestToken {
         boot: token.boot.clone(),
         needed: Vec::new(),
         so_pin_file: None,
-        token_only: false,
         so_pin_handed: false,
+        token_only: false,
         serves_tls: true,
     };
     let output = token.set_up_with(&setup);
