@@ -11,7 +11,7 @@ use crate::Ending;
 use crate::clock::{SystemClock, WatchedClock};
 use crate::config::{Config, DEFAULT_PATH, HsmConfig};
 use crate::control_socket;
-use crate::custodian::certificate_request::{CertificateWish, CommonName, ServerName};
+use crate::custodian::certificate_request::{CommonName, ServerName};
 use crate::custodian::key_task::{KeyDescription, KeyTask, KeyTaskDone, KeyWork};
 use crate::domain::audit::Event;
 use crate::domain::checkpoint::Note;
@@ -24,9 +24,10 @@ use crate::service::at_rest::AtRest;
 use crate::store::Store;
 use crate::store::usage::{key_usage, rotations};
 use crate::supervisor;
-use crate::tls::{self, HsmCertificate};
+use crate::tls;
 
 mod births;
+mod certificates;
 mod plan;
 mod rewrapping;
 mod socket;
@@ -119,7 +120,7 @@ pub fn run(command: Command) -> Ending {
         Command::Rewrap { config } => rewrapping::run(&operator::load(&config)?.store.path),
         Command::Retire { kind, version, config } => retire(&operator::load(&config)?, kind, version),
         Command::Csr { config, names, subject, token } => {
-            csr(&operator::load(&config)?, names, subject, token.as_deref())
+            certificates::request(&operator::load(&config)?, names, subject, token.as_deref())
         }
     }
 }
@@ -294,7 +295,7 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
         return Err(Some(format!("there is no key {name}")));
     }
     if kind == KeyKind::Tls {
-        is_certified_no_more(config, &there, version)?;
+        certificates::is_of_none(config, &there, version)?;
     }
     let rest = Rest::of(config)?;
     rest.is_known()?;
@@ -317,69 +318,6 @@ fn retire(config: &Config, kind: KeyKind, version: u16) -> Ending {
             KeyTaskDone::Retired => say(format!("token {}: key {name}: retired", token.name))?,
             _ => return Err(Some(WRONG_ANSWER.to_owned())),
         }
-    }
-    Ok(())
-}
-
-/// Whether no configured certificate is of this version of `tls`, in any token.
-fn is_certified_no_more(config: &Config, there: &[Vec<KeyDescription>], version: u16) -> Ending {
-    let name = format!("hsm-authd/{}/v{version}", KeyKind::Tls);
-    for certificate in tls::hsm_certificates(&config.server) {
-        let HsmCertificate { path, key } =
-            certificate.map_err(|error| format!("{error}; nobody knows whether it is of {name}"))?;
-        let is_it = |held: &KeyDescription| {
-            (held.kind, held.version, &held.public) == (KeyKind::Tls, version, &Some(key.clone()))
-        };
-        if there.iter().flatten().any(is_it) {
-            return Err(Some(format!(
-                "{}: the certificate is of {name}: put one of a newer key in its place first (`hsm-authd keys csr`)",
-                path.display()
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Prints a request for a certificate of each token's newest `tls` key, or of one token's.
-fn csr(config: &Config, names: Vec<ServerName>, subject: Option<CommonName>, token: Option<&str>) -> Ending {
-    let names = match names.is_empty() {
-        false => names,
-        // What is in no certificate yet has to be said.
-        true => {
-            let known = tls::server_names(&config.server).unwrap_or_default();
-            known.iter().filter_map(|name| ServerName::parse(name)).collect()
-        }
-    };
-    let Some(first) = names.first() else {
-        return Err(Some(
-            "give --name: the certificate in server.certificate has no names, or is not there".to_owned(),
-        ));
-    };
-    let first = match first {
-        ServerName::Dns(name) => name.clone(),
-        ServerName::Ip(address) => address.to_string(),
-    };
-    let common_name = subject.or_else(|| CommonName::try_from(first).ok());
-    let wish = CertificateWish { common_name, names };
-    let tokens = Tokens::of(&config.hsm);
-    let asked: Vec<_> = tokens.0.iter().filter(|of| token.is_none_or(|label| of.name == label)).collect();
-    if asked.is_empty() {
-        let all: Vec<_> = tokens.0.iter().map(|token| token.name.as_str()).collect();
-        return Err(Some(format!("--token: there are {}", all.join(", "))));
-    }
-    // All of them first: of what fails nothing is printed.
-    let request =
-        |token: &&tokens::Token| match in_child(&token.hsm, KeyTask::RequestCertificate(wish.clone()))? {
-            KeyTaskDone::CertificateRequested(pem) => Ok(pem),
-            _ => Err(Some(WRONG_ANSWER.to_owned())),
-        };
-    let requests = asked.iter().map(request).collect::<Result<Vec<_>, Option<String>>>()?;
-    for (token, pem) in asked.iter().zip(&requests) {
-        if requests.len() > 1 {
-            // Around PEM there may be text (RFC 7468, section 2).
-            say(format!("token {}:", token.name))?;
-        }
-        say(pem.trim_end().to_owned())?;
     }
     Ok(())
 }
