@@ -83,11 +83,17 @@ impl Scale {
             return Self { full, peers, window, pause, limits: vec![], patience: Duration::from_secs(180) };
         }
         let times = ["header_timeout_ms", "body_timeout_ms", "idle_timeout_ms", "handshake_timeout_ms"];
+        let (peers, pause_ms) = match abuse {
+            // Often enough that it would be told if each byte kept a buffer.
+            Abuse::Bodies => (100, 10),
+            Abuse::Streams | Abuse::Handshakes => (8, 50),
+            _ => (200, 50),
+        };
         Self {
             full,
-            peers: if abuse == Abuse::Streams || abuse == Abuse::Handshakes { 8 } else { 200 },
+            peers,
             window: Duration::from_secs(3),
-            pause: Duration::from_millis(50),
+            pause: Duration::from_millis(pause_ms),
             limits: times.map(|name| (name, 1_500)).into(),
             patience: Duration::from_secs(60),
         }
