@@ -36,6 +36,9 @@ use crate::systemd::{self, Inherited, Notify};
 use slot::{Running, Slot};
 use token::Token;
 
+/// How many connections wait in the kernel to be accepted, as long as it allows so many (`somaxconn`); as `Backlog=` in
+/// systemd/hsm-authd.socket.
+const BACKLOG: i32 = 4_096;
 /// A start is given up by the front, which hears how far it comes, long before (`hsm/start.rs`). This is for one whose
 /// front does not listen; thousands of secrets in a slow HSM are read in less.
 const CUSTODIAN_START_MAX: Duration = Duration::from_secs(300);
@@ -112,7 +115,11 @@ pub fn serve(path: &Path, accept_clock: bool) -> Result<(), Failure> {
 /// # Errors
 /// One line for the operator.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).map_err(|e| format!("{address} cannot be listened on: {e}"))
+    let failed = |error: &dyn std::fmt::Display| format!("{address} cannot be listened on: {error}");
+    let listener = TcpListener::bind(address).map_err(|error| failed(&error))?;
+    // Rust's own has room for 128 who wait to be accepted.
+    rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(&error))?;
+    Ok(listener)
 }
 
 /// Takes the lock beside a database, waiting up to 10 s for an instance that is ending. It is held by

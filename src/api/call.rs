@@ -1,5 +1,6 @@
 //! A request on its way to a use case: first its permission, then its id, query and body.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use axum::RequestPartsExt;
@@ -229,13 +230,21 @@ async fn body_of(parts: &Parts, body: Body, api: &Api) -> Result<Bytes, Problem>
     if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > BODY_BYTES_MAX) {
         return Err(Problem::TooLarge);
     }
-    let collected = timeout(api.body_timeout, Limited::new(body, BODY_BYTES_MAX).collect())
-        .await
-        .map_err(|_| Problem::Malformed("the body did not arrive in time"))?;
-    match collected {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::TooLarge),
-        Err(_) => Err(Problem::Malformed("the body did not arrive whole")),
+    let whole = async {
+        let (mut body, mut whole) = (Limited::new(body, BODY_BYTES_MAX), Vec::new());
+        while let Some(frame) = body.frame().await {
+            // Copied: a frame is a part of the connection's buffer, and keeps all of it. One of a byte keeps 8 KiB.
+            if let Ok(bytes) = frame?.into_data() {
+                whole.extend_from_slice(&bytes);
+            }
+        }
+        Ok::<_, Box<dyn Error + Send + Sync>>(whole)
+    };
+    match timeout(api.body_timeout, whole).await {
+        Ok(Ok(whole)) => Ok(whole.into()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::TooLarge),
+        Ok(Err(_)) => Err(Problem::Malformed("the body did not arrive whole")),
+        Err(_) => Err(Problem::Malformed("the body did not arrive in time")),
     }
 }
 
