@@ -182,7 +182,7 @@ pub fn bind_to_supervisor(supervisor_pid: i32, name: &CStr) -> io::Result<()> {
     ignored.thread_block()?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // No core file and no debugger of the same user: their memory holds codes, derived keys or PINs.
-    prctl::set_dumpable(false)?;
+    sandbox::no_tracing()?;
     sandbox::no_cores()?;
     // It may have died before the line above took effect.
     if nix::unistd::getppid().as_raw() != supervisor_pid {

@@ -13,6 +13,7 @@ use std::thread;
 
 use landlock::{ABI, LandlockStatus};
 use nix::libc;
+use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use rustix::mm::{MlockAllFlags, mlockall};
 use serde::{Deserialize, Serialize};
@@ -107,6 +108,15 @@ fn done(filtered: Result<(), filter::Failure>) -> Result<(), String> {
 /// What the kernel says.
 pub fn no_cores() -> std::io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
+}
+
+/// Nobody of the same user looks into this process, or takes it over by tracing it. Not for those that it starts: each
+/// program begins without.
+///
+/// # Errors
+/// What the kernel says.
+pub fn no_tracing() -> std::io::Result<()> {
+    Ok(prctl::set_dumpable(false)?)
 }
 
 /// Keeps the memory of this process out of swap space, now and later, if as much as it likes may be locked: under a limit,

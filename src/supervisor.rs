@@ -166,6 +166,8 @@ fn hold(path: &Path, busy: &str) -> Result<OwnedFd, String> {
 pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Result<(), Failure> {
     raise_descriptor_limit(&plan.config).map_err(Some)?;
     sandbox::no_cores().map_err(|e| Some(e.to_string()))?;
+    // It has no secret, but may open each, and nothing confines it.
+    sandbox::no_tracing().map_err(|e| Some(e.to_string()))?;
     // Once for all the processes that are started here: they run on the same kernel, with the same limits.
     for missing in Enforced::tried().missing() {
         tracing::warn!(missing, "the sandbox has a gap");

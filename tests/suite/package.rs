@@ -214,9 +214,10 @@ fn scripts() -> Vec<PathBuf> {
             ".ci/sbom",
             ".ci/third-party",
             "tests/service/boot",
-            "tests/service/guide.sh",
+            "tests/service/inside.sh",
             "tests/service/package.sh",
             "tests/service/rootfs",
+            "tests/service/service.sh",
         ]
         .map(root),
     );
