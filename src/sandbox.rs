@@ -53,8 +53,8 @@ pub fn enclose_front(store: &Path, clock_file: Option<&Path>) -> Result<(), Stri
     reads.push("/proc/sys/kernel/random/boot_id".into());
     reads.extend(clock_file.map(folder));
     Paths { reads, writes: vec![folder(store)], network: false }.enforce()?;
-    done(filter::refuse(calls::NOT_THERE, libc::ENOSYS))?;
-    done(filter::allow(&[calls::COMMON, calls::LEGACY, calls::FRONT]))
+    done(filter::refuse(&[calls::NOT_THERE], libc::ENOSYS))?;
+    done(filter::allow(&[calls::COMMON, calls::LEGACY, calls::STREAMS, calls::FRONT]))
 }
 
 /// Takes from the front what it needed until it was ready: it makes no socket any more. For all its threads.
@@ -62,7 +62,7 @@ pub fn enclose_front(store: &Path, clock_file: Option<&Path>) -> Result<(), Stri
 /// # Errors
 /// As [`enclose_front`].
 pub fn seal_front() -> Result<(), String> {
-    done(filter::refuse(calls::FRONT_NO_MORE, libc::EPERM))
+    done(filter::refuse(&[calls::FRONT_NO_MORE], libc::EPERM))
 }
 
 /// Holds a process to what its module may reach. After the PIN is read, before the module is loaded.
@@ -76,11 +76,10 @@ pub fn enclose_custodian(module: &Path, reach: &Reach) -> Result<(), String> {
     let reads = reads.flat_map(|path| without(&path, &reach.hides)).collect();
     let writes = DEVICES.map(PathBuf::from).into_iter().chain(reach.writes.iter().cloned()).collect();
     Paths { reads, writes, network: reach.network }.enforce()?;
-    done(filter::refuse(calls::NOT_THERE, libc::ENOSYS))?;
-    match reach.network {
-        true => Ok(()),
-        false => done(filter::refuse(calls::NO_SOCKET, libc::EPERM)),
-    }
+    done(filter::refuse(&[calls::NOT_THERE], libc::ENOSYS))?;
+    // The module's code runs next: what it starts or opens to others now, the seal would not undo.
+    let sockets = if reach.network { &[] } else { calls::NO_SOCKET };
+    done(filter::refuse(&[calls::BEFORE_MODULE, sockets], libc::EPERM))
 }
 
 /// Leaves a process that has loaded its module, and is logged in, the system calls of its daily work. For all its threads:
@@ -89,9 +88,9 @@ pub fn enclose_custodian(module: &Path, reach: &Reach) -> Result<(), String> {
 /// # Errors
 /// As [`enclose_front`].
 pub fn seal_custodian(reach: &Reach) -> Result<(), String> {
-    let network = if reach.network { calls::NETWORK } else { &[] };
+    let network = if reach.network { calls::NETWORK } else { calls::STREAMS };
     done(filter::allow(&[calls::COMMON, calls::LEGACY, calls::CUSTODIAN, network]))?;
-    done(filter::refuse(calls::CUSTODIAN_NO_MORE, libc::EPERM))
+    done(filter::refuse(&[calls::CUSTODIAN_NO_MORE], libc::EPERM))
 }
 
 /// What a kernel without filters says is told once, by who started this process.

@@ -1,8 +1,9 @@
 //! Which system calls each process may make.
 //!
 //! What is on no list is refused with `EPERM`: a library that tries something unusual gets an error and no crash. Nobody
-//! may start a program, look into another process, mount, load code into the kernel, use `io_uring` (whose calls no filter
-//! sees), `userfaultfd`, `bpf`, `perf_event_open`, `keyctl` or `memfd_create`, or make a namespace.
+//! may start a program or a process, look into another one, mount, load code into the kernel, use `io_uring` (whose calls no
+//! filter sees), `userfaultfd`, `bpf`, `perf_event_open`, `keyctl` or `memfd_create`, or make a namespace. Of a custodian that
+//! is so before its module's code first runs ([`BEFORE_MODULE`]): what was started then would be confined by nothing else.
 
 use nix::libc::{self, c_long};
 
@@ -19,17 +20,21 @@ pub(super) enum When {
     NoneOf(u8, &'static [u64]),
     /// If the first argument is this process.
     Itself,
+    /// If the first argument is another process.
+    NotItself,
+    /// Of `sendto`: to the peer that there is. An address, or `MSG_FASTOPEN`, would make a connection without `connect`.
+    Unaddressed,
     /// Of `prlimit64`: its own limits, which it reads and does not change.
     OwnLimits,
 }
 
-use When::{Always, Bits, Itself, NoneOf, OneOf, OwnLimits};
+use When::{Always, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, Unaddressed};
 
 /// A call, and when it is allowed.
 pub(super) type Call = (c_long, When);
 
 /// `clone3` has its flags where no filter can look: it is refused so that libc falls back on `clone`.
-pub(super) const NOT_THERE: &[c_long] = &[libc::SYS_clone3];
+pub(super) const NOT_THERE: &[Call] = &[(libc::SYS_clone3, Always)];
 
 /// What every process does: memory, threads, time, files that it may open, streams that it has.
 pub(super) const COMMON: &[Call] = &[
@@ -101,30 +106,24 @@ pub(super) const COMMON: &[Call] = &[
     (libc::SYS_readlinkat, Always),
     (libc::SYS_getdents64, Always),
     (libc::SYS_getcwd, Always),
-    (libc::SYS_fcntl, Always),
+    (libc::SYS_fcntl, OneOf(1, FCNTLS)),
     (libc::SYS_flock, Always),
     (libc::SYS_fsync, Always),
     (libc::SYS_fdatasync, Always),
     (libc::SYS_ftruncate, Always),
-    (libc::SYS_truncate, Always),
     (libc::SYS_fallocate, Always),
     (libc::SYS_fadvise64, Always),
     (libc::SYS_unlinkat, Always),
     (libc::SYS_renameat2, Always),
     (libc::SYS_mkdirat, Always),
-    (libc::SYS_fchmod, Always),
-    (libc::SYS_fchmodat, Always),
     // SQLite gives its files to the owner of the database.
     (libc::SYS_fchown, Always),
     (libc::SYS_umask, Always),
-    (libc::SYS_utimensat, Always),
     (libc::SYS_dup, Always),
     (libc::SYS_dup3, Always),
     // Streams that it has, and waiting for them.
     (libc::SYS_recvfrom, Always),
     (libc::SYS_recvmsg, Always),
-    (libc::SYS_sendto, Always),
-    (libc::SYS_sendmsg, Always),
     (libc::SYS_shutdown, Always),
     (libc::SYS_getsockopt, Always),
     (libc::SYS_setsockopt, Always),
@@ -169,7 +168,6 @@ pub(super) const LEGACY: &[Call] = &[
     (libc::SYS_renameat, Always),
     (libc::SYS_mkdir, Always),
     (libc::SYS_rmdir, Always),
-    (libc::SYS_chmod, Always),
     (libc::SYS_dup2, Always),
     (libc::SYS_poll, Always),
     (libc::SYS_select, Always),
@@ -177,7 +175,6 @@ pub(super) const LEGACY: &[Call] = &[
     (libc::SYS_pipe, Always),
     (libc::SYS_time, Always),
     (libc::SYS_getrlimit, Always),
-    (libc::SYS_utimes, Always),
     (libc::SYS_arch_prctl, Always),
 ];
 /// `renameat`, which libc uses there and the crate does not name: the kernel's `asm-generic/unistd.h`.
@@ -194,11 +191,29 @@ pub(super) const FRONT: &[Call] = &[
     (libc::SYS_socket, OneOf(0, &[AF_UNIX])),
     (libc::SYS_bind, Always),
     (libc::SYS_listen, Always),
+    (libc::SYS_fchmod, Always),
+    (libc::SYS_fchmodat, Always),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, Always),
 ];
 
 /// Taken from the front again when it is ready.
-pub(super) const FRONT_NO_MORE: &[c_long] =
-    &[libc::SYS_socket, libc::SYS_bind, libc::SYS_listen, libc::SYS_connect, libc::SYS_seccomp];
+pub(super) const FRONT_NO_MORE: &[Call] = &[
+    (libc::SYS_socket, Always),
+    (libc::SYS_bind, Always),
+    (libc::SYS_listen, Always),
+    (libc::SYS_connect, Always),
+    (libc::SYS_seccomp, Always),
+    // No rule about files covers modes: it could open a token's files to everybody.
+    (libc::SYS_fchmod, Always),
+    (libc::SYS_fchmodat, Always),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, Always),
+];
+
+/// What goes over streams to whom they lead to, and nowhere else.
+pub(super) const STREAMS: &[Call] =
+    &[(libc::SYS_sendto, Unaddressed), (libc::SYS_sendmsg, Bits { argument: 2, mask: MSG_FASTOPEN, are: 0 })];
 
 /// A custodian, besides: what libraries of vendors do with memory, devices and each other.
 pub(super) const CUSTODIAN: &[Call] = &[
@@ -210,7 +225,7 @@ pub(super) const CUSTODIAN: &[Call] = &[
     (libc::SYS_mlock2, Always),
     (libc::SYS_munlock, Always),
     // Devices, but nothing that types on a terminal.
-    (libc::SYS_ioctl, NoneOf(1, TYPING_IOCTLS)),
+    (libc::SYS_ioctl, NoneOf(1, FOREIGN_IOCTLS)),
     (libc::SYS_socketpair, Always),
     (libc::SYS_linkat, Always),
     (libc::SYS_symlinkat, Always),
@@ -243,17 +258,79 @@ pub(super) const NETWORK: &[Call] = &[
     (libc::SYS_socket, OneOf(0, &[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK])),
     (libc::SYS_connect, Always),
     (libc::SYS_bind, Always),
+    (libc::SYS_sendto, Always),
+    (libc::SYS_sendmsg, Always),
     (libc::SYS_sendmmsg, Always),
     (libc::SYS_recvmmsg, Always),
 ];
 
 /// Taken from a custodian before its module is loaded, unless it has `hsm.network`: what fails later is to fail at once.
-pub(super) const NO_SOCKET: &[c_long] =
-    &[libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_listen, libc::SYS_io_uring_setup];
+pub(super) const NO_SOCKET: &[Call] = &[
+    (libc::SYS_socket, Always),
+    (libc::SYS_connect, Always),
+    (libc::SYS_bind, Always),
+    (libc::SYS_listen, Always),
+    (libc::SYS_sendto, Bits { argument: 3, mask: MSG_FASTOPEN, are: MSG_FASTOPEN }),
+    (libc::SYS_sendmsg, Bits { argument: 2, mask: MSG_FASTOPEN, are: MSG_FASTOPEN }),
+];
+
+/// Taken from a custodian before its module is loaded, whose code runs from there on.
+pub(super) const BEFORE_MODULE: &[Call] = &[
+    // Processes and programs, which would outlive it; threads stay possible.
+    (libc::SYS_clone, Bits { argument: 0, mask: CLONE_THREAD, are: 0 }),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_fork, Always),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_vfork, Always),
+    (libc::SYS_execve, Always),
+    (libc::SYS_execveat, Always),
+    (libc::SYS_unshare, Always),
+    (libc::SYS_setns, Always),
+    // That others may look into it, and it into others.
+    (libc::SYS_prctl, NoneOf(0, PRCTLS)),
+    (libc::SYS_ptrace, Always),
+    (libc::SYS_process_vm_readv, Always),
+    (libc::SYS_process_vm_writev, Always),
+    (libc::SYS_process_madvise, Always),
+    (libc::SYS_pidfd_open, Always),
+    (libc::SYS_pidfd_getfd, Always),
+    (libc::SYS_pidfd_send_signal, Always),
+    (libc::SYS_kcmp, Always),
+    (libc::SYS_kill, NotItself),
+    (libc::SYS_tgkill, NotItself),
+    (libc::SYS_tkill, Always),
+    (libc::SYS_rt_sigqueueinfo, Always),
+    (libc::SYS_rt_tgsigqueueinfo, Always),
+    (libc::SYS_fcntl, NoneOf(1, FCNTLS)),
+    (libc::SYS_ioctl, OneOf(1, FOREIGN_IOCTLS)),
+    // What would go on where no filter sees it.
+    (libc::SYS_io_uring_setup, Always),
+    (libc::SYS_io_uring_enter, Always),
+    (libc::SYS_io_uring_register, Always),
+    (libc::SYS_memfd_create, Always),
+    (libc::SYS_userfaultfd, Always),
+    (libc::SYS_bpf, Always),
+    (libc::SYS_perf_event_open, Always),
+    (libc::SYS_keyctl, Always),
+    (libc::SYS_add_key, Always),
+    (libc::SYS_request_key, Always),
+    // No rule about files covers modes and owners, and not every kernel's has one about truncating.
+    (libc::SYS_fchmod, Always),
+    (libc::SYS_fchmodat, Always),
+    (SYS_FCHMODAT2, Always),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, Always),
+    (libc::SYS_truncate, Always),
+    (libc::SYS_setxattr, Always),
+    (libc::SYS_fsetxattr, Always),
+];
 
 /// Taken from a custodian once it is logged in.
-pub(super) const CUSTODIAN_NO_MORE: &[c_long] = &[libc::SYS_seccomp];
+pub(super) const CUSTODIAN_NO_MORE: &[Call] = &[(libc::SYS_seccomp, Always)];
 
+/// `fchmodat2`, which the crate does not name everywhere: the kernel's `asm-generic/unistd.h`.
+const SYS_FCHMODAT2: c_long = 452;
+const MSG_FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
 const AF_UNIX: u64 = libc::AF_UNIX as u64;
@@ -269,5 +346,21 @@ const PRCTLS: &[u64] = &[
     libc::PR_SET_VMA as u64,
 ];
 const FRONT_IOCTLS: &[u64] = &[libc::FIONBIO, libc::FIOCLEX, libc::TCGETS];
-/// `TIOCSTI` and `TIOCLINUX`: the kernel's headers, `asm-generic/ioctls.h`.
-const TYPING_IOCTLS: &[u64] = &[libc::TIOCSTI, 0x541c];
+/// Descriptors, locks and flags; not `F_SETOWN` and `F_SETSIG`, by which a descriptor signals somebody else.
+const FCNTLS: &[u64] = &[
+    libc::F_DUPFD as u64,
+    libc::F_DUPFD_CLOEXEC as u64,
+    libc::F_GETFD as u64,
+    libc::F_SETFD as u64,
+    libc::F_GETFL as u64,
+    libc::F_SETFL as u64,
+    libc::F_GETLK as u64,
+    libc::F_SETLK as u64,
+    libc::F_SETLKW as u64,
+    libc::F_OFD_GETLK as u64,
+    libc::F_OFD_SETLK as u64,
+    libc::F_OFD_SETLKW as u64,
+];
+/// What types on somebody's terminal (`TIOCSTI`, `TIOCLINUX`) and has a descriptor signal somebody (`FIOSETOWN`, `SIOCSPGRP`):
+/// the kernel's headers, `asm-generic/ioctls.h` and `asm-generic/sockios.h`.
+const FOREIGN_IOCTLS: &[u64] = &[libc::TIOCSTI, 0x541c, 0x8901, 0x8902];

@@ -29,17 +29,21 @@ impl From<BackendError> for Failure {
 
 /// Allows what is listed, and answers anything else with `EPERM`.
 pub(super) fn allow(lists: &[&[Call]]) -> Result<(), Failure> {
-    let mut rules = Rules::new();
-    for (call, when) in lists.iter().flat_map(|list| list.iter()) {
-        rules.entry(*call).or_default().extend(conditions(*when)?);
-    }
-    let program = program(rules, error(libc::EPERM), SeccompAction::Allow)?;
+    let program = program(rules(lists.iter().copied().flatten())?, error(libc::EPERM), SeccompAction::Allow)?;
     apply_filter_all_threads(&program).map_err(failure)
 }
 
+fn rules<'c>(calls: impl IntoIterator<Item = &'c Call>) -> Result<Rules, BackendError> {
+    let mut rules = Rules::new();
+    for (call, when) in calls {
+        rules.entry(*call).or_default().extend(conditions(*when)?);
+    }
+    Ok(rules)
+}
+
 /// Answers what is listed with this error, and leaves the rest to the other filters.
-pub(super) fn refuse(calls: &[c_long], errno: i32) -> Result<(), Failure> {
-    let program = program(none_of(calls), SeccompAction::Allow, error(errno))?;
+pub(super) fn refuse(lists: &[&[Call]], errno: i32) -> Result<(), Failure> {
+    let program = program(rules(lists.iter().copied().flatten())?, SeccompAction::Allow, error(errno))?;
     apply_filter_all_threads(&program).map_err(failure)
 }
 
@@ -63,6 +67,13 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>, BackendError> {
             Ok(vec![SeccompRule::new(all?)?])
         }
         When::Itself => Ok(vec![rule(dword(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?)?]),
+        When::NotItself => Ok(vec![rule(dword(0, SeccompCmpOp::Ne, u64::from(std::process::id()))?)?]),
+        When::Unaddressed => {
+            let fastopen = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
+            let nobody = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+            let no_opening = dword(3, SeccompCmpOp::MaskedEq(fastopen), 0)?;
+            Ok(vec![SeccompRule::new(vec![nobody, no_opening])?])
+        }
         When::OwnLimits => {
             let nothing_new = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
             Ok(vec![SeccompRule::new(vec![dword(0, SeccompCmpOp::Eq, 0)?, nothing_new])?])
@@ -71,16 +82,12 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>, BackendError> {
 }
 
 /// The same for the calling thread alone: for a trial.
-pub(super) fn refuse_in_this_thread(calls: &[c_long], errno: i32) -> Result<(), Failure> {
-    let program = program(none_of(calls), SeccompAction::Allow, error(errno))?;
+pub(super) fn refuse_in_this_thread(calls: &[Call], errno: i32) -> Result<(), Failure> {
+    let program = program(rules(calls)?, SeccompAction::Allow, error(errno))?;
     apply_filter(&program).map_err(failure)
 }
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
-
-fn none_of(calls: &[c_long]) -> Rules {
-    calls.iter().map(|call| (*call, Vec::new())).collect()
-}
 
 fn error(errno: i32) -> SeccompAction {
     SeccompAction::Errno(errno.cast_unsigned())

@@ -9,7 +9,8 @@ use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::IoSliceMut;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use hsm_authd::sandbox::{self, Enforced};
 use hsm_authd::{init, sandbox::Reach};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::{prctl, ptrace};
 use nix::unistd::Pid;
@@ -43,10 +45,14 @@ enum Role {
     Custodian,
     /// With `hsm.network`.
     NetworkCustodian,
+    /// The module of a custodian, which is just being loaded.
+    Module,
+    /// The same with `hsm.network`.
+    NetworkModule,
 }
 
 /// What is tried.
-const ACTS: [&str; 11] = [
+const ACTS: [&str; 14] = [
     "tcp socket",
     "tcp connection",
     "udp socket",
@@ -57,6 +63,9 @@ const ACTS: [&str; 11] = [
     "process_vm_readv",
     "core files",
     "dumpable",
+    "connection by the first bytes",
+    "message by the first bytes",
+    "mode",
     "thread",
 ];
 
@@ -125,6 +134,8 @@ impl Scene {
     /// Has everything tried in that place, with these files to open.
     fn attack(&self, role: Role, files: &[PathBuf]) -> Came {
         let files: Vec<_> = files.iter().map(|path| path.to_str().unwrap()).collect();
+        let spoil = self.daemon.dir().join("store/spoil");
+        fs::write(&spoil, "").unwrap();
         let output = Command::new(env::current_exe().unwrap())
             .args(["--exact", "sandbox::attacker", "--ignored", "--nocapture"])
             .env("ATTACKER_ROLE", (role as u8).to_string())
@@ -133,6 +144,7 @@ impl Scene {
             .env("ATTACKER_VICTIM", self.victim.id().to_string())
             .env("ATTACKER_PORT", self.listener.local_addr().unwrap().port().to_string())
             .env("ATTACKER_SOCKET", &self.socket)
+            .env("ATTACKER_SPOIL", &spoil)
             .output()
             .unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
@@ -196,6 +208,9 @@ fn attacker() {
     let victim = Pid::from_raw(variable("ATTACKER_VICTIM").parse().unwrap());
     let port: u16 = variable("ATTACKER_PORT").parse().unwrap();
     let (socket, files) = (variable("ATTACKER_SOCKET"), variable("ATTACKER_FILES"));
+    // As if it were a listener that somebody handed over.
+    let tcp = || socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    let (first, second) = (tcp(), tcp());
     match variable("ATTACKER_ROLE").parse::<u8>().unwrap() {
         role if role == Role::Nobodys as u8 => {}
         role if role == Role::Front as u8 => {
@@ -206,9 +221,13 @@ fn attacker() {
             // As where the configuration is in /etc: all of its folder can be read but for what is hidden.
             let folder = Path::new(&variable("ATTACKER_CONFIG")).parent().unwrap().to_owned();
             let reads = reach.reads.iter().cloned().chain([folder]).collect();
-            let reach = Reach { network: role == Role::NetworkCustodian as u8, reads, ..reach };
+            let network =
+                [Role::NetworkCustodian, Role::NetworkModule].map(|role| role as u8).contains(&role);
+            let reach = Reach { network, reads, ..reach };
             sandbox::enclose_custodian(&config.hsm.module, &reach).unwrap();
-            sandbox::seal_custodian(&reach).unwrap();
+            if [Role::Custodian, Role::NetworkCustodian].map(|role| role as u8).contains(&role) {
+                sandbox::seal_custodian(&reach).unwrap();
+            }
         }
     }
     for path in files.lines() {
@@ -217,6 +236,8 @@ fn attacker() {
             came(format!("write {path}"), File::options().append(true).open(path));
         }
     }
+    let there = SockaddrIn::new(127, 0, 0, 1, port);
+    let fast_open = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
     for act in ACTS {
         match act {
             "tcp socket" => came(act, TcpListener::bind("127.0.0.1:0")),
@@ -239,6 +260,19 @@ fn attacker() {
                 came(act, setrlimit(Resource::RLIMIT_CORE, 1, 1).map_err(io::Error::from));
             }
             "dumpable" => came(act, prctl::set_dumpable(true).map_err(io::Error::from)),
+            "connection by the first bytes" => {
+                let sent = socket::sendto(first.as_raw_fd(), b"out", &there, fast_open);
+                came(act, sent.map_err(io::Error::from));
+            }
+            "message by the first bytes" => {
+                let bytes = [io::IoSlice::new(b"out")];
+                let sent = socket::sendmsg(second.as_raw_fd(), &bytes, &[], fast_open, Some(&there));
+                came(act, sent.map_err(io::Error::from));
+            }
+            "mode" => {
+                let everybody = fs::Permissions::from_mode(0o666);
+                came(act, fs::set_permissions(variable("ATTACKER_SPOIL"), everybody));
+            }
             "thread" => {
                 came(act, std::thread::Builder::new().spawn(|| ()).map(|thread| thread.join().unwrap()))
             }
@@ -304,6 +338,30 @@ fn the_front_opens_its_database_and_nothing_of_the_hsm() {
 }
 
 #[test]
+fn the_code_of_a_module_that_is_being_loaded_starts_nothing_that_outlives_it() {
+    if !is_complete() {
+        return;
+    }
+    let scene = Scene::new();
+    let front = scene.of_the_front();
+    for role in [Role::Module, Role::NetworkModule] {
+        let came = scene.attack(role, &front);
+        front.iter().for_each(|path| came.refused(path.display()));
+        for act in ["child process", "ptrace", "process_vm_readv", "dumpable", "mode"] {
+            came.filtered(act);
+        }
+        came.filtered("program");
+        came.succeeded("thread");
+        for act in ["tcp connection", "unix connection", "connection by the first bytes"] {
+            match role {
+                Role::NetworkModule => came.succeeded(act),
+                _ => came.filtered(act),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_custodian_opens_its_token_and_neither_database_nor_socket() {
     if !is_complete() {
         return;
@@ -325,7 +383,13 @@ fn a_custodian_opens_its_token_and_neither_database_nor_socket() {
             match act {
                 "thread" => came.succeeded(act),
                 // It may speak to others, and be spoken to by nobody.
-                "tcp connection" | "udp socket" | "unix connection" if role == Role::NetworkCustodian => {
+                "tcp connection"
+                | "udp socket"
+                | "unix connection"
+                | "connection by the first bytes"
+                | "message by the first bytes"
+                    if role == Role::NetworkCustodian =>
+                {
                     came.succeeded(act);
                 }
                 // There is no folder to put it.
