@@ -8,7 +8,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use super::sqlite::PATIENCE;
-use super::{OpenError, files, reader};
+use super::{OpenError, files, reader, schema};
 use crate::domain::audit::Event;
 use crate::domain::row::Table;
 use crate::domain::system_key::KeyKind;
@@ -55,6 +55,7 @@ pub fn needed(path: &Path) -> KeyUsage {
     };
     let prepared = connection.busy_timeout(PATIENCE).and_then(|()| {
         connection.pragma_update(None, "query_only", true)?;
+        schema::distrust(&connection)?;
         connection.pragma_update(None, "trusted_schema", false)
     });
     for (kind, table, column) in columns().chain([(KeyKind::Row, "log_head", "seal_key_version")]) {
@@ -100,6 +101,8 @@ fn closed(path: &Path) -> rusqlite::Result<Connection> {
     uri.push_str("?immutable=1");
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(uri, flags)?;
+    // Nobody has checked yet what stands in it: a view in a table's place could go on for ever.
+    schema::distrust(&connection)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     Ok(connection)
 }
@@ -194,7 +197,6 @@ fn count_column(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::schema;
 
     #[test]
     fn every_sealed_table_is_counted() {
@@ -265,6 +267,23 @@ mod tests {
             assert!(needed.contains(&(KeyKind::Kek, 3)) && needed.contains(&(KeyKind::Row, 2)), "{needed:?}");
             assert!(!needed.iter().any(|(kind, _)| *kind == KeyKind::Data), "{release}: {needed:?}");
         }
+    }
+
+    #[test]
+    fn what_somebody_put_in_a_tables_place_is_not_run() {
+        let file = File::new("view");
+        let connection = Connection::open(&file.0).unwrap();
+        let endless = "CREATE VIEW log_head AS WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number)
+            SELECT 1 AS only, count(*) AS seal_key_version, 1 AS last_unix_ms FROM number";
+        connection.execute_batch(endless).unwrap();
+        drop(connection);
+        let (told, hears) = std::sync::mpsc::channel();
+        let path = file.0.clone();
+        std::thread::spawn(move || {
+            let _ = told.send((is_in_use(&path), needed(&path).of(KeyKind::Row, 1), newest_unix_ms(&path)));
+        });
+        let answer = hears.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(answer, Ok((true, 1, None)));
     }
 
     #[test]

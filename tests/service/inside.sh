@@ -315,6 +315,42 @@ for role in main front custodian; do
 done
 next_is_taken
 
+phase "a PIN that is refused, and strangers who connect"
+remember
+cp -p /etc/hsm-authd/pin pin.right
+echo 0000000000 >/etc/hsm-authd/pin
+refused=$(times_said CKR_PIN_INCORRECT)
+if systemctl restart hsm-authd; then fail "it started with a wrong PIN"; fi
+closed() { [ "$(property ActiveState hsm-authd.socket)$(property ActiveState hsm-authd-ops.socket)" = inactiveinactive ]; }
+eventually 60 closed
+said_again CKR_PIN_INCORRECT "$refused" || fail "it was not the PIN"
+refused=$(times_said CKR_PIN_INCORRECT)
+for _ in 1 2 3 4 5; do
+    if curl -sk https://localhost:8443/ -o /dev/null; then fail "somebody is served"; fi
+done
+[ "$(property ActiveState)" = failed ] || fail "it is $(property ActiveState)"
+[ "$(times_said CKR_PIN_INCORRECT)" = "$refused" ] || fail "the PIN was tried again"
+cp -p pin.right /etc/hsm-authd/pin
+systemctl start hsm-authd
+kept
+
+phase "a restart is no reboot"
+# Five wrong codes lock for 15 minutes; the first refusal after that tells how much of it is left.
+LOCKED=$(bank https://localhost:8443/v1/credentials --json \
+    '{"type":"hotp","account":"locked","seed_hex":"3132333435363738393031323334353637383930"}' | sed 's/.*"id":"\([^"]*\)".*/\1/')
+left() {
+    bank "https://localhost:8443/v1/credentials/$LOCKED/verify" --json '{"otp":"000000"}' |
+        sed -n 's/.*"retry_after":\([0-9]*\).*/\1/p'
+}
+until [ -n "$(left)" ]; do :; done
+since=$SECONDS
+before_s=$(left)
+until [ "$((SECONDS - since))" -ge 3 ]; do pause; done
+systemctl restart hsm-authd
+after_s=$(left)
+[ "$after_s" -le "$((before_s - 2))" ] || fail "of $before_s s there are $after_s s left: the lock began anew"
+echo "   of $before_s s $after_s s were left"
+
 phase "the PIN encrypted for this machine"
 remember
 systemd-creds setup 2>/dev/null || true
