@@ -10,7 +10,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
     ("files", &[]),
     ("boot", &["domain::time"]),
     ("sandbox", &[]),
-    ("clock", &["domain"]),
+    ("clock", &["boot", "domain"]),
     ("lifeline", &[]),
     ("metrics", &["domain"]),
     ("config", &["domain", "files"]),

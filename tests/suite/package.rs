@@ -227,7 +227,9 @@ fn scripts() -> Vec<PathBuf> {
 #[test]
 fn the_scripts_are_ones() {
     for script in scripts() {
-        let output = Command::new("sh").arg("-n").arg(&script).output().unwrap();
+        let text = std::fs::read_to_string(&script).unwrap();
+        let shell = if text.starts_with("#!/bin/bash") { "bash" } else { "sh" };
+        let output = Command::new(shell).arg("-n").arg(&script).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         if is_there("shellcheck") {
             let output = Command::new("shellcheck").arg(&script).output().unwrap();
