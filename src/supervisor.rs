@@ -8,6 +8,7 @@
 mod custodians;
 mod pin;
 mod recycling;
+pub mod refused_pin;
 mod slot;
 mod token;
 
@@ -170,10 +171,22 @@ pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Result<
     for missing in Enforced::tried().missing() {
         tracing::warn!(missing, "the sandbox has a gap");
     }
-    let mut supervisor = Supervisor::start(plan)?;
+    let tokens = tokens(&plan.config);
+    let barred: Vec<_> = tokens.iter().filter_map(Token::barred).collect();
+    // Nothing is started that could ask for a PIN: not one attempt more.
+    if barred.len() == tokens.len() {
+        return Err(Failure { reason: Some(barred.join("; ")), needs_operator: true });
+    }
+    barred.iter().for_each(|reason| tracing::error!("{reason}"));
+    let mut supervisor = Supervisor::start(plan, tokens)?;
     let ending = supervisor.watch(on_ready);
     supervisor.end_children();
     ending.map_err(|reason| Failure { reason, needs_operator: supervisor.needs_operator })
+}
+
+fn tokens(config: &Config) -> Vec<Token> {
+    let (hsm, now) = (&config.hsm, Instant::now());
+    hsm.token_names().into_iter().zip(hsm.tokens()).map(|token| Token::new(token, now)).collect()
 }
 
 /// A connection needs a descriptor, and the limit that a shell sets is lower than the one that is allowed.
@@ -210,7 +223,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn start(plan: Plan) -> Result<Self, Option<String>> {
+    fn start(plan: Plan, tokens: Vec<Token>) -> Result<Self, Option<String>> {
         let signals = block_signals().map_err(|e| Some(format!("signals cannot be handled: {e}")))?;
         let (channel, theirs) = control::channel().map_err(|e| Some(format!("no control channel: {e}")))?;
         let front = spawn("front", theirs, |command| {
@@ -225,9 +238,6 @@ impl Supervisor {
         control::send(&channel, &ToFront::Start(plan.start, opened), &descriptors)
             .map_err(|e| Some(format!("the front does not listen: {e}")))?;
         let now = Instant::now();
-        let hsm = &plan.config.hsm;
-        let named = hsm.token_names().into_iter().zip(hsm.tokens());
-        let tokens: Vec<_> = named.map(|token| Token::new(token, now)).collect();
         let places =
             |(token, of): (usize, &Token)| (0..of.hsm.custodians).map(move |_| Slot::new(token, now));
         let slots = tokens.iter().enumerate().flat_map(places).collect();
