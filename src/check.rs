@@ -185,7 +185,7 @@ fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Repo
 
 /// Starts one custodian and lets it go again.
 fn hello(hsm: &HsmConfig) -> Result<Hello, Option<String>> {
-    let (mut child, mut ours) = supervisor::start_custodian(hsm, &init::boot(hsm), &[])?;
+    let (mut child, mut ours) = supervisor::start_custodian(hsm, &init::boot_of_command(hsm), &[])?;
     let answer = exchange(&mut ours);
     if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
         // The module hangs, and would not notice the end of its input.

@@ -215,6 +215,8 @@ struct Supervisor {
     /// Of which token they are, and processes that were killed and do not end.
     undead: Vec<(usize, Running)>,
     notify: Notify,
+    /// Whether the database needs what the tokens have; `None`: the front has not opened it yet.
+    in_use: Option<bool>,
     draining_since: Option<Instant>,
     /// What it ends with is for somebody to mend.
     needs_operator: bool,
@@ -250,6 +252,7 @@ impl Supervisor {
             slots,
             undead: Vec::new(),
             notify: Notify::from_env(),
+            in_use: None,
             draining_since: None,
             needs_operator: false,
             unheard_since: None,
@@ -274,7 +277,11 @@ impl Supervisor {
             }
             while let Some(message) = self.heard()? {
                 match message {
+                    // Nobody asks the database here: what stands in it is checked by the front, which is shut in.
+                    ToSupervisor::Opened { in_use } => self.in_use = Some(in_use),
                     ToSupervisor::Ready => {
+                        // By then it has sealed the head of its log.
+                        self.in_use = Some(true);
                         if let Some(on_ready) = on_ready.take() {
                             self.notify.ready();
                             on_ready().map_err(Some)?;

@@ -26,7 +26,11 @@ impl Supervisor {
         let undead = self.undead.iter().filter(|(of, _)| *of == token).count();
         // Whoever tries again and again what hangs in the kernel has it full of processes.
         let is_stuck = undead >= usize::from(of.hsm.custodians);
-        if self.draining_since.is_some() || is_stuck || slots().any(|(_, slot)| slot.is_starting()) {
+        if self.draining_since.is_some()
+            || self.in_use.is_none()
+            || is_stuck
+            || slots().any(|(_, slot)| slot.is_starting())
+        {
             return None;
         }
         // Those that are missing first.
@@ -50,6 +54,7 @@ impl Supervisor {
     }
 
     fn start_custodian(&mut self, index: usize, now: Instant) -> Ending {
+        let Some(in_use) = self.in_use else { return Ok(()) };
         let ever_up = self.tokens.iter().any(|token| token.ever_up);
         let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
         let Some(token) = self.tokens.get_mut(slot.token) else { return Ok(()) };
@@ -57,7 +62,7 @@ impl Supervisor {
         slot.generation += 1;
         let (number, generation) = (index as u16, slot.generation);
         let is_start = token.begun() || !ever_up;
-        let boot = Boot { pin_cut_off: token.pin.cut_off(), ..init::boot(&token.hsm) };
+        let boot = Boot { pin_cut_off: token.pin.cut_off(), ..init::boot(&token.hsm, in_use) };
         let started = start_custodian(&token.hsm, &boot, finals(is_start)).and_then(|(child, ours)| {
             let running = Running::new(child, generation, now);
             slot.begin(Running { is_start, pin_file: attempt.pin_file, ..running });

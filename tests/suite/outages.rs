@@ -434,7 +434,7 @@ async fn a_refused_pin_is_tried_by_no_later_start_either() {
         }
         let served = Served::start(&config);
         assert_eq!(served.stop().code(), Some(0));
-        let left = std::fs::read_dir(place.daemon.dir()).unwrap().flatten().map(|entry| entry.file_name());
+        let left = std::fs::read_dir(place.daemon.store()).unwrap().flatten().map(|entry| entry.file_name());
         assert!(
             left.into_iter().all(|name| !name.to_string_lossy().contains("pin-refused")),
             "{credential:?}"
