@@ -267,7 +267,10 @@ impl Supervisor {
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo as i32) {
                     Ok(Signal::SIGHUP) => {
-                        self.notify.reloading();
+                        // Not ready yet, or ending: that is what systemd is to know.
+                        if self.serves(&on_ready) {
+                            self.notify.reloading();
+                        }
                         self.reload()?;
                         self.recycle_all();
                     }
@@ -283,11 +286,17 @@ impl Supervisor {
                         // By then it has sealed the head of its log.
                         self.in_use = Some(true);
                         if let Some(on_ready) = on_ready.take() {
-                            self.notify.ready();
+                            if self.draining_since.is_none() {
+                                self.notify.ready();
+                            }
                             on_ready().map_err(Some)?;
                         }
                     }
-                    ToSupervisor::Reloaded => self.notify.ready(),
+                    ToSupervisor::Reloaded => {
+                        if self.serves(&on_ready) {
+                            self.notify.ready();
+                        }
+                    }
                     ToSupervisor::Alive(status) => self.notify.alive(&status),
                     ToSupervisor::Custodian(event) => self.told(event),
                 }
@@ -303,6 +312,11 @@ impl Supervisor {
                 return Err(Some("the front neither listens nor ends; killed it".into()));
             }
         }
+    }
+
+    /// Between the first answer and the order to end; `on_ready`: what is to be done at that answer.
+    fn serves<T>(&self, on_ready: &Option<T>) -> bool {
+        on_ready.is_none() && self.draining_since.is_none()
     }
 
     /// Waits for a signal, a message, or the next thing that is due.
