@@ -26,6 +26,7 @@ use crate::hsm::Hsm;
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
 use crate::offline::QUIET;
 use crate::sandbox::Enforced;
+use crate::supervisor::refused_pin::RefusedPin;
 use crate::tls::{HsmCertificate, no_such_key};
 use crate::{init, operator, server, supervisor, trust};
 
@@ -137,7 +138,8 @@ fn certificates(
 fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Report) {
     let wrong_before = report.wrong;
     let mut known: BTreeMap<_, (KeyCheck, String)> = BTreeMap::new();
-    for mut token in config.hsm.tokens() {
+    for (name, mut token) in config.hsm.token_names().into_iter().zip(config.hsm.tokens()) {
+        let mark = RefusedPin::of(&name, &token);
         token.environment.insert(QUIET.to_owned(), "1".to_owned());
         let Hello { token, shared, tls, .. } = match hello(&token) {
             Ok(hello) => hello,
@@ -152,6 +154,11 @@ fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Repo
             }
         };
         report.ok(format_args!("HSM: {token}: logged in, keys as they must be"));
+        match mark.clear() {
+            Ok(true) => report.ok(format_args!("HSM: {token}: the PIN that it refused is another one now")),
+            Ok(false) => {}
+            Err(reason) => report.wrong(format_args!("{reason}")),
+        }
         report.ok(format_args!("HSM: {token}: has the mechanisms, and does what it must be able to do"));
         certified.retain(|HsmCertificate { path, key }| {
             let is_here = tls.contains(key);
@@ -178,7 +185,7 @@ fn tokens(config: &Config, mut certified: Vec<HsmCertificate>, report: &mut Repo
 
 /// Starts one custodian and lets it go again.
 fn hello(hsm: &HsmConfig) -> Result<Hello, Option<String>> {
-    let (mut child, mut ours) = supervisor::start_custodian(hsm, &init::boot(hsm), &[])?;
+    let (mut child, mut ours) = supervisor::start_custodian(hsm, &init::boot_of_command(hsm), &[])?;
     let answer = exchange(&mut ours);
     if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
         // The module hangs, and would not notice the end of its input.

@@ -70,6 +70,11 @@ pub struct Start {
 /// From the front to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToSupervisor {
+    /// It has opened the database, and checked its schema. No custodian is started before.
+    Opened {
+        /// Whether a service has sealed anything in it.
+        in_use: bool,
+    },
     /// It answers requests.
     Ready,
     /// What became of a custodian.

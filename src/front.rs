@@ -151,10 +151,13 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
     let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
     drop(files);
     let store = Store::open(&config.store.path).map_err(|e| e.to_string())?;
+    let has_entries = store.left().0.size > 0;
+    let voice = channel.voice();
+    voice.send(&ToSupervisor::Opened { in_use: has_entries });
     let (clock, accepted) = open_clock(&start, &store).await?;
     let clock = Arc::new(clock);
     // What has entries has a token, with keys.
-    hsm.is_served(store.left().0.size > 0);
+    hsm.is_served(has_entries);
     let policies = Policies {
         credentials: config.credentials,
         transactions: config.transactions,
@@ -170,7 +173,6 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
         metrics: ConnectionMetrics::default(),
     });
 
-    let voice = channel.voice();
     let (drain, draining) = watch::channel(false);
     let (checked, is_checked) = watch::channel(false);
     let mut control = tokio::spawn(listen(

@@ -51,7 +51,7 @@ pub fn make_token(hsm: &HsmConfig, so_pin_file: Option<PathBuf>, is_replica: boo
 }
 
 fn setup(hsm: &HsmConfig, so_pin_file: Option<PathBuf>) -> Setup {
-    let boot = boot(hsm);
+    let boot = boot_of_command(hsm);
     let needed = match boot.in_use {
         true => usage::needed(&hsm.database).all().map(|(kind, version, _)| (kind, version)).collect(),
         false => Vec::new(),
@@ -96,8 +96,8 @@ pub fn begin(
     Ok(child)
 }
 
-/// What a custodian needs to know of the configuration.
-pub fn boot(hsm: &HsmConfig) -> Boot {
+/// What a custodian needs to know of the configuration; `in_use`: whether there is a database of what its keys sealed.
+pub fn boot(hsm: &HsmConfig, in_use: bool) -> Boot {
     Boot {
         module: hsm.module.clone(),
         module_arguments: hsm.module_arguments.text().map(CStr::to_owned),
@@ -106,12 +106,17 @@ pub fn boot(hsm: &HsmConfig) -> Boot {
         pin_handed: hsm.opened.contains_key(&hsm.pin_file),
         pin_cut_off: None,
         secrets_cached_max: hsm.secrets_cached_max,
-        in_use: usage::is_in_use(&hsm.database),
+        in_use,
         unwraps_max: hsm.recycle_after_unwraps,
         memory_bytes_max: hsm.recycle_above_mebibytes.saturating_mul(1024 * 1024),
         shared_keys: hsm.shared_keys,
         reach: reach(hsm),
     }
+}
+
+/// The same for a command, which asks the database itself.
+pub fn boot_of_command(hsm: &HsmConfig) -> Boot {
+    boot(hsm, usage::is_in_use(&hsm.database))
 }
 
 /// What the module may reach. What its environment names is read by it, mostly.

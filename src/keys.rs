@@ -337,7 +337,7 @@ const WRONG_ANSWER: &str = "the process that asked the HSM answered something el
 
 /// Has it done in a process of its own: the module is loaded with the configured environment, and gone afterwards.
 fn in_child(hsm: &HsmConfig, task: KeyTask) -> Result<KeyTaskDone, Option<String>> {
-    let work = KeyWork { boot: init::boot(hsm), task };
+    let work = KeyWork { boot: init::boot_of_command(hsm), task };
     let failed = |e: std::io::Error| Some(format!("the HSM cannot be asked: {e}"));
     let child = init::begin("key-task", hsm, &work, None, Stdio::piped()).map_err(failed)?;
     let output = child.wait_with_output().map_err(failed)?;

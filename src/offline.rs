@@ -55,7 +55,8 @@ impl Offline {
         let mut streams = Vec::new();
         for mut token in tokens {
             token.environment.insert(QUIET.to_owned(), "1".to_owned());
-            let (custodian, stream) = supervisor::start_custodian(&token, &init::boot(&token), &[])?;
+            let (custodian, stream) =
+                supervisor::start_custodian(&token, &init::boot_of_command(&token), &[])?;
             offline.custodians.push(custodian);
             stream.set_nonblocking(true).map_err(|e| e.to_string())?;
             streams.push(stream);

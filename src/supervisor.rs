@@ -8,6 +8,7 @@
 mod custodians;
 mod pin;
 mod recycling;
+pub mod refused_pin;
 mod slot;
 mod token;
 
@@ -172,10 +173,22 @@ pub fn run(plan: Plan, on_ready: impl FnOnce() -> Result<(), String>) -> Result<
     for missing in Enforced::tried().missing() {
         tracing::warn!(missing, "the sandbox has a gap");
     }
-    let mut supervisor = Supervisor::start(plan)?;
+    let tokens = tokens(&plan.config);
+    let barred: Vec<_> = tokens.iter().filter_map(Token::barred).collect();
+    // Nothing is started that could ask for a PIN: not one attempt more.
+    if barred.len() == tokens.len() {
+        return Err(Failure { reason: Some(barred.join("; ")), needs_operator: true });
+    }
+    barred.iter().for_each(|reason| tracing::error!("{reason}"));
+    let mut supervisor = Supervisor::start(plan, tokens)?;
     let ending = supervisor.watch(on_ready);
     supervisor.end_children();
     ending.map_err(|reason| Failure { reason, needs_operator: supervisor.needs_operator })
+}
+
+fn tokens(config: &Config) -> Vec<Token> {
+    let (hsm, now) = (&config.hsm, Instant::now());
+    hsm.token_names().into_iter().zip(hsm.tokens()).map(|token| Token::new(token, now)).collect()
 }
 
 /// A connection needs a descriptor, and the limit that a shell sets is lower than the one that is allowed.
@@ -204,6 +217,8 @@ struct Supervisor {
     /// Of which token they are, and processes that were killed and do not end.
     undead: Vec<(usize, Running)>,
     notify: Notify,
+    /// Whether the database needs what the tokens have; `None`: the front has not opened it yet.
+    in_use: Option<bool>,
     draining_since: Option<Instant>,
     /// What it ends with is for somebody to mend.
     needs_operator: bool,
@@ -212,7 +227,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn start(plan: Plan) -> Result<Self, Option<String>> {
+    fn start(plan: Plan, tokens: Vec<Token>) -> Result<Self, Option<String>> {
         let signals = block_signals().map_err(|e| Some(format!("signals cannot be handled: {e}")))?;
         let (channel, theirs) = control::channel().map_err(|e| Some(format!("no control channel: {e}")))?;
         let front = spawn("front", theirs, |command| {
@@ -227,9 +242,6 @@ impl Supervisor {
         control::send(&channel, &ToFront::Start(plan.start, opened), &descriptors)
             .map_err(|e| Some(format!("the front does not listen: {e}")))?;
         let now = Instant::now();
-        let hsm = &plan.config.hsm;
-        let named = hsm.token_names().into_iter().zip(hsm.tokens());
-        let tokens: Vec<_> = named.map(|token| Token::new(token, now)).collect();
         let places =
             |(token, of): (usize, &Token)| (0..of.hsm.custodians).map(move |_| Slot::new(token, now));
         let slots = tokens.iter().enumerate().flat_map(places).collect();
@@ -242,6 +254,7 @@ impl Supervisor {
             slots,
             undead: Vec::new(),
             notify: Notify::from_env(),
+            in_use: None,
             draining_since: None,
             needs_operator: false,
             unheard_since: None,
@@ -256,7 +269,10 @@ impl Supervisor {
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo as i32) {
                     Ok(Signal::SIGHUP) => {
-                        self.notify.reloading();
+                        // Not ready yet, or ending: that is what systemd is to know.
+                        if self.serves(&on_ready) {
+                            self.notify.reloading();
+                        }
                         self.reload()?;
                         self.recycle_all();
                     }
@@ -266,13 +282,23 @@ impl Supervisor {
             }
             while let Some(message) = self.heard()? {
                 match message {
+                    // Nobody asks the database here: what stands in it is checked by the front, which is shut in.
+                    ToSupervisor::Opened { in_use } => self.in_use = Some(in_use),
                     ToSupervisor::Ready => {
+                        // By then it has sealed the head of its log.
+                        self.in_use = Some(true);
                         if let Some(on_ready) = on_ready.take() {
-                            self.notify.ready();
+                            if self.draining_since.is_none() {
+                                self.notify.ready();
+                            }
                             on_ready().map_err(Some)?;
                         }
                     }
-                    ToSupervisor::Reloaded => self.notify.ready(),
+                    ToSupervisor::Reloaded => {
+                        if self.serves(&on_ready) {
+                            self.notify.ready();
+                        }
+                    }
                     ToSupervisor::Alive(status) => self.notify.alive(&status),
                     ToSupervisor::Custodian(event) => self.told(event),
                 }
@@ -288,6 +314,11 @@ impl Supervisor {
                 return Err(Some("the front neither listens nor ends; killed it".into()));
             }
         }
+    }
+
+    /// Between the first answer and the order to end; `on_ready`: what is to be done at that answer.
+    fn serves<T>(&self, on_ready: &Option<T>) -> bool {
+        on_ready.is_none() && self.draining_since.is_none()
     }
 
     /// Waits for a signal, a message, or the next thing that is due.

@@ -72,6 +72,27 @@ pub struct Notify {
     socket: Option<UnixDatagram>,
     /// What it was told last.
     status: String,
+    /// States that nobody has taken yet, the oldest first; it is not ready before it has heard so.
+    unsent: Vec<State>,
+}
+
+/// What systemd counts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    /// With its lines.
+    Reloading(String),
+    Stopping,
+}
+
+impl State {
+    fn lines(&self) -> &str {
+        match self {
+            Self::Ready => "READY=1\n",
+            Self::Reloading(lines) => lines,
+            Self::Stopping => "STOPPING=1\n",
+        }
+    }
 }
 
 impl Notify {
@@ -84,12 +105,12 @@ impl Notify {
                 None
             }
         });
-        Self { socket, status: String::new() }
+        Self { socket, status: String::new(), unsent: Vec::new() }
     }
 
     /// Requests are answered from here on; or a reload is over.
     pub fn ready(&mut self) {
-        self.tell("READY=1\n", "serving");
+        self.become_state(State::Ready, "serving");
     }
 
     /// The configuration is read again; [`Self::ready`] says when that is over.
@@ -98,17 +119,48 @@ impl Notify {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).ok();
         let now_us = now.map(|now| i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1_000);
         let since = now_us.map(|us| format!("MONOTONIC_USEC={us}\n")).unwrap_or_default();
-        self.tell(&format!("RELOADING=1\n{since}"), "reads its configuration again");
+        self.become_state(State::Reloading(format!("RELOADING=1\n{since}")), "reads its configuration again");
     }
 
     /// It ends on purpose.
     pub fn stopping(&mut self) {
-        self.tell("STOPPING=1\n", "ends: what is there is answered");
+        self.become_state(State::Stopping, "ends: what is there is answered");
     }
 
     /// It works; what `systemctl status` shows of it.
     pub fn alive(&mut self, status: &str) {
-        self.tell("WATCHDOG=1\n", status);
+        if self.tell_unsent() {
+            self.tell("WATCHDOG=1\n", status);
+        }
+    }
+
+    /// A state is told once, now or with a later sign of life; of those that wait only what still counts.
+    fn become_state(&mut self, state: State, status: &str) {
+        match state {
+            // Of a reload that nobody has heard of, nobody has to hear the end.
+            State::Ready | State::Reloading(_) => {
+                self.unsent.retain(|waiting| !matches!(waiting, State::Reloading(_)));
+            }
+            State::Stopping => self.unsent.clear(),
+        }
+        if self.unsent.last() != Some(&state) {
+            self.unsent.push(state);
+        }
+        if self.tell_unsent() {
+            self.tell("", status);
+        }
+    }
+
+    /// Whether all of it was taken.
+    fn tell_unsent(&mut self) -> bool {
+        let Some(socket) = &self.socket else { return false };
+        while let Some(state) = self.unsent.first() {
+            if socket.send(state.lines().as_bytes()).is_err() {
+                return false;
+            }
+            self.unsent.remove(0);
+        }
+        true
     }
 
     fn tell(&mut self, state: &str, status: &str) {
@@ -116,6 +168,7 @@ impl Notify {
         // One line, whatever it is made of.
         let status: String = status.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let message = match status == self.status {
+            true if state.is_empty() => return,
             true => state.to_owned(),
             false => format!("{state}STATUS={status}\n"),
         };
@@ -135,4 +188,60 @@ fn connected(address: &OsStr) -> std::io::Result<UnixDatagram> {
     socket.connect_addr(&address)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_is_not_taken_is_told_before_the_next_sign_of_life() {
+        let path = std::env::temp_dir().join(format!("hsm-authd-notify-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        systemd.set_nonblocking(true).unwrap();
+        let mut notify = Notify {
+            socket: Some(connected(path.as_os_str()).unwrap()),
+            status: String::new(),
+            unsent: Vec::new(),
+        };
+        let heard = || {
+            let mut all = Vec::new();
+            let mut message = [0; 256];
+            while let Ok(length) = systemd.recv(&mut message) {
+                let text = String::from_utf8(message[..length].to_vec()).unwrap();
+                all.extend(text.lines().filter(|line| *line != "full").map(str::to_owned));
+            }
+            all.retain(|line| !line.starts_with("MONOTONIC_USEC="));
+            all
+        };
+        // It hears nothing more until somebody reads.
+        let fill = |notify: &Notify| while notify.socket.as_ref().unwrap().send(b"full").is_ok() {};
+        fill(&notify);
+        notify.ready();
+        notify.alive("serving");
+        assert_eq!(heard(), [""; 0]);
+        notify.alive("serving");
+        assert_eq!(heard(), ["READY=1", "WATCHDOG=1", "STATUS=serving"]);
+        notify.alive("serving");
+        assert_eq!(heard(), ["WATCHDOG=1"], "once");
+
+        fill(&notify);
+        notify.ready();
+        for _ in 0..9 {
+            notify.reloading();
+        }
+        assert_eq!(heard(), [""; 0]);
+        notify.alive("serving");
+        assert_eq!(heard(), ["READY=1", "RELOADING=1", "WATCHDOG=1"]);
+
+        fill(&notify);
+        notify.reloading();
+        notify.ready();
+        notify.stopping();
+        assert_eq!(heard(), [""; 0]);
+        notify.alive("ends");
+        assert_eq!(heard(), ["STOPPING=1", "WATCHDOG=1", "STATUS=ends"]);
+        std::fs::remove_file(path).unwrap();
+    }
 }

@@ -26,7 +26,11 @@ impl Supervisor {
         let undead = self.undead.iter().filter(|(of, _)| *of == token).count();
         // Whoever tries again and again what hangs in the kernel has it full of processes.
         let is_stuck = undead >= usize::from(of.hsm.custodians);
-        if self.draining_since.is_some() || is_stuck || slots().any(|(_, slot)| slot.is_starting()) {
+        if self.draining_since.is_some()
+            || self.in_use.is_none()
+            || is_stuck
+            || slots().any(|(_, slot)| slot.is_starting())
+        {
             return None;
         }
         // Those that are missing first.
@@ -50,6 +54,7 @@ impl Supervisor {
     }
 
     fn start_custodian(&mut self, index: usize, now: Instant) -> Ending {
+        let Some(in_use) = self.in_use else { return Ok(()) };
         let ever_up = self.tokens.iter().any(|token| token.ever_up);
         let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
         let Some(token) = self.tokens.get_mut(slot.token) else { return Ok(()) };
@@ -57,7 +62,7 @@ impl Supervisor {
         slot.generation += 1;
         let (number, generation) = (index as u16, slot.generation);
         let is_start = token.begun() || !ever_up;
-        let boot = Boot { pin_cut_off: token.pin.cut_off(), ..init::boot(&token.hsm) };
+        let boot = Boot { pin_cut_off: token.pin.cut_off(), ..init::boot(&token.hsm, in_use) };
         let started = start_custodian(&token.hsm, &boot, finals(is_start)).and_then(|(child, ours)| {
             let running = Running::new(child, generation, now);
             slot.begin(Running { is_start, pin_file: attempt.pin_file, ..running });
@@ -90,6 +95,9 @@ impl Supervisor {
         match event {
             CustodianEvent::Up { slot, generation } => {
                 let Some(slot) = self.slots.get_mut(usize::from(slot)) else { return };
+                if slot.of(generation).is_none() {
+                    return;
+                }
                 slot.came_up(generation, now);
                 if let Some(token) = self.tokens.get_mut(slot.token) {
                     token.came_up();
@@ -97,6 +105,8 @@ impl Supervisor {
             }
             CustodianEvent::Down { slot, generation, failure } => {
                 match (self.running(slot, generation), failure) {
+                    // One that is up has nothing to say of a start.
+                    (Some(running), _) if running.up => {}
                     (Some(running), _) => running.failed = Some(failure),
                     // It has ended, and was buried already.
                     (None, StartFailed::PinInDoubt(file)) => {
@@ -110,7 +120,7 @@ impl Supervisor {
             }
             CustodianEvent::Lost { slot, generation } => {
                 if let Some(running) = self.running(slot, generation) {
-                    running.kill(now);
+                    running.lost(now);
                 }
             }
             CustodianEvent::Tired { slot, generation } => self.recycle(slot, generation),
@@ -163,23 +173,29 @@ impl Supervisor {
             Gone::Ended(status) => status.to_string(),
             Gone::Undead => "it was killed and does not end: it hangs in the kernel".to_owned(),
         };
-        let (said, pin_file) = match process.failed {
-            Some(StartFailed::Said { exit, pin_file }) => (Some(exit), pin_file),
-            _ => (None, None),
-        };
-        let code = said.map(i32::from).or(match gone {
+        // The process itself says it, not the front: whoever has the front could end the service for good.
+        let code = match gone {
             Gone::Ended(status) => status.code(),
             Gone::Undead => None,
-        });
+        };
+        // Which PIN it read the front knows better, if somebody has written another one since; it is there now.
+        let now_there = pin::look(&token.hsm.pin_file);
+        let said = match process.failed {
+            Some(StartFailed::Said { exit: EXIT_PIN_REFUSED, pin_file }) => {
+                Some(pin_file.filter(|file| Some(*file) == now_there).or(process.pin_file))
+            }
+            _ => None,
+        };
         if process.is_start && !was_up && code == Some(i32::from(EXIT_MISCONFIGURED)) {
             self.needs_operator = true;
             return Err(None); // it has said why
         }
         let is_refused = code == Some(i32::from(EXIT_PIN_REFUSED));
         match process.failed {
-            _ if is_refused => token.refused(pin_file.or(process.pin_file)),
+            _ if is_refused => token.refused(said.flatten().or(process.pin_file)),
             Some(StartFailed::PinInDoubt(file)) => token.doubted(file),
-            _ => {}
+            // It was to end with that, and did not: nobody knows.
+            _ => said.flatten().into_iter().for_each(|file| token.doubted(file)),
         }
         let is_draining = self.draining_since.is_some();
         match role {
@@ -223,5 +239,96 @@ impl Supervisor {
             self.undead.push((slot.token, process));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use nix::sys::signal::SigSet;
+    use nix::sys::signalfd::SignalFd;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::supervisor::slot::Slot;
+    use crate::supervisor::token::Token;
+    use crate::systemd::Notify;
+
+    const DOWN: CustodianEvent = CustodianEvent::Down {
+        slot: 0,
+        generation: 1,
+        failure: StartFailed::Said { exit: EXIT_PIN_REFUSED, pin_file: None },
+    };
+    const LOST: CustodianEvent = CustodianEvent::Lost { slot: 0, generation: 1 };
+
+    /// With one token, and this in the place of its custodian.
+    fn supervisor(folder: &Path, script: &str, up: bool) -> Supervisor {
+        let now = Instant::now();
+        let spawn = |script: &str| Command::new("sh").args(["-c", script]).spawn().unwrap();
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("pin"), "0000").unwrap();
+        let sample = include_str!("../../softhsm-setup/hsm-authd.toml");
+        let mut hsm = Config::parse(sample, folder, None).unwrap().hsm;
+        hsm.pin_file = folder.join("pin");
+        hsm.database = folder.join("hsm-authd.db");
+        let token = Token::new(("bank".to_owned(), hsm), now);
+        let mut slot = Slot::new(0, now);
+        let pin_file = pin::look(&token.hsm.pin_file);
+        let running = Running::new(spawn(script), 1, now);
+        slot.running = Some(Running { up, is_start: true, pin_file, ..running });
+        slot.generation = 1;
+        Supervisor {
+            config_path: PathBuf::new(),
+            tokens: vec![token],
+            signals: SignalFd::new(&SigSet::empty()).unwrap(),
+            front: spawn("exec sleep 600"),
+            channel: control::channel().unwrap().0,
+            slots: vec![slot],
+            undead: Vec::new(),
+            notify: Notify::from_env(),
+            in_use: Some(true),
+            draining_since: None,
+            needs_operator: false,
+            unheard_since: None,
+        }
+    }
+
+    /// Until its custodian is gone.
+    fn look(supervisor: &mut Supervisor) -> Ending {
+        let begun = Instant::now();
+        while supervisor.slots[0].running.is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            supervisor.look_at_custodians()?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_front_that_lies_ends_no_service_and_a_custodian_that_ends_so_does() {
+        let folder = std::env::temp_dir().join(format!("hsm-authd-lies-{}", std::process::id()));
+        for (script, up) in [("exec sleep 600", true), ("exec sleep 600", false)] {
+            let mut supervisor = supervisor(&folder, script, up);
+            supervisor.told(DOWN);
+            supervisor.told(LOST);
+            assert_eq!(look(&mut supervisor), Ok(()), "up: {up}");
+            assert!(!supervisor.needs_operator && !supervisor.tokens[0].pin.is_refused(), "up: {up}");
+            // Of one that was up nobody doubts the PIN.
+            assert_eq!(supervisor.tokens[0].pin.cut_off().is_some(), !up);
+            supervisor.end_children();
+        }
+        // It says so first, and the front has it killed.
+        let mut supervisor = supervisor(&folder, "sleep 0.3; exit 10", false);
+        supervisor.told(DOWN);
+        supervisor.told(LOST);
+        assert_eq!(look(&mut supervisor), Err(None));
+        assert!(supervisor.needs_operator && supervisor.tokens[0].pin.is_refused());
+        // Nor does it come up after its end.
+        supervisor.told(CustodianEvent::Up { slot: 0, generation: 1 });
+        assert!(supervisor.tokens[0].pin.is_refused());
+        supervisor.end_children();
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -6,6 +6,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::refused_pin::Marked;
 use crate::hsm::messages::PinFile;
 
 /// What is known of one token's PIN.
@@ -25,6 +26,8 @@ enum Verdict {
     DoubtedAgain(PinFile),
     /// It was refused; `None`: nobody knows which file that was.
     Refused(Option<PinFile>),
+    /// An earlier start was refused, and nobody can tell whether this is another one.
+    Barred,
 }
 
 impl PinRule {
@@ -33,10 +36,20 @@ impl PinRule {
         self.verdict = Verdict::Refused(file);
     }
 
+    /// As an earlier start has left it.
+    pub fn marked(marked: Option<Marked>) -> Self {
+        let verdict = match marked {
+            None => Verdict::Open,
+            Some(Marked::File(file)) => Verdict::Refused(Some(file)),
+            Some(Marked::Any) => Verdict::Barred,
+        };
+        Self { verdict }
+    }
+
     /// It may have been refused. Whether it is not tried any more by itself.
     pub fn doubted(&mut self, file: PinFile) -> bool {
         self.verdict = match self.verdict {
-            Verdict::Refused(_) => return true,
+            Verdict::Refused(_) | Verdict::Barred => return true,
             Verdict::Doubted(before) | Verdict::DoubtedAgain(before) if before == file => {
                 Verdict::DoubtedAgain(file)
             }
@@ -61,18 +74,18 @@ impl PinRule {
     pub fn cut_off(&self) -> Option<PinFile> {
         match self.verdict {
             Verdict::Doubted(file) | Verdict::DoubtedAgain(file) => Some(file),
-            Verdict::Open | Verdict::Refused(_) => None,
+            Verdict::Open | Verdict::Refused(_) | Verdict::Barred => None,
         }
     }
 
     /// Whether it takes another file than the last one.
     pub fn needs_another(&self) -> bool {
-        matches!(self.verdict, Verdict::DoubtedAgain(_) | Verdict::Refused(_))
+        matches!(self.verdict, Verdict::DoubtedAgain(_) | Verdict::Refused(_) | Verdict::Barred)
     }
 
     /// Whether the token refused it.
     pub fn is_refused(&self) -> bool {
-        matches!(self.verdict, Verdict::Refused(_))
+        matches!(self.verdict, Verdict::Refused(_) | Verdict::Barred)
     }
 
     /// Whether this one may be tried; `None`: there is none now.
@@ -81,6 +94,7 @@ impl PinRule {
             Verdict::Open | Verdict::Doubted(_) => true,
             Verdict::DoubtedAgain(before) => file.is_some_and(|file| file != before),
             Verdict::Refused(before) => file.is_some() && file != before,
+            Verdict::Barred => false,
         }
     }
 }
@@ -122,6 +136,18 @@ mod tests {
         assert!(rule.is_refused());
         rule.accepted();
         assert!(!rule.is_refused() && rule.allows(Some(file(2))));
+    }
+
+    #[test]
+    fn what_an_earlier_start_was_refused_is_not_tried_by_the_next() {
+        assert!(PinRule::marked(None).allows(Some(file(1))));
+        let rule = PinRule::marked(Some(Marked::File(file(1))));
+        assert!(rule.is_refused() && !rule.allows(Some(file(1))) && rule.allows(Some(file(2))));
+        let mut rule = PinRule::marked(Some(Marked::Any));
+        rule.asked_for();
+        assert!(rule.doubted(file(2)));
+        assert!(rule.is_refused() && rule.needs_another());
+        assert!(!rule.allows(Some(file(1))) && !rule.allows(None));
     }
 
     #[test]

@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 
 use super::recycling::Recycling;
 use super::{CUSTODIAN_START_MAX, PAUSE_MAX, PAUSE_MIN};
+use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
 use crate::hsm::messages::{PinFile, StartFailed};
 
 /// A process that was killed and does not end hangs in the kernel, mostly in a driver of its HSM. It is waited for so long
 /// before another one gets its place.
 const BURIED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long one may take to end that has said why.
+const ENDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// One custodian's place.
 pub(super) struct Slot {
@@ -36,6 +40,8 @@ pub(super) struct Running {
     /// Why it does not come up: it may be killed before it ends.
     pub failed: Option<StartFailed>,
     pub killed: Option<Instant>,
+    /// It has said why it ends, and is to do so by then.
+    pub ends_by: Option<Instant>,
 }
 
 /// Which of a slot's processes.
@@ -60,14 +66,25 @@ pub(super) enum Gone {
 
 impl Running {
     pub(super) fn new(child: Child, generation: u64, now: Instant) -> Self {
-        let (up, is_start, pin_file, failed, killed) = (false, false, None, None, None);
-        Self { child, generation, since: now, up, is_start, pin_file, failed, killed }
+        let (up, is_start, pin_file, failed, killed, ends_by) = (false, false, None, None, None, None);
+        Self { child, generation, since: now, up, is_start, pin_file, failed, killed, ends_by }
     }
 
     /// Ends it, whatever it does. Mostly it is dead already, and this does nothing.
     pub(super) fn kill(&mut self, now: Instant) {
         self.killed = self.killed.or(Some(now));
         let _ = self.child.kill();
+    }
+
+    /// The front has given it up. What the service may end with has to be heard from the process itself: it gets a moment
+    /// to end.
+    pub(super) fn lost(&mut self, now: Instant) {
+        match self.failed {
+            Some(StartFailed::Said { exit: EXIT_PIN_REFUSED | EXIT_MISCONFIGURED, .. }) => {
+                self.ends_by = self.ends_by.or(Some(now + ENDED_WITHIN));
+            }
+            _ => self.kill(now),
+        }
     }
 
     pub(super) fn has_ended(&mut self) -> Option<ExitStatus> {
@@ -78,6 +95,7 @@ impl Running {
     fn due(&self, role: Role) -> Option<Instant> {
         match (self.killed, role) {
             (Some(killed), _) => Some(killed + BURIED_WITHIN),
+            (None, _) if self.ends_by.is_some() => self.ends_by,
             (None, Role::Leaving) => Some(self.since + super::recycling::LEAVING_MAX),
             (None, _) => (!self.up).then(|| self.since + CUSTODIAN_START_MAX),
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::pin::{self, PinRule};
 use super::recycling::Spares;
+use super::refused_pin::RefusedPin;
 use crate::config::HsmConfig;
 use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
 use crate::hsm::messages::PinFile;
@@ -23,13 +24,28 @@ pub(super) struct Token {
     pub ever_up: bool,
     pub spares: Spares,
     pub pin: PinRule,
+    mark: RefusedPin,
     look_at: Instant,
 }
 
 impl Token {
     pub(super) fn new((name, hsm): (String, HsmConfig), now: Instant) -> Self {
-        let (pin, spares) = (PinRule::default(), Spares::new(now));
-        Self { hsm, name, starts: 0, ever_up: false, spares, pin, look_at: now }
+        let mark = RefusedPin::of(&name, &hsm);
+        let (pin, spares) = (PinRule::marked(mark.read()), Spares::new(now));
+        Self { hsm, name, starts: 0, ever_up: false, spares, pin, mark, look_at: now }
+    }
+
+    /// What keeps its PIN from being tried: an earlier start was refused. One line for the operator.
+    pub(super) fn barred(&self) -> Option<String> {
+        let is_barred = !self.pin.allows(pin::look(&self.hsm.pin_file));
+        is_barred.then(|| {
+            format!(
+                "token {} has refused the PIN at an earlier start, and it is not tried again: put the right one into its file \
+                 and run `hsm-authd check`, which removes {} once the token accepts it",
+                self.name,
+                self.mark.path().display()
+            )
+        })
     }
 
     /// Which PIN a start would try now; `None`: it must not, or there is none and it would say so.
@@ -64,11 +80,20 @@ impl Token {
     pub(super) fn came_up(&mut self) {
         self.ever_up = true;
         self.spares.went_well();
+        if self.pin.is_refused()
+            && let Err(error) = self.mark.clear()
+        {
+            tracing::error!(token = self.name, error, "the next start will take its PIN for a refused one");
+        }
         self.pin.accepted();
     }
 
     pub(super) fn refused(&mut self, file: Option<PinFile>) {
         self.pin.refused(file);
+        if let Err(error) = self.mark.leave(&self.hsm.pin_file, file) {
+            let path = self.mark.path().display();
+            tracing::error!(token = self.name, %path, %error, "not written down: the next start will try the refused PIN");
+        }
         tracing::error!(
             token = self.name,
             "the token refuses the PIN: no custodian of it is started before its PIN file is another one; the others go on"

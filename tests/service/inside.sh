@@ -44,8 +44,8 @@ serves_as_another_than() { [ "$(main)" != "$1" ] && [ "$(property ActiveState)" 
 
 credential() { bank "https://localhost:8443/v1/credentials/$ID"; }
 verify() { bank "https://localhost:8443/v1/credentials/$ID/verify" --json "{\"otp\":\"$1\"}"; }
-# RFC 4226, appendix D. The guide used the first.
-codes=(755224 287082 359152 969429 338314 254676 287922 162583 399871 520489)
+# RFC 4226, appendix D, and ten more. The guide used the first.
+codes=(755224 287082 359152 969429 338314 254676 287922 162583 399871 520489 403154 481090 868912 736127 229903 436521 186581 447589 903435 578337)
 used=0
 next_is_taken() {
     used=$((used + 1))
@@ -331,6 +331,7 @@ done
 [ "$(property ActiveState)" = failed ] || fail "it is $(property ActiveState)"
 [ "$(times_said CKR_PIN_INCORRECT)" = "$refused" ] || fail "the PIN was tried again"
 cp -p pin.right /etc/hsm-authd/pin
+hsm-authd check >/dev/null || fail "the right PIN"
 systemctl start hsm-authd
 kept
 

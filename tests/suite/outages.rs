@@ -3,7 +3,8 @@
 
 use std::io::Read;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fault_module::sys::CKR_DEVICE_ERROR;
@@ -20,6 +21,7 @@ use crate::processes::{children, eventually};
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, ops_get, section};
 use crate::submissions::{Crowd, Outcome, Token};
+use crate::token::BINARY;
 
 /// From the end of a fault to the first yes.
 const RECOVERY_MAX: Duration = Duration::from_secs(5);
@@ -380,6 +382,63 @@ async fn a_wrong_pin_is_tried_exactly_once_however_long_the_hsm_was_away() {
         assert!(plain.len() == 1 && plain[0].contains("refuses the user PIN"), "{plain:?}");
         let all = said.iter().filter(|line| line.contains("refuses the user PIN")).count();
         assert_eq!(all, 1, "{said:?}");
+    }
+}
+
+/// How one more start ends, after the file was handed over anew, as systemd does before each; and what it says.
+fn start_again(place: &Place, config: &Path, credential: Option<&str>) -> (Option<i32>, String) {
+    let credentials = place.daemon.dir().join("credentials");
+    if let Some(pin) = credential {
+        let _ = std::fs::remove_dir_all(&credentials);
+        std::fs::create_dir(&credentials).unwrap();
+        std::fs::write(credentials.join("pin"), pin).unwrap();
+    }
+    let mut serve = Command::new(BINARY);
+    serve.args(["serve", "--config"]).arg(config);
+    serve.envs(credential.map(|_| ("CREDENTIALS_DIRECTORY", &credentials)));
+    let output = serve.output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// A socket of systemd's starts the service for whoever connects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_pin_is_tried_by_no_later_start_either() {
+    for credential in [None, Some("0000")] {
+        let place = Place::new();
+        let config = configuration(&place.daemon, "once.toml", |config| {
+            let hsm = section(config, "hsm");
+            let faulty: toml::Table = std::fs::read_to_string(&place.config).unwrap().parse().unwrap();
+            *hsm = faulty["hsm"].as_table().unwrap().clone();
+            hsm.insert("pin_file".into(), "pin".into());
+        });
+        let right = std::fs::read(place.pin_file()).unwrap();
+        std::fs::write(place.pin_file(), "0000").unwrap();
+        let (code, said) = start_again(&place, &config, credential);
+        assert_eq!(code, NEEDS_OPERATOR, "{said}");
+        assert!(said.contains("refuses the user PIN"), "{said}");
+        for _ in 0..3 {
+            let (code, said) = start_again(&place, &config, credential);
+            assert_eq!(code, NEEDS_OPERATOR, "{said}");
+            assert!(
+                said.contains("has refused the PIN at an earlier start") && said.contains("check"),
+                "{said}"
+            );
+        }
+        assert_eq!(place.faults.counts().calls(Function::C_Login), 1, "{credential:?}");
+        // The way out: the right one in its place, and of a credential a look at it.
+        std::fs::write(place.pin_file(), right).unwrap();
+        if credential.is_some() {
+            let output = Command::new(BINARY).args(["check", "--config"]).arg(&config).output().unwrap();
+            let said = String::from_utf8(output.stdout).unwrap();
+            assert!(said.contains("the PIN that it refused is another one now"), "{said}");
+        }
+        let served = Served::start(&config);
+        assert_eq!(served.stop().code(), Some(0));
+        let left = std::fs::read_dir(place.daemon.store()).unwrap().flatten().map(|entry| entry.file_name());
+        assert!(
+            left.into_iter().all(|name| !name.to_string_lossy().contains("pin-refused")),
+            "{credential:?}"
+        );
     }
 }
 

@@ -204,7 +204,7 @@ fn victim() {
 fn attacker() {
     let variable = |name: &str| env::var(name).unwrap();
     let config = Config::load(Path::new(&variable("ATTACKER_CONFIG"))).unwrap();
-    let reach = init::boot(&config.hsm).reach;
+    let reach = init::boot(&config.hsm, false).reach;
     let victim = Pid::from_raw(variable("ATTACKER_VICTIM").parse().unwrap());
     let port: u16 = variable("ATTACKER_PORT").parse().unwrap();
     let (socket, files) = (variable("ATTACKER_SOCKET"), variable("ATTACKER_FILES"));

@@ -142,6 +142,39 @@ async fn dev_json_is_there_when_the_service_is() {
     assert_eq!(terminate(&mut child).code(), Some(0));
 }
 
+/// Whoever has the front can write into its folder, and the supervisor is not shut in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_in_the_database_is_run_by_nobody() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let config = configuration(&daemon, "view.toml", |_| {});
+    let database = rusqlite::Connection::open(daemon.database()).unwrap();
+    let sql = "PRAGMA journal_mode = DELETE; DROP TABLE log_head;
+        CREATE VIEW log_head AS WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more)
+            SELECT 1 AS only, count(*) AS seal_key_version, count(*) AS last_unix_ms FROM more;";
+    database.execute_batch(sql).unwrap();
+    drop(database);
+    for command in ["serve", "check"] {
+        let mut child = Command::new(BINARY);
+        let child =
+            child.args([command, "--config"]).arg(&config).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        let mut status = None;
+        let begun = Instant::now();
+        while status.is_none() && begun.elapsed() < Duration::from_secs(60) {
+            status = child.try_wait().unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if status.is_none() {
+            child.kill().unwrap();
+        }
+        let said = last_words(&mut child).join("; ");
+        // A look from outside says nothing of the schema; it ends.
+        let code = if command == "serve" { 1 } else { 0 };
+        assert_eq!(status.and_then(|status| status.code()), Some(code), "{command}: {said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_pin_is_tried_once_and_told() {
     let mut daemon = Daemon::start();

@@ -93,7 +93,8 @@ async fn sockets_are_taken_over_and_every_state_is_told() {
     let (api, ops) = (listener("127.0.0.1"), listener("127.0.0.1"));
     let heard = Heard::at(&daemon);
     let served = Served::start_by(command(&config, [&ops, &api], "ops:api", Some(&heard.path)), &config);
-    assert!(heard.until("READY=1").contains("STATUS=serving"));
+    heard.until("READY=1");
+    heard.until("STATUS=serving");
     let url = format!("https://{}", api.local_addr().unwrap());
     let bank = Connection::open(&url, &daemon.identity("bank-a"), Http::Two).await.unwrap();
     let id = enrol_hotp(&bank, "acct-1").await;
@@ -139,6 +140,33 @@ async fn sockets_are_taken_over_and_every_state_is_told() {
 
     assert!(served.stop().success());
     heard.until("STOPPING=1");
+}
+
+/// `systemctl reload` while the service waits for its HSM, or ends.
+#[test]
+fn a_reload_of_what_does_not_serve_tells_systemd_nothing() {
+    let (daemon, config) = stopped();
+    let token = daemon.dir().join("token");
+    let away = daemon.dir().join("away");
+    std::fs::rename(&token, &away).unwrap();
+    std::fs::create_dir(&token).unwrap();
+    let heard = Heard::at(&daemon);
+    let (api, ops) = (listener("127.0.0.1"), listener("127.0.0.1"));
+    let mut child = command(&config, [&api, &ops], "api:ops", Some(&heard.path)).spawn().unwrap();
+    let supervisor = Pid::from_raw(child.id() as i32);
+    // It lives, and is not ready.
+    heard.until("WATCHDOG=1");
+    kill(supervisor, Signal::SIGHUP).unwrap();
+    for _ in 0..4 {
+        let message = heard.next(HEARD_WITHIN).unwrap();
+        assert!(!message.contains("READY=1") && !message.contains("RELOADING=1"), "{message}");
+    }
+    kill(supervisor, Signal::SIGTERM).unwrap();
+    heard.until("STOPPING=1");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    while let Some(message) = heard.next(Duration::from_millis(1)) {
+        assert!(!message.contains("READY=1"), "{message}");
+    }
 }
 
 /// What systemd thinks of the unit, and of it with each of the drop-ins: the figures of the documents.
