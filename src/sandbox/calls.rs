@@ -14,6 +14,8 @@ pub(super) enum When {
     Always,
     /// If these bits of the argument are those.
     Bits { argument: u8, mask: u64, are: u64 },
+    /// If any of these bits of the argument is set.
+    AnyBit { argument: u8, bits: u64 },
     /// If the argument, taken as 32 bits, is one of these.
     OneOf(u8, &'static [u64]),
     /// If the argument, taken as 32 bits, is none of these.
@@ -28,7 +30,7 @@ pub(super) enum When {
     OwnLimits,
 }
 
-use When::{Always, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, Unaddressed};
+use When::{Always, AnyBit, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, Unaddressed};
 
 /// A call, and when it is allowed.
 pub(super) type Call = (c_long, When);
@@ -314,12 +316,13 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_keyctl, Always),
     (libc::SYS_add_key, Always),
     (libc::SYS_request_key, Always),
-    // No rule about files covers modes and owners, and not every kernel's has one about truncating.
-    (libc::SYS_fchmod, Always),
-    (libc::SYS_fchmodat, Always),
-    (SYS_FCHMODAT2, Always),
+    // No rule about files covers modes, and not every kernel's has one about truncating. What stays its owner's alone is no
+    // matter: NSS says so of each database that it makes.
+    (libc::SYS_fchmod, AnyBit { argument: 1, bits: FOR_OTHERS }),
+    (libc::SYS_fchmodat, AnyBit { argument: 2, bits: FOR_OTHERS }),
+    (SYS_FCHMODAT2, AnyBit { argument: 2, bits: FOR_OTHERS }),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_chmod, Always),
+    (libc::SYS_chmod, AnyBit { argument: 1, bits: FOR_OTHERS }),
     (libc::SYS_truncate, Always),
     (libc::SYS_setxattr, Always),
     (libc::SYS_fsetxattr, Always),
@@ -330,6 +333,8 @@ pub(super) const CUSTODIAN_NO_MORE: &[Call] = &[(libc::SYS_seccomp, Always)];
 
 /// `fchmodat2`, which the crate does not name everywhere: the kernel's `asm-generic/unistd.h`.
 const SYS_FCHMODAT2: c_long = 452;
+/// Bits of a file's mode that give something to others than its owner.
+const FOR_OTHERS: u64 = 0o7077;
 const MSG_FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;

@@ -58,6 +58,11 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>, BackendError> {
                 SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), are)?;
             Ok(vec![rule(condition)?])
         }
+        When::AnyBit { argument, bits } => (0..u64::BITS)
+            .map(|place| bits & (1 << place))
+            .filter(|bit| *bit != 0)
+            .map(|bit| rule(dword(argument, SeccompCmpOp::MaskedEq(bit), bit)?))
+            .collect(),
         When::OneOf(argument, values) => {
             values.iter().map(|value| rule(dword(argument, SeccompCmpOp::Eq, *value)?)).collect()
         }
