@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::{Config, DEFAULT_PATH, ModuleArguments};
 use crate::store::usage;
 use crate::{Ending, keys, operator, sandbox};
 use answers::Answers;
@@ -75,6 +75,9 @@ pub struct Options {
     /// Address and port of the API [0.0.0.0:8443], where no socket is handed over by systemd.
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// What the module is told at `C_Initialize`, for one whose manual says that it takes a text there, such as NSS.
+    #[arg(long, value_parser = answers::module_arguments)]
+    module_arguments: Option<ModuleArguments>,
     /// A variable for the module, NAME=VALUE, once for each.
     #[arg(long, value_parser = answers::variable)]
     environment: Vec<(String, String)>,

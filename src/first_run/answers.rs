@@ -12,7 +12,7 @@ use super::client::NewClient;
 use super::place::Reader;
 use super::terminal::Terminal;
 use super::{Options, SO_PIN};
-use crate::config::Config;
+use crate::config::{Config, ModuleArguments};
 use crate::dev::SOFTHSM_MODULES;
 
 const STORE: &str = "/var/lib/hsm-authd/store/hsm-authd.db";
@@ -35,6 +35,7 @@ pub struct Answers {
     pub client_ca: PathBuf,
     pub store: PathBuf,
     pub listen: SocketAddr,
+    pub module_arguments: Option<ModuleArguments>,
     pub environment: BTreeMap<String, String>,
     pub folders: Vec<PathBuf>,
     pub network: bool,
@@ -90,6 +91,7 @@ impl Answers {
             client_ca: beside(&options.client_ca, "client-ca.pem"),
             store,
             listen: options.listen.unwrap_or(LISTEN),
+            module_arguments: options.module_arguments.clone(),
             environment: options.environment.iter().cloned().collect(),
             folders: options.folder.clone(),
             network: options.network,
@@ -251,6 +253,10 @@ pub fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+pub fn module_arguments(text: &str) -> Result<ModuleArguments, &'static str> {
+    ModuleArguments::try_from(text.to_owned())
+}
+
 fn random_pin() -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = Zeroizing::new([0; PIN_BYTES]);
     getrandom::fill(&mut *bytes).map_err(|e| e.to_string())?;
@@ -276,6 +282,10 @@ pub fn contradicted(options: &Options, config: &Config, folder: &Path) -> Option
         ("--client-ca", differs(&options.client_ca, &server.client_ca)),
         ("--store", differs(&options.store, &config.store.path)),
         ("--listen", options.listen.is_some_and(|listen| listen != server.listen)),
+        (
+            "--module-arguments",
+            options.module_arguments.as_ref().is_some_and(|text| *text != hsm.module_arguments),
+        ),
         ("--environment", !options.environment.iter().all(is_variable)),
         ("--folder", !options.folder.iter().all(|folder| hsm.folders.contains(folder))),
         ("--network", options.network && !hsm.network),

@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::Value;
 
 use super::answers::Answers;
-use crate::config::TenantScope;
+use crate::config::{ModuleArguments, TenantScope};
 
 const KEY_IN_HSM: &str =
     "# Its private key is in the HSM (`hsm-authd keys csr` asks for a certificate); or: key = \"server.key\"";
@@ -51,6 +51,13 @@ pin_file = {}
         quoted(token_label),
         path(pin_file),
     );
+    if let Some(arguments) = answers.module_arguments.as_ref().and_then(ModuleArguments::text) {
+        let _ = writeln!(
+            text,
+            "# What the module is told at C_Initialize.\nmodule_arguments = {}",
+            quoted(&arguments.to_string_lossy())
+        );
+    }
     let folders: Vec<_> = answers.folders.iter().map(|folder| path(folder)).collect();
     let _ = write!(
         text,

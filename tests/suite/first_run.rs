@@ -14,6 +14,7 @@ use nix::pty::{OpenptyResult, openpty};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::machine::{Machine, is_root, lines, refused, softhsm};
+use crate::modules::TestModule;
 use crate::token::{PIN, SO_PIN, TestToken, label};
 
 /// Done, without a word of complaint: what it said.
@@ -153,6 +154,7 @@ fn a_configuration_that_is_there_is_never_changed_and_not_contradicted() {
         ("--client-ca", "other-ca.pem"),
         ("--store", "/var/lib/other/store.db"),
         ("--listen", "127.0.0.1:1"),
+        ("--module-arguments", "configdir='/etc'"),
         ("--environment", "SOFTHSM2_CONF=/etc/softhsm2.conf"),
         ("--folder", "/dev/usb"),
     ] {
@@ -378,13 +380,19 @@ fn on_a_terminal_it_asks_for_what_no_option_says() {
     machine.assert_owned("answers");
 }
 
-/// SoftHSM by a name that is not its own: an HSM of which nothing is known.
+/// An HSM of which nothing is known: the module of this run, SoftHSM by a name that is not its own.
 fn unknown_hsm(machine: &Machine) -> (TestToken, Vec<String>) {
     let token = TestToken::bare();
     assert!(token.set_up(true).status.success());
-    let module = machine.etc("module.so");
-    fs::copy(softhsm(), &module).unwrap();
-    fs::set_permissions(&module, fs::Permissions::from_mode(0o755)).unwrap();
+    let chosen = TestModule::chosen();
+    let module = match chosen {
+        TestModule::SoftHsm => machine.etc("module.so"),
+        _ => chosen.library(),
+    };
+    if chosen == TestModule::SoftHsm {
+        fs::copy(softhsm(), &module).unwrap();
+        fs::set_permissions(&module, fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let folder = token.tokens().parent().unwrap().to_owned();
     let mut all = Vec::new();
     all.push(folder.clone());
@@ -397,21 +405,23 @@ fn unknown_hsm(machine: &Machine) -> (TestToken, Vec<String>) {
         }
     }
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let arguments = vec![
-        "init".to_owned(),
-        "--module".to_owned(),
-        text(&module),
-        "--token-label".to_owned(),
-        label(),
-        "--client".to_owned(),
-        "bank-a".to_owned(),
-        "--store".to_owned(),
-        text(&machine.database()),
-        "--environment".to_owned(),
-        format!("SOFTHSM2_CONF={}", text(&folder.join("softhsm2.conf"))),
-        "--folder".to_owned(),
-        text(&folder),
+    let (module, label, folder_text) = (text(&module), chosen.label(&label()), text(&folder));
+    let store = text(&machine.database());
+    let options = [
+        ("--module", module),
+        ("--token-label", label),
+        ("--client", "bank-a".to_owned()),
+        ("--store", store),
+        ("--folder", folder_text),
     ];
+    let mut arguments = vec!["init".to_owned()];
+    arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+    if let Some((name, value)) = chosen.environment(&folder) {
+        arguments.extend(["--environment".to_owned(), format!("{name}={value}")]);
+    }
+    if let Some(told) = chosen.arguments(&token.tokens()) {
+        arguments.extend(["--module-arguments".to_owned(), told.into_string().unwrap()]);
+    }
     (token, arguments)
 }
 
@@ -459,7 +469,8 @@ fn who_leaves_at_a_question_leaves_nothing_behind() {
     asked.terminal.write_all(b"\x04").unwrap();
     asked.question("nothing was made");
     assert_eq!(asked.child.wait().unwrap().code(), Some(1));
-    assert_eq!(machine.written().len(), 1, "the module alone");
+    let module = usize::from(TestModule::chosen() == TestModule::SoftHsm);
+    assert_eq!(machine.written().len(), module, "the module alone, where it is a copy");
     assert_eq!(machine.state(), [machine.var("store")]);
 }
 
