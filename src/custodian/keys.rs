@@ -1,12 +1,15 @@
-//! The system keys of a custodian, and the keys that are derived from `row`.
+//! The system keys of a custodian.
 
 mod error;
 mod known;
 mod name;
 mod pairs;
 mod peers;
+mod pulse;
 mod removal_mark;
+mod rows;
 mod survey;
+mod versions;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,15 +20,17 @@ use zeroize::Zeroizing;
 use super::check_values::of_secret;
 use super::pkcs11::{Object, Pkcs11Error, Session, Shape};
 use crate::domain::idempotency::Fingerprint;
-use crate::domain::otp::Algorithm;
 use crate::domain::row::{RowBytes, RowSum, Seal, SealedBytes};
 use crate::domain::system_key::NewestKeys;
 use crate::domain::time::RunId;
 use crate::hsm::messages::KeyCheck;
-use crate::secret::{MacKey, SecretBytes};
+use crate::secret::SecretBytes;
 use known::{Data, Kek};
 use name::KEK;
 use peers::LabelledPeer;
+use pulse::Pulse;
+use rows::RowKeys;
+use versions::Versions;
 
 pub use error::KeyError;
 pub use name::{Form, KeyName, Kind};
@@ -35,67 +40,6 @@ pub use peers::{Peer, ReadPeers, peer_label, read_peers};
 pub use removal_mark::Maker;
 pub use removal_mark::RemovalMark;
 pub use survey::{Found, Survey, Unfinished, reading_twice, survey, survey_begun, unfinished, whole};
-
-/// The versions of one thing: at least one.
-struct Versions<T> {
-    newest: (u16, T),
-    older: BTreeMap<u16, T>,
-}
-
-impl<T> Versions<T> {
-    fn new(mut all: BTreeMap<u16, T>) -> Option<Self> {
-        Some(Self { newest: all.pop_last()?, older: all })
-    }
-
-    fn get(&self, version: u16) -> Option<&T> {
-        if version == self.newest.0 { Some(&self.newest.1) } else { self.older.get(&version) }
-    }
-
-    /// Adds versions that are not there yet; the highest of all is the newest from then on.
-    fn extend(&mut self, more: BTreeMap<u16, T>) {
-        for (version, value) in more {
-            if version > self.newest.0 {
-                let (before, value) = std::mem::replace(&mut self.newest, (version, value));
-                self.older.insert(before, value);
-            } else {
-                self.older.insert(version, value);
-            }
-        }
-    }
-
-    fn numbers(&self) -> impl Iterator<Item = u16> {
-        self.older.keys().copied().chain([self.newest.0])
-    }
-
-    fn newest_first(&self) -> impl Iterator<Item = &T> {
-        std::iter::once(&self.newest.1).chain(self.older.values().rev())
-    }
-}
-
-fn derive(session: &Session, row: Object, purpose: &str) -> Result<MacKey, Pkcs11Error> {
-    Ok(MacKey::new(&session.hmac(Algorithm::Sha256, row, purpose.as_bytes())?))
-}
-
-/// What comes from one version of `row`.
-struct RowKeys {
-    seal: MacKey,
-    sum: MacKey,
-    fingerprint: MacKey,
-    presentation: MacKey,
-    ledger: MacKey,
-}
-
-impl RowKeys {
-    fn derive(session: &Session, row: Object) -> Result<Self, Pkcs11Error> {
-        Ok(Self {
-            seal: derive(session, row, "hsm-authd/row/seal/v1")?,
-            sum: derive(session, row, "hsm-authd/row/sum/v1")?,
-            fingerprint: derive(session, row, "hsm-authd/request/fingerprint/v1")?,
-            presentation: derive(session, row, "hsm-authd/presentation/code/v1")?,
-            ledger: derive(session, row, "hsm-authd/ledger/v1")?,
-        })
-    }
-}
 
 /// The system keys of a custodian.
 pub struct Keys {
@@ -204,21 +148,6 @@ fn session_copy(session: &Session, name: KeyName, kek: Object) -> Result<Object,
     })
 }
 
-/// Something the HSM must always answer alike.
-struct Pulse {
-    key: Object,
-    name: KeyName,
-    answer: Zeroizing<Vec<u8>>,
-}
-
-impl Pulse {
-    const MESSAGE: &[u8] = b"hsm-authd/row/health/v1";
-
-    fn take(session: &Session, key: Object) -> Result<Zeroizing<Vec<u8>>, Pkcs11Error> {
-        session.hmac(Algorithm::Sha256, key, Self::MESSAGE)
-    }
-}
-
 impl Keys {
     /// Finds and checks every system key, and derives what is derived.
     ///
@@ -242,7 +171,7 @@ impl Keys {
         let (version, pulse_key) = newest.ok_or(KeyError::Missing(Kind::Row))?;
         let row = opened.row.into_iter().map(|(version, (_, keys))| (version, keys)).collect();
         let name = KeyName { kind: Kind::Row, version };
-        let pulse = Pulse { key: pulse_key, name, answer: Pulse::take(session, pulse_key)? };
+        let pulse = Pulse::new(session, name, pulse_key)?;
         Ok(Self {
             kek: Versions::new(opened.kek).ok_or(KeyError::Missing(Kind::Kek))?,
             row: Versions::new(row).ok_or(KeyError::Missing(Kind::Row))?,
@@ -448,37 +377,25 @@ impl Keys {
     /// A seal for a row that is to be stored, under the newest version of `row`.
     pub fn seal(&self, row: &RowBytes) -> Seal {
         let (key_version, keys) = &self.row.newest;
-        Seal { key_version: *key_version, mac: keys.seal.mac(row.as_bytes()) }
+        Seal { key_version: *key_version, mac: keys.seal(row) }
     }
 
     /// Whether a stored row's seal is right; constant-time in the seal.
     pub fn verify(&self, row: &SealedBytes) -> bool {
         self.noted_version(Kind::Row, row.seal.key_version, &self.row)
-            .is_some_and(|keys| keys.seal.mac(row.bytes.as_bytes()).ct_eq(&row.seal.mac).into())
+            .is_some_and(|keys| keys.seal(&row.bytes).ct_eq(&row.seal.mac).into())
     }
 
     /// What a row adds to the sum, by the version of its seal; `None`: there is no such version.
     pub fn summand(&self, row: &RowBytes, key_version: u16) -> Option<RowSum> {
-        let key = &self.noted_version(Kind::Row, key_version, &self.row)?.sum;
-        let first = key.mac(row.as_bytes());
-        // A row's bytes are longer than this, and begin otherwise.
-        let mut message = [0; 33];
-        message.iter_mut().zip(first).for_each(|(place, byte)| *place = byte);
-        let mut lane = |place: usize| match place {
-            0 => first,
-            place => {
-                message[32] = place as u8;
-                key.mac(&message)
-            }
-        };
-        Some(RowSum::new(std::array::from_fn(&mut lane)))
+        Some(self.noted_version(Kind::Row, key_version, &self.row)?.summand(row))
     }
 
     /// The fingerprint of a request under each version of `row`, the newest first: what is remembered now is
     /// remembered under that, and what was remembered before is found by one of the others. Once its version is
     /// retired, a retry is refused for up to 24 hours as a mismatch, never executed a second time.
     pub fn fingerprints(&self, request: &[u8]) -> Vec<Fingerprint> {
-        self.row.newest_first().map(|keys| Fingerprint(keys.fingerprint.mac(request))).collect()
+        self.row.newest_first().map(|keys| keys.fingerprint(request)).collect()
     }
 
     /// The key of one run's ledger, from this version of `row` or the newest, with its version; `None`: there is no such
@@ -486,60 +403,22 @@ impl Keys {
     pub fn ledger(&self, run: RunId, key_version: Option<u16>) -> Option<(u16, SecretBytes)> {
         let version = key_version.unwrap_or(self.row.newest.0);
         let keys = self.noted_version(Kind::Row, version, &self.row)?;
-        Some((version, SecretBytes::new(keys.ledger.mac(&run.0).to_vec())))
+        Some((version, keys.ledger(run)))
     }
 
     /// What a presentation's code is made of under each version of `row`, the newest first.
     pub fn presentations(&self, message: &[u8]) -> impl Iterator<Item = Zeroizing<[u8; 32]>> {
-        self.row.newest_first().map(|keys| Zeroizing::new(keys.presentation.mac(message)))
+        self.row.newest_first().map(|keys| keys.presentation(message))
     }
 
-    /// Has the HSM compute what it computed at the start; `false`: its answer is another now. With
-    /// the token's own key: a copy would go on answering after the token is gone.
-    ///
-    /// # Errors
-    /// The HSM failed.
-    pub fn check_pulse(&self, session: &Session) -> Result<bool, Pkcs11Error> {
-        let answer = Pulse::take(session, self.pulse.key)?;
-        Ok(answer.ct_eq(&self.pulse.answer).into())
-    }
-
-    /// The same, and whether the HSM reads of that key what it read at the start.
-    ///
-    /// # Errors
-    /// The HSM failed.
-    pub fn check_reading(&self, session: &Session) -> Result<bool, Pkcs11Error> {
-        let Pulse { key, name, .. } = self.pulse;
-        let Form::Secret(shape, _) = name.kind.form() else { return Ok(false) };
-        let read = session.check_own(key, &shape).and_then(|()| session.check_label(key, &name.to_string()));
-        match read {
-            Err(error) if error.is_of_object() => Ok(false),
-            read => read.and_then(|()| self.check_pulse(session)),
-        }
+    /// What the HSM must always answer alike.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Expects another answer than the HSM gives, as if it were the HSM that had changed.
     #[cfg(test)]
     pub fn expect_another_pulse(&mut self) {
-        self.pulse.answer = Zeroizing::new(vec![0; 32]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_highest_version_is_the_newest_and_all_are_found() {
-        let versions = Versions::new(BTreeMap::from([(2, 'b'), (10, 'c'), (1, 'a')])).unwrap();
-        assert_eq!(versions.newest, (10, 'c'));
-        assert_eq!([1, 2, 10].map(|version| *versions.get(version).unwrap()), ['a', 'b', 'c']);
-        assert!(versions.get(3).is_none());
-        assert_eq!(versions.newest_first().collect::<String>(), "cba");
-        assert!(Versions::<char>::new(BTreeMap::new()).is_none());
-        let mut grown = versions;
-        grown.extend(BTreeMap::from([(3, 'd'), (11, 'e')]));
-        assert_eq!(grown.newest, (11, 'e'));
-        assert_eq!(grown.newest_first().collect::<String>(), "ecdba");
+        self.pulse.expect_another();
     }
 }

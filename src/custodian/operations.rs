@@ -309,7 +309,7 @@ impl Operations {
     }
 
     fn health(&self) -> Result<Response, Fault> {
-        match self.keys.check_pulse(&self.session)? {
+        match self.keys.pulse().check(&self.session)? {
             true => Ok(Response::Healthy),
             false => Err(Fault::hsm("C_Sign: another HMAC than at the start")),
         }

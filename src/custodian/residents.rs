@@ -152,7 +152,7 @@ impl Residents {
 
     /// What is wrong with one, or with the whole HSM: a token that was pulled has no objects either.
     fn missing(&mut self, session: &Session, keys: &Keys, id: ObjectId, reason: &str) -> Fault {
-        match keys.check_pulse(session) {
+        match keys.pulse().check(session) {
             Ok(true) => {
                 tracing::error!(%id, reason, "a secret in the HSM cannot be used");
                 // Listed still, and looked at before it is used again.
@@ -294,7 +294,7 @@ fn tried(
         Err(error) if error.is_lie() => return Err(error.into()),
         Err(error) => error,
     };
-    if !keys.check_reading(session)? {
+    if !keys.pulse().check_reading(session)? {
         return Err(Fault::hsm("C_GetAttributeValue: another answer of a known key than at the start"));
     }
     match check() {
@@ -307,7 +307,7 @@ fn tried(
 /// Has the module look at the token as it is now, by using a key of it. SoftHSM forgets what others did since it looked
 /// last as soon as it changes the token itself.
 fn look(session: &Session, keys: &Keys) -> Result<(), Fault> {
-    match keys.check_pulse(session)? {
+    match keys.pulse().check(session)? {
         true => Ok(()),
         false => Err(Fault::hsm("C_Sign: another HMAC than at the start")),
     }

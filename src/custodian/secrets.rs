@@ -141,7 +141,7 @@ pub(super) fn verified(
         Err(error)
             if !error.is_lie()
                 && !key.is_right(digest, signature)
-                && matches!(keys.check_pulse(session), Ok(true)) =>
+                && matches!(keys.pulse().check(session), Ok(true)) =>
         {
             tracing::warn!(%error, "custodian: the HSM fails over a signature that is wrong");
             Ok(false)
