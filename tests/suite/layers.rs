@@ -9,7 +9,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
     ("domain", &[]),
     ("files", &[]),
     ("boot", &["domain::time"]),
-    ("sandbox", &[]),
+    ("sandbox", &["files"]),
     ("clock", &["boot", "domain"]),
     ("lifeline", &[]),
     ("metrics", &["domain"]),
