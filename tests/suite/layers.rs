@@ -54,7 +54,6 @@ const ALLOWED: [(&str, &[&str]); 37] = [
             "init",
             "hsm::messages",
             "sandbox",
-            "custodian::EXIT_MISCONFIGURED",
             "custodian::EXIT_PIN_REFUSED",
             "custodian::EXIT_START_FAILED",
             "systemd",
