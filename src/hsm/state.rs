@@ -61,6 +61,20 @@ impl Outage {
     }
 }
 
+impl Outage {
+    /// Whether this is logged now.
+    fn is_to_be_told(&mut self, line: &str) -> bool {
+        let is_due = match self.told.get(line) {
+            Some(told) => told.elapsed() >= TELL_EVERY,
+            None => self.told.len() < TOLD_MAX,
+        };
+        if is_due {
+            self.told.insert(line.to_owned(), Instant::now());
+        }
+        is_due
+    }
+}
+
 enum Slot {
     Up { generation: u64 },
     Away { since: Instant, why: Refusal, is_told: bool },
@@ -159,12 +173,7 @@ impl State {
                 outage.starts_failed += 1;
                 outage.failed = Some(why.clone());
                 // A custodian whose PIN is refused says so itself.
-                let is_due = match outage.told.get(&why.line) {
-                    Some(told) => told.elapsed() >= TELL_EVERY,
-                    None => outage.told.len() < TOLD_MAX,
-                };
-                if is_due && why.cause != Away::PinRefused {
-                    outage.told.insert(why.line.clone(), Instant::now());
+                if why.cause != Away::PinRefused && outage.is_to_be_told(&why.line) {
                     let (cause, todo) = (why.cause.name(), todo(why.cause, was_used));
                     tracing::error!(
                         cause,
@@ -392,7 +401,16 @@ fn todo(cause: Away, was_used: bool) -> &'static str {
         }
         Away::Starting | Away::Lost => "it is being started again by itself",
     }
-}
 
-#[cfg(test)]
-mod tests;
+    #[tokio::test(start_paused = true)]
+    async fn a_reason_is_logged_once_and_again_after_a_while_and_not_too_many_are() {
+        let mut outage = Outage::new(Instant::now());
+        assert!(outage.is_to_be_told("one") && outage.is_to_be_told("another"));
+        tokio::time::advance(TELL_EVERY / 2).await;
+        assert!(!outage.is_to_be_told("one"));
+        tokio::time::advance(TELL_EVERY / 2).await;
+        assert!(outage.is_to_be_told("one") && !outage.is_to_be_told("one"));
+        let told = (0..100).filter(|number| outage.is_to_be_told(&number.to_string())).count();
+        assert_eq!(told, TOLD_MAX - 2);
+    }
+}
