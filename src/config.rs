@@ -1,6 +1,7 @@
 //! The configuration file: strict TOML, every path relative to the file's own folder; a secret's file may also be what
 //! systemd hands over by its name (`LoadCredential=`, systemd.exec(5)).
 
+mod folders;
 mod policies;
 #[cfg(test)]
 mod tests;
@@ -346,15 +347,19 @@ pub struct ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file, and where what is named in it leads to.
     ///
     /// # Errors
     /// One line that says what to mend and in which file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::load_from(path, &Files::Disk)
+        let config = Self::load_from(path, &Files::Disk)?;
+        match config.look_at_folders(path) {
+            Ok(()) => Ok(config),
+            Err(reason) => Err(ConfigError { path: path.to_owned(), reason }),
+        }
     }
 
-    /// The same, of a file that somebody else may have opened.
+    /// Reads and checks a file that somebody else may have opened; where its paths lead to is not looked at.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -420,29 +425,6 @@ impl Config {
         let server = self.server.certificates.iter().chain(&self.server.key).chain([&self.server.client_ca]);
         let lists = self.server.client_crls.iter().chain(&self.signers.crls);
         server.chain(&self.signers.trust_anchors).chain(lists).map(PathBuf::as_path)
-    }
-
-    /// The front may open whatever is beneath its database's folder, and a custodian whatever is beneath its module's.
-    fn validate_folders(&self) -> Result<(), String> {
-        let folder = self.store.folder();
-        for token in self.hsm.tokens() {
-            for path in token.folders.iter().chain([&token.pin_file, &token.module]) {
-                if path.starts_with(folder) {
-                    return Err(format!(
-                        "store.path: the front could open {} there; give the database a folder of its own, such as {}",
-                        path.display(),
-                        folder.join("store").display()
-                    ));
-                }
-            }
-            if let Some(wide) = token.folders.iter().find(|path| folder.starts_with(path)) {
-                return Err(format!(
-                    "hsm.folders: the module could change the database, which is beneath {}",
-                    wide.display()
-                ));
-            }
-        }
-        Ok(())
     }
 
     fn validate(&self) -> Result<(), String> {

@@ -66,9 +66,6 @@ pub const EXIT_PIN_REFUSED: u8 = 10;
 /// It could not start, for any other reason; the line on standard error says what to mend.
 pub const EXIT_START_FAILED: u8 = 11;
 
-/// It could not start for what is wrong in the configuration: no other start does better until somebody mends it.
-pub const EXIT_MISCONFIGURED: u8 = 14;
-
 /// The HSM failed during service. A fresh custodian may do better.
 pub const EXIT_HSM_FAILED: u8 = 12;
 
@@ -90,9 +87,9 @@ impl StartFailure {
         Self { line: line.into(), cause: DownCause::Module, exit: EXIT_START_FAILED }
     }
 
-    /// One that stays until somebody mends the configuration.
+    /// One that mostly stays until somebody mends what is configured. Mostly: a file may be on its way, or its disk.
     fn misconfigured(line: impl Into<String>) -> Self {
-        Self { line: line.into(), cause: DownCause::Configuration, exit: EXIT_MISCONFIGURED }
+        Self::new(line).of(DownCause::Configuration)
     }
 
     /// The same, for this cause.
@@ -232,7 +229,9 @@ fn load_module(boot: &Boot) -> Result<Module, StartFailure> {
     Module::load(&boot.module, boot.module_arguments.as_deref()).map_err(|error| {
         let line = format!("the PKCS#11 module {} does not load ({error})", boot.module.display());
         match error.is_no_library() {
-            true => StartFailure::misconfigured(line),
+            true => StartFailure::misconfigured(format!(
+                "{line}: correct hsm.module, or bring back what is to be there"
+            )),
             false => StartFailure::new(format!(
                 "{line}: it may lack what it reads and writes (hsm.folders), or sockets (hsm.network)"
             )),

@@ -18,6 +18,9 @@ use zeroize::Zeroizing;
 /// (`SCM_MAX_FD`).
 pub const FILES_MAX: usize = 200;
 
+/// As many links as the kernel follows in one path (path_resolution(7)).
+const LINKS_MAX: u32 = 40;
+
 /// A source of configured files.
 #[derive(Debug)]
 pub enum Files {
@@ -98,6 +101,24 @@ fn regular(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Where a path leads to, through every link. What is not there yet is where it would be made.
+pub fn real(path: &Path) -> PathBuf {
+    real_within(path, LINKS_MAX)
+}
+
+fn real_within(path: &Path, links: u32) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };
+    let place = real_within(folder, links).join(name);
+    match (place.read_link(), links.checked_sub(1)) {
+        // What it leads to is not there yet.
+        (Ok(target), Some(links)) => real_within(&place.with_file_name("").join(target), links),
+        _ => place,
+    }
+}
+
 /// With room for all of it from the beginning: a buffer that grows leaves copies behind.
 fn whole(mut file: &File) -> io::Result<Zeroizing<Vec<u8>>> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
@@ -109,6 +130,35 @@ fn whole(mut file: &File) -> io::Result<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_leads_to_where_its_file_is_or_would_be_made() {
+        use std::os::unix::fs::symlink;
+        let folder = std::env::temp_dir().join(format!("hsm-authd-real-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("a/b")).unwrap();
+        let folder = folder.canonicalize().unwrap();
+        let at = |name: &str| folder.join(name);
+        for (target, link) in
+            [("a", "link"), ("a/later", "dangling"), ("round", "turn"), ("turn", "round"), ("../a/b", "a/up")]
+        {
+            symlink(target, at(link)).unwrap();
+        }
+        symlink(at("link/later"), at("far")).unwrap();
+        for (path, leads_to) in [
+            ("a/b", "a/b"),
+            ("link/b", "a/b"),
+            ("link/not/yet", "a/not/yet"),
+            ("dangling", "a/later"),
+            ("dangling/beneath", "a/later/beneath"),
+            ("far/beneath", "a/later/beneath"),
+            ("a/up/c", "a/b/c"),
+        ] {
+            assert_eq!(real(&at(path)), at(leads_to), "{path}");
+        }
+        assert!(real(&at("turn/x")).starts_with(&folder), "and it ends");
+        assert_eq!(real(Path::new("/")), Path::new("/"));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn what_is_handed_over_is_what_was_there_and_what_was_wrong() {

@@ -26,8 +26,7 @@ use client::NewClient;
 use place::Place;
 use terminal::Terminal;
 
-/// Where the package puts the unit.
-const UNIT: &str = "/usr/lib/systemd/system/hsm-authd.service";
+/// For good, of the package's units.
 const START: &str = "systemctl enable --now hsm-authd.socket hsm-authd-ops.socket hsm-authd.service";
 /// The file of the security officer's PIN beside the configuration, of SoftHSM.
 const SO_PIN: &str = "so-pin";
@@ -159,10 +158,7 @@ fn make_token_folders(config: &Config) -> Result<(), String> {
 }
 
 fn say_next(config: &Config, path: &Path) -> Ending {
-    let named = match path == Path::new(DEFAULT_PATH) {
-        true => String::new(),
-        false => format!(" --config {}", path.display()),
-    };
+    let named = operator::option(path);
     let server = &config.server;
     let chains = server.certificates.iter().map(|path| ("the server's certificate chain", path));
     let files = chains.chain(server.key.iter().map(|path| ("its private key", path)));
@@ -177,8 +173,10 @@ fn say_next(config: &Config, path: &Path) -> Ending {
             "next: hsm-authd keys csr{named} --name \"$(hostname -f)\" > server.csr"
         ))?);
     }
-    let is_unit = named.is_empty() && Path::new(UNIT).exists();
-    let start = if is_unit { START.to_owned() } else { format!("hsm-authd serve{named}") };
+    let start = match operator::is_of_unit(path) {
+        true => START.to_owned(),
+        false => operator::start(path),
+    };
     Ok(say(format_args!("next: hsm-authd check{named} && {start}"))?)
 }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -370,7 +370,7 @@ async fn reload_each(
     voice: Voice,
 ) {
     while let Some(files) = asked.recv().await {
-        reload((&server, &service, &hsm), &config, &files).await;
+        reload((&server, &service, &hsm), config.clone(), files).await;
         voice.send(&ToSupervisor::Reloaded);
     }
 }
@@ -385,14 +385,17 @@ async fn with_known_keys(hsm: &Hsm, identities: Arc<Identities>) -> Option<Strin
 
 /// New connections begin with the new files, and signers' certificates are held against them; a configuration
 /// that is wrong changes nothing.
-async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: &Path, files: &Files) {
-    let load = || {
-        let config = Config::load_from(path, files).map_err(|e| e.to_string())?;
-        let identities = Identities::load(&config, files, hsm).map_err(|e| e.to_string())?;
-        let trust = trust::load(&config.signers, files).map_err(|e| e.to_string())?;
+async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: PathBuf, files: Files) {
+    let signing = hsm.clone();
+    let load = move || {
+        let config = Config::load_from(&path, &files).map_err(|e| e.to_string())?;
+        let identities = Identities::load(&config, &files, &signing).map_err(|e| e.to_string())?;
+        let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
         Ok::<_, String>((Arc::new(identities), trust))
     };
-    let loaded = match load() {
+    // Of a disk that hangs, or a list of an authority's whole life, nobody's request waits for the end.
+    let loaded = tokio::task::spawn_blocking(load).await.unwrap_or_else(|error| Err(error.to_string()));
+    let loaded = match loaded {
         Ok((identities, trust)) => match with_known_keys(hsm, identities.clone()).await {
             None => Ok((identities, trust)),
             Some(reason) => Err(reason),

@@ -19,7 +19,7 @@ use nix::unistd::{
     setuid,
 };
 
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PATH};
 
 /// Whose the service is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,34 @@ pub fn become_owner(folder: &Path) -> Result<(), String> {
     match geteuid().is_root() {
         true => Owner::of(folder)?.become_it(),
         false => Ok(()),
+    }
+}
+
+/// Where the package puts the unit.
+const UNIT: &str = "/usr/lib/systemd/system/hsm-authd.service";
+
+/// What to type after a command's name, so that it takes this configuration.
+pub fn option(config: &Path) -> String {
+    match config == Path::new(DEFAULT_PATH) {
+        true => String::new(),
+        false => format!(" --config {}", config.display()),
+    }
+}
+
+/// Whether the package's unit is what serves this configuration.
+pub fn is_of_unit(config: &Path) -> bool {
+    config == Path::new(DEFAULT_PATH) && Path::new(UNIT).exists()
+}
+
+/// What to type to have the service go on that was stopped.
+pub fn start(config: &Path) -> String {
+    start_by(config, is_of_unit(config))
+}
+
+fn start_by(config: &Path, unit: bool) -> String {
+    match unit {
+        true => "systemctl start hsm-authd".to_owned(),
+        false => format!("hsm-authd serve{}", option(config)),
     }
 }
 
@@ -157,4 +185,18 @@ fn has_no_capability() -> bool {
         line.is_some_and(|set| u64::from_str_radix(set.trim(), 16) == Ok(0))
     };
     ["CapPrm:", "CapEff:", "CapAmb:"].into_iter().all(is_none)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_type_is_what_the_installation_has() {
+        let (own, other) = (Path::new(DEFAULT_PATH), Path::new("/srv/hsm.toml"));
+        assert_eq!(start_by(own, true), "systemctl start hsm-authd");
+        assert_eq!(start_by(own, false), "hsm-authd serve");
+        assert_eq!(start(other), "hsm-authd serve --config /srv/hsm.toml");
+        assert!(!is_of_unit(other), "which the unit does not read");
+    }
 }

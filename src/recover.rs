@@ -118,7 +118,7 @@ fn tell_done(done: &Done, config: &Path) {
     ));
     say(format_args!("transactions cancelled: {}", done.cancelled));
     say(format_args!("the log is {} from here on, and the token has its anchor", done.origin));
-    say(format_args!("next: hsm-authd serve --config {}", config.display()));
+    say(format_args!("next: {}", operator::start(config)));
 }
 
 fn say(line: std::fmt::Arguments<'_>) {

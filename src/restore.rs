@@ -68,15 +68,14 @@ pub fn run(path: &Path, from: &Path) -> Ending {
         say(format_args!("what was there is {}", aside.display()));
     }
     say(format_args!("{} is the copy", target.display()));
-    let config = path.display();
     match survey.turned_back {
         None => {
             say(format_args!("it has all that the token knows of"));
-            say(format_args!("next: hsm-authd serve --config {config}"));
+            say(format_args!("next: {}", operator::start(path)));
         }
         Some(reason) => {
             say(format_args!("{reason}"));
-            say(format_args!("next: hsm-authd recover --accept-rollback --config {config}"));
+            say(format_args!("next: hsm-authd recover --accept-rollback{}", operator::option(path)));
         }
     }
     Ok(())

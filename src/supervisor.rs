@@ -29,8 +29,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::Ending;
 use crate::config::{Config, HsmConfig};
 use crate::control::{self, Start, ToFront, ToSupervisor};
-use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED, EXIT_START_FAILED};
-use crate::files;
+use crate::custodian::{EXIT_PIN_REFUSED, EXIT_START_FAILED};
+use crate::files::{self, Files};
 use crate::hsm::messages::{self, Boot};
 use crate::sandbox::{self, Enforced};
 use crate::systemd::{self, Inherited, Notify};
@@ -47,7 +47,9 @@ const CUSTODIAN_START_MAX: Duration = Duration::from_secs(300);
 /// within 5 s: those are the 2.5 s after which a start that hangs is given up, this pause, and a start.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How long custodians that are killed at the end may take to be gone.
+/// How long custodians may take to be gone once the front has ended.
+const PARTING_MAX: Duration = Duration::from_secs(1);
+/// How long those that are killed then may take.
 const BURIAL_MAX: Duration = Duration::from_secs(2);
 /// Draining is over after this time (the front itself stops waiting after 10 s, writes its last entry, and closes).
 const DRAIN_MAX: Duration = Duration::from_secs(15);
@@ -343,7 +345,7 @@ impl Supervisor {
 
     /// Has the front read everything again that it is configured by, as it is there now. What is wrong with it, the front says.
     fn reload(&self) -> Ending {
-        let config = Config::load(&self.config_path).ok();
+        let config = Config::load_from(&self.config_path, &Files::Disk).ok();
         let (opened, files) = open_files(&self.config_path, config.as_ref());
         self.hand(&ToFront::Reload(opened), &files)
     }
@@ -403,27 +405,37 @@ impl Supervisor {
     fn end_children(&mut self) {
         let _ = self.front.kill();
         let _ = self.front.wait();
-        let now = Instant::now();
         let mut left: Vec<_> = self.slots.iter_mut().flat_map(Slot::processes).collect();
+        // They end by themselves once the front has. One that is killed while it logs in leaves an empty token behind, where
+        // that is SoftHSM's; and a start that fails is tried again and again.
+        if await_ends(&mut left, PARTING_MAX) {
+            return;
+        }
+        let now = Instant::now();
         for running in &mut left {
             running.kill(now);
         }
-        while Instant::now() < now + BURIAL_MAX {
-            left.retain_mut(|running| running.has_ended().is_none());
-            if left.is_empty() {
-                return;
-            }
-            // There is nothing to wait for a process with for a while only.
-            std::thread::sleep(Duration::from_millis(1));
+        await_ends(&mut left, BURIAL_MAX);
+    }
+}
+
+/// Whether all of them have ended within this time.
+fn await_ends(left: &mut Vec<&mut Running>, within: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        left.retain_mut(|running| running.has_ended().is_none());
+        if left.is_empty() || begun.elapsed() >= within {
+            return left.is_empty();
         }
+        // There is nothing to wait for a process with for a while only.
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// Why a process that had loaded the module ended without a word; `None`: it has said why.
 pub fn killed(hsm: &HsmConfig, status: ExitStatus) -> Option<String> {
     let module = hsm.module.display();
-    let has_said =
-        [EXIT_PIN_REFUSED, EXIT_START_FAILED, EXIT_MISCONFIGURED].map(|code| Some(i32::from(code)));
+    let has_said = [EXIT_PIN_REFUSED, EXIT_START_FAILED].map(|code| Some(i32::from(code)));
     (!has_said.contains(&status.code())).then(|| {
         format!(
             "the PKCS#11 module {module} ended the process that had loaded it ({status}): it is broken, is not for this \

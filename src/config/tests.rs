@@ -282,3 +282,64 @@ fn what_is_wrong_is_refused_in_one_line_that_says_so() {
     }
     assert!(count >= 42, "{count}");
 }
+
+#[test]
+fn folders_are_held_apart_where_links_lead_too() {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    let root = std::env::temp_dir().join(format!("hsm-authd-folders-{}", std::process::id()));
+    for name in ["etc", "var/store", "var/tokens", "elsewhere", "lib"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let root = fs::canonicalize(root).unwrap();
+    let at = |name: &str| root.join(name).display().to_string();
+    for (target, link) in [
+        ("var/store", "tokens-to-store"),
+        ("var", "to-var"),
+        ("etc", "to-etc"),
+        ("etc/pin", "to-pin"),
+        ("etc/server.key", "to-key"),
+        ("elsewhere/later", "to-later"),
+        ("var/tokens", "store-to-tokens"),
+    ] {
+        symlink(root.join(target), root.join(link)).unwrap();
+    }
+    for name in ["etc/pin", "etc/server.key", "lib/module.so"] {
+        fs::write(root.join(name), "").unwrap();
+    }
+    let loaded = |store: &str, folder: &str, pin: &str| {
+        let mut table: toml::Table = SAMPLE.parse().unwrap();
+        let mut set = |section: &str, key: &str, value: toml::Value| {
+            table.get_mut(section).unwrap().as_table_mut().unwrap().insert(key.into(), value);
+        };
+        set("store", "path", at(store).into());
+        set("hsm", "folders", vec![at(folder)].into());
+        set("hsm", "pin_file", at(pin).into());
+        set("hsm", "module", at("lib/module.so").into());
+        set("server", "key", "server.key".into());
+        let path = root.join("etc/hsm-authd.toml");
+        fs::write(&path, table.to_string()).unwrap();
+        Config::load(&path).map(drop).map_err(|refused| refused.to_string())
+    };
+    assert_eq!(loaded("var/store/hsm-authd.db", "var/tokens", "etc/pin"), Ok(()));
+    assert_eq!(loaded("not/yet/hsm-authd.db", "nor/this", "etc/later"), Ok(()));
+    for (store, folder, pin, words) in [
+        ("var/store/db", "tokens-to-store", "etc/pin", "the front could open"),
+        ("var/store/db", "to-var", "etc/pin", "could change the database"),
+        ("store-to-tokens/db", "var/tokens", "etc/pin", "the front could open"),
+        ("to-var/store/db", "var", "etc/pin", "could change the database"),
+        ("to-var/not-yet/db", "var", "etc/pin", "could change the database"),
+        ("var/store/db", "to-etc", "etc/pin", "the module could read and change"),
+        ("var/store/db", "to-pin", "etc/pin", "etc/pin"),
+        ("var/store/db", "to-key", "etc/pin", "etc/server.key"),
+        ("var/store/db", "elsewhere", "to-later", "could read and change"),
+        // Of what is there already, one that is written otherwise.
+        ("var/store/db", "var/tokens/../../etc", "etc/pin", "hsm-authd.toml"),
+        // A folder with the configuration, and one that another one is in.
+        ("var/store/db", "", "etc/pin", "could change the database"),
+    ] {
+        let refused = loaded(store, folder, pin).unwrap_err();
+        assert!(refused.contains(words) && !refused.contains('\n'), "{store} {folder} {pin}: {refused}");
+    }
+    fs::remove_dir_all(root).unwrap();
+}

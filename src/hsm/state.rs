@@ -5,7 +5,7 @@
 //! start is the probe, and a custodian that comes up closes it. Until a start has failed, callers wait: to replace a custodian
 //! takes less time than they have.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,8 @@ use crate::metrics::{self, Away, HsmMetrics};
 
 /// So many different reasons of one outage are logged.
 const TOLD_MAX: usize = 16;
+/// How often the same one is.
+const TELL_EVERY: Duration = Duration::from_secs(600);
 
 /// What is known. It is told of all that happens to custodians.
 pub(super) struct State {
@@ -49,13 +51,27 @@ struct Outage {
     /// The last start that failed, and how many did.
     failed: Option<Refusal>,
     starts_failed: u64,
-    /// What was logged of it.
-    told: HashSet<String>,
+    /// What was logged of it, and when.
+    told: HashMap<String, Instant>,
 }
 
 impl Outage {
     fn new(since: Instant) -> Self {
-        Self { since, failed: None, starts_failed: 0, told: HashSet::new() }
+        Self { since, failed: None, starts_failed: 0, told: HashMap::new() }
+    }
+}
+
+impl Outage {
+    /// Whether this is logged now.
+    fn is_to_be_told(&mut self, line: &str) -> bool {
+        let is_due = match self.told.get(line) {
+            Some(told) => told.elapsed() >= TELL_EVERY,
+            None => self.told.len() < TOLD_MAX,
+        };
+        if is_due {
+            self.told.insert(line.to_owned(), Instant::now());
+        }
+        is_due
     }
 }
 
@@ -157,9 +173,7 @@ impl State {
                 outage.starts_failed += 1;
                 outage.failed = Some(why.clone());
                 // A custodian whose PIN is refused says so itself.
-                let is_new = outage.told.len() < TOLD_MAX && !outage.told.contains(&why.line);
-                if is_new && why.cause != Away::PinRefused {
-                    outage.told.insert(why.line.clone());
+                if why.cause != Away::PinRefused && outage.is_to_be_told(&why.line) {
                     let (cause, todo) = (why.cause.name(), todo(why.cause, was_used));
                     tracing::error!(
                         cause,
@@ -387,7 +401,16 @@ fn todo(cause: Away, was_used: bool) -> &'static str {
         }
         Away::Starting | Away::Lost => "it is being started again by itself",
     }
-}
 
-#[cfg(test)]
-mod tests;
+    #[tokio::test(start_paused = true)]
+    async fn a_reason_is_logged_once_and_again_after_a_while_and_not_too_many_are() {
+        let mut outage = Outage::new(Instant::now());
+        assert!(outage.is_to_be_told("one") && outage.is_to_be_told("another"));
+        tokio::time::advance(TELL_EVERY / 2).await;
+        assert!(!outage.is_to_be_told("one"));
+        tokio::time::advance(TELL_EVERY / 2).await;
+        assert!(outage.is_to_be_told("one") && !outage.is_to_be_told("one"));
+        let told = (0..100).filter(|number| outage.is_to_be_told(&number.to_string())).count();
+        assert_eq!(told, TOLD_MAX - 2);
+    }
+}

@@ -10,6 +10,8 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
 };
 
+use crate::files;
+
 /// What is asked of the kernel; an older one does as much of it as it can (crate `landlock`, best effort). ABI 6 is
 /// Linux 6.12: files, truncating (3), TCP ports (4), calls to devices (5), abstract sockets and signals (6).
 const ASKED: ABI = ABI::V6;
@@ -49,10 +51,9 @@ impl Paths {
 
 /// `folder` without what is hidden: itself, or, where something hidden is beneath it, whatever else is there now.
 pub(super) fn without(folder: &Path, hidden: &[PathBuf]) -> Vec<PathBuf> {
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let hidden: Vec<_> = hidden.iter().map(|path| real(path)).collect();
+    let hidden: Vec<_> = hidden.iter().map(|path| files::real(path)).collect();
     let mut shown = Vec::new();
-    let mut left = vec![real(folder)];
+    let mut left = vec![files::real(folder)];
     while let Some(path) = left.pop() {
         if hidden.iter().any(|hidden| path.starts_with(hidden)) {
             continue;
@@ -62,10 +63,10 @@ pub(super) fn without(folder: &Path, hidden: &[PathBuf]) -> Vec<PathBuf> {
             continue;
         }
         for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
-            let inside = real(&entry.path());
-            // A link that leads up again would have this go on for ever.
-            if !path.starts_with(&inside) {
-                left.push(inside);
+            // A link is not followed: two that lead to each other have no end, and any would open whatever it leads to.
+            // Where all of a folder is open, what its links lead to is not, either.
+            if entry.file_type().is_ok_and(|kind| !kind.is_symlink()) {
+                left.push(entry.path());
             }
         }
     }
@@ -99,6 +100,24 @@ mod tests {
         assert_eq!(shown(&["a/secret", "a/key"]), set(&["a/other", "b"]));
         assert_eq!(shown(&["a"]), set(&["b"]));
         assert!(without(&folder.join("a/secret/beneath"), &[folder.join("a/secret")]).is_empty());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn links_inside_lead_neither_round_nor_out() {
+        let folder = std::env::temp_dir().join(format!("hsm-authd-links-{}", std::process::id()));
+        for name in ["etc", "var", "elsewhere"] {
+            fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        let folder = fs::canonicalize(folder).unwrap();
+        for name in ["etc/pin", "etc/other", "var/db"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        for (to, link) in [("var", "etc/state"), ("etc", "var/config"), ("elsewhere", "etc/out")] {
+            std::os::unix::fs::symlink(folder.join(to), folder.join(link)).unwrap();
+        }
+        let hidden = [folder.join("etc/pin"), folder.join("var/db")];
+        assert_eq!(without(&folder.join("etc"), &hidden), [folder.join("etc/other")]);
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     schema::distrust(&connection)?;
     connection.set_prepared_statement_cache_capacity(64);
     // The WAL is opened by the first read.
-    connection.query_row("SELECT count(*) FROM log_head", [], |_| Ok(()))?;
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM log_head)", [], |_| Ok(()))?;
     Ok(connection)
 }
 

@@ -16,7 +16,10 @@ use crate::domain::system_key::KeyKind;
 /// After so many steps of SQLite's machine it is asked whether that is enough, and it is after so many times: a look at a few
 /// rows takes some hundred steps.
 const PORTION: i32 = 1_000;
-const PORTIONS_MAX: u32 = 10_000;
+const PORTIONS_MAX: u64 = 10_000;
+/// A look at all rows takes fewer steps for each byte of the file than this. One that takes more goes round: a tree can be
+/// written whose branches meet again, and which has no end then.
+const STEPS_PER_BYTE: u64 = 4;
 
 /// How many rows need a version of a key, by key and version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,8 +48,34 @@ impl KeyUsage {
 /// The database cannot be read.
 pub fn key_usage(path: &Path) -> Result<KeyUsage, OpenError> {
     let unusable = |error| OpenError(format!("cannot read the database {}: {error}", path.display()));
-    let mut connection = reader::open(path).map_err(unusable)?;
+    let mut connection = open(path).map_err(unusable)?;
     count(&mut connection).map_err(unusable)
+}
+
+/// To look at all of a database, which ends.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let mut connection = reader::open(path)?;
+    bound(&mut connection, portions_of(path))?;
+    Ok(connection)
+}
+
+/// How much a look at all rows may take.
+fn portions_of(path: &Path) -> u64 {
+    let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let all = bytes(path).saturating_add(bytes(&files::beside(path, "-wal")));
+    PORTIONS_MAX.saturating_add(all.saturating_mul(STEPS_PER_BYTE) / u64::from(PORTION.unsigned_abs()))
+}
+
+/// Has whatever this connection is asked end after so many portions in all.
+fn bound(connection: &mut Connection, portions: u64) -> rusqlite::Result<()> {
+    let mut left = portions;
+    connection.progress_handler(
+        PORTION,
+        Some(move || {
+            left = left.saturating_sub(1);
+            left == 0
+        }),
+    )
 }
 
 /// Which versions of keys a database cannot do without, with how many rows need each; the log's head is one of them. Each
@@ -54,34 +83,51 @@ pub fn key_usage(path: &Path) -> Result<KeyUsage, OpenError> {
 /// needs whatever it may need.
 pub fn needed(path: &Path) -> KeyUsage {
     let mut usage = KeyUsage::default();
-    let Ok(connection) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
-        columns().for_each(|(kind, ..)| usage.add(kind, 1, 1));
-        return usage;
-    };
-    let prepared = connection.busy_timeout(PATIENCE).and_then(|()| {
-        schema::distrust(&connection)?;
-        connection.pragma_update(None, "query_only", true)?;
-        connection.pragma_update(None, "trusted_schema", false)
-    });
+    let connection = distrusted(path);
     for (kind, table, column) in columns().chain([(KeyKind::Row, "log_head", "seal_key_version")]) {
-        let counted = has_column(&connection, table, column).and_then(|is_there| match is_there {
-            true => count_column(&connection, kind, table, column),
-            false => Ok(KeyUsage::default()),
+        let counted = connection.as_ref().is_ok_and(|connection| {
+            let counted = has_column(connection, table, column).and_then(|is_there| match is_there {
+                true => count_column(connection, kind, table, column),
+                false => Ok(KeyUsage::default()),
+            });
+            let is_known = counted.is_ok();
+            counted
+                .iter()
+                .flat_map(KeyUsage::all)
+                .for_each(|(kind, version, rows)| usage.add(kind, version, rows));
+            is_known
         });
-        match (&prepared, counted) {
-            (Ok(()), Ok(counted)) => {
-                counted.all().for_each(|(kind, version, rows)| usage.add(kind, version, rows))
-            }
+        if !counted {
             // The first stands for any: a key of its kind was there.
-            _ => usage.add(kind, 1, 1),
+            usage.add(kind, 1, 1);
         }
     }
     usage
 }
 
+/// Of which nobody has checked yet what stands in it.
+fn distrusted(path: &Path) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.busy_timeout(PATIENCE)?;
+    schema::distrust(&connection)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    bound(&mut connection, portions_of(path))?;
+    Ok(connection)
+}
+
 fn has_column(connection: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
+    if is_table(connection, table)? == Some(false) {
+        return Err(rusqlite::Error::QueryReturnedNoRows);
+    }
     let sql = "SELECT EXISTS (SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2)";
     connection.query_row(sql, [table, column], |row| row.get(0))
+}
+
+/// Whether what has this name is a table with pages of its own: such a one computes nothing. `None`: nothing has it.
+fn is_table(connection: &Connection, name: &str) -> rusqlite::Result<Option<bool>> {
+    let sql = "SELECT min(type = 'table' AND rootpage > 0) FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE";
+    connection.query_row(sql, [name], |row| row.get(0))
 }
 
 /// Whether a service has sealed anything in this database. One that cannot be read is taken for such, and one that a
@@ -109,14 +155,7 @@ fn closed(path: &Path) -> rusqlite::Result<Connection> {
     // Nobody has checked yet what stands in it: a view in a table's place could go on for ever.
     schema::distrust(&connection)?;
     connection.pragma_update(None, "trusted_schema", false)?;
-    let mut left = PORTIONS_MAX;
-    connection.progress_handler(
-        PORTION,
-        Some(move || {
-            left = left.saturating_sub(1);
-            left == 0
-        }),
-    )?;
+    bound(&mut connection, PORTIONS_MAX)?;
     Ok(connection)
 }
 
@@ -124,7 +163,7 @@ fn closed(path: &Path) -> rusqlite::Result<Connection> {
 /// file beside the database.
 pub fn newest_unix_ms(path: &Path) -> Option<u64> {
     let connection = match files::beside(path, "-wal").exists() {
-        true => reader::open(path),
+        true => open(path),
         false => closed(path),
     };
     let newest: i64 = connection
@@ -139,9 +178,8 @@ pub fn newest_unix_ms(path: &Path) -> Option<u64> {
 
 /// The head of the log is the first that a service seals.
 fn head_version(connection: &Connection) -> rusqlite::Result<Option<u16>> {
-    // Nobody has checked the schema. What has pages of its own computes nothing.
-    let is_table = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'log_head' AND type = 'table' AND rootpage > 0)";
-    if !connection.query_row(is_table, [], |row| row.get::<_, bool>(0))? {
+    // Nobody has checked the schema.
+    if is_table(connection, "log_head")? != Some(true) {
         return Err(rusqlite::Error::QueryReturnedNoRows);
     }
     let sql = "SELECT seal_key_version FROM log_head WHERE only = 1";
@@ -155,7 +193,7 @@ fn head_version(connection: &Connection) -> rusqlite::Result<Option<u16>> {
 /// The database cannot be read.
 pub fn rotations(path: &Path) -> Result<BTreeMap<(KeyKind, u16), u64>, OpenError> {
     let unusable = |error| OpenError(format!("cannot read the database {}: {error}", path.display()));
-    let connection = reader::open(path).map_err(unusable)?;
+    let connection = open(path).map_err(unusable)?;
     let read = || {
         let mut found = BTreeMap::new();
         let sql = "SELECT unix_ms, detail FROM audit WHERE event = ?1 ORDER BY seq";
@@ -298,8 +336,56 @@ mod tests {
         assert!(is_in_use(&file.0), "nobody knows");
         assert_eq!(newest_unix_ms(&file.0), None);
         assert!(needed_by(&file).contains(&(KeyKind::Row, 1)));
+        // Also in the place of one whose column is looked for, and what computes and is no view.
+        for hostile in [
+            format!("VIEW credential AS SELECT 3 AS kek_version, only FROM ({endless})"),
+            "VIRTUAL TABLE credential USING fts5(kek_version)".to_owned(),
+        ] {
+            let file = File::new("others");
+            let connection = Connection::open(&file.0).unwrap();
+            connection.execute_batch(&format!("CREATE {hostile}")).unwrap();
+            drop(connection);
+            assert!(needed_by(&file).contains(&(KeyKind::Kek, 1)), "{hostile}");
+        }
         // Whatever else somebody finds that does not end.
         assert!(closed(&file.0).unwrap().query_row(endless, [], |_| Ok(())).is_err());
+    }
+
+    /// A tree whose branches all meet again has more rows than anybody could count.
+    #[test]
+    fn a_table_without_an_end_is_given_up() {
+        let file = File::new("endless");
+        let connection = Connection::open(&file.0).unwrap();
+        let sql = "PRAGMA page_size = 512; CREATE TABLE credential (kek_version INTEGER);
+            WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more LIMIT 1000)
+            INSERT INTO credential SELECT 3 FROM more";
+        connection.execute_batch(sql).unwrap();
+        drop(connection);
+        assert!(needed_by(&file).contains(&(KeyKind::Kek, 3)));
+
+        let mut bytes = std::fs::read(&file.0).unwrap();
+        let root = 512..1024;
+        let number = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]) as usize;
+        let mut branch = bytes[root.clone()].to_vec();
+        assert_eq!(branch[0], 5, "an interior page of a table (sqlite.org/fileformat2.html, 1.6)");
+        let leaf: [u8; 4] = branch[8..12].try_into().unwrap();
+        let cells: Vec<_> = (0..number(&branch, 3)).map(|cell| number(&branch, 12 + 2 * cell)).collect();
+        let first = u32::try_from(bytes.len() / 512).unwrap() + 1;
+        let mut led_to = |page: [u8; 4]| {
+            for at in cells.iter().copied().chain([8]) {
+                branch[at..at + 4].copy_from_slice(&page);
+            }
+            branch.clone()
+        };
+        bytes.splice(root, led_to(first.to_be_bytes()));
+        for level in 1..=8 {
+            bytes.extend(led_to(if level == 8 { leaf } else { (first + level).to_be_bytes() }));
+        }
+        bytes[28..32].copy_from_slice(&(first + 7).to_be_bytes());
+        std::fs::write(&file.0, bytes).unwrap();
+        let needed = needed_by(&file);
+        assert!(needed.contains(&(KeyKind::Kek, 1)) && !needed.contains(&(KeyKind::Kek, 3)), "{needed:?}");
+        assert!(is_in_use(&file.0), "it has no log_head");
     }
 
     #[test]

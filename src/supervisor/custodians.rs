@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::pin;
 use super::slot::{Gone, Role, Running};
-use super::token::finals;
+use super::token::FINALS;
 use super::{PAUSE_MIN, Supervisor, start_custodian};
 use crate::Ending;
 use crate::control::{self, ToFront};
-use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
+use crate::custodian::EXIT_PIN_REFUSED;
 use crate::hsm::messages::{Boot, CustodianEvent, StartFailed};
 use crate::init;
 
@@ -61,11 +61,10 @@ impl Supervisor {
         let Some(attempt) = token.may_start(now) else { return Ok(()) };
         slot.generation += 1;
         let (number, generation) = (index as u16, slot.generation);
-        let is_start = token.begun() || !ever_up;
         let boot = Boot { pin_cut_off: token.pin.cut_off(), ..init::boot(&token.hsm, in_use) };
-        let started = start_custodian(&token.hsm, &boot, finals(is_start)).and_then(|(child, ours)| {
+        let started = start_custodian(&token.hsm, &boot, &FINALS).and_then(|(child, ours)| {
             let running = Running::new(child, generation, now);
-            slot.begin(Running { is_start, pin_file: attempt.pin_file, ..running });
+            slot.begin(Running { pin_file: attempt.pin_file, ..running });
             let message = ToFront::Custodian { slot: number, generation };
             match control::send(&self.channel, &message, &[ours.as_fd()]) {
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // the front is ending
@@ -186,10 +185,6 @@ impl Supervisor {
             }
             _ => None,
         };
-        if process.is_start && !was_up && code == Some(i32::from(EXIT_MISCONFIGURED)) {
-            self.needs_operator = true;
-            return Err(None); // it has said why
-        }
         let is_refused = code == Some(i32::from(EXIT_PIN_REFUSED));
         match process.failed {
             _ if is_refused => token.refused(said.flatten().or(process.pin_file)),
@@ -277,7 +272,7 @@ mod tests {
         let mut slot = Slot::new(0, now);
         let pin_file = pin::look(&token.hsm.pin_file);
         let running = Running::new(spawn(script), 1, now);
-        slot.running = Some(Running { up, is_start: true, pin_file, ..running });
+        slot.running = Some(Running { up, pin_file, ..running });
         slot.generation = 1;
         Supervisor {
             config_path: PathBuf::new(),

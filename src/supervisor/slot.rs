@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::recycling::Recycling;
 use super::{CUSTODIAN_START_MAX, PAUSE_MAX, PAUSE_MIN};
-use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
+use crate::custodian::EXIT_PIN_REFUSED;
 use crate::hsm::messages::{PinFile, StartFailed};
 
 /// A process that was killed and does not end hangs in the kernel, mostly in a driver of its HSM. It is waited for so long
@@ -33,8 +33,6 @@ pub(super) struct Running {
     pub generation: u64,
     pub since: Instant,
     pub up: bool,
-    /// Whether an operator waits for it: it is its token's first.
-    pub is_start: bool,
     /// The PIN that it was started with.
     pub pin_file: Option<PinFile>,
     /// Why it does not come up: it may be killed before it ends.
@@ -66,8 +64,8 @@ pub(super) enum Gone {
 
 impl Running {
     pub(super) fn new(child: Child, generation: u64, now: Instant) -> Self {
-        let (up, is_start, pin_file, failed, killed, ends_by) = (false, false, None, None, None, None);
-        Self { child, generation, since: now, up, is_start, pin_file, failed, killed, ends_by }
+        let (up, pin_file, failed, killed, ends_by) = (false, None, None, None, None);
+        Self { child, generation, since: now, up, pin_file, failed, killed, ends_by }
     }
 
     /// Ends it, whatever it does. Mostly it is dead already, and this does nothing.
@@ -80,7 +78,7 @@ impl Running {
     /// to end.
     pub(super) fn lost(&mut self, now: Instant) {
         match self.failed {
-            Some(StartFailed::Said { exit: EXIT_PIN_REFUSED | EXIT_MISCONFIGURED, .. }) => {
+            Some(StartFailed::Said { exit: EXIT_PIN_REFUSED, .. }) => {
                 self.ends_by = self.ends_by.or(Some(now + ENDED_WITHIN));
             }
             _ => self.kill(now),

@@ -6,7 +6,7 @@ use super::pin::{self, PinRule};
 use super::recycling::Spares;
 use super::refused_pin::RefusedPin;
 use crate::config::HsmConfig;
-use crate::custodian::{EXIT_MISCONFIGURED, EXIT_PIN_REFUSED};
+use crate::custodian::EXIT_PIN_REFUSED;
 use crate::hsm::messages::PinFile;
 
 /// How often a PIN file is looked at that has to be another one.
@@ -18,8 +18,6 @@ pub(super) struct Token {
     pub hsm: HsmConfig,
     /// What an operator calls it.
     pub name: String,
-    /// How many custodians were started.
-    starts: u64,
     /// Whether any of them has ever come up.
     pub ever_up: bool,
     pub spares: Spares,
@@ -32,7 +30,7 @@ impl Token {
     pub(super) fn new((name, hsm): (String, HsmConfig), now: Instant) -> Self {
         let mark = RefusedPin::of(&name, &hsm);
         let (pin, spares) = (PinRule::marked(mark.read()), Spares::new(now));
-        Self { hsm, name, starts: 0, ever_up: false, spares, pin, mark, look_at: now }
+        Self { hsm, name, ever_up: false, spares, pin, mark, look_at: now }
     }
 
     /// What keeps its PIN from being tried: an earlier start was refused. One line for the operator.
@@ -56,12 +54,6 @@ impl Token {
         self.look_at = now + LOOK_EVERY;
         let pin_file = pin::look(&self.hsm.pin_file);
         self.pin.allows(pin_file).then_some(Attempt { pin_file })
-    }
-
-    /// One is started. Whether it is the first.
-    pub(super) fn begun(&mut self) -> bool {
-        self.starts = self.starts.saturating_add(1);
-        self.starts == 1
     }
 
     /// Not before this, for its PIN's sake.
@@ -116,11 +108,6 @@ pub(super) struct Attempt {
     pub pin_file: Option<PinFile>,
 }
 
-/// The exit codes that a custodian says the reason of on standard error. The service may end with it: with a refused PIN if
-/// no other token is left, and with what is wrong in a configuration while an operator waits for a start.
-pub(super) fn finals(is_start: bool) -> &'static [u8] {
-    match is_start {
-        true => &[EXIT_PIN_REFUSED, EXIT_MISCONFIGURED],
-        false => &[EXIT_PIN_REFUSED],
-    }
-}
+/// The exit codes that a custodian says the reason of on standard error: the service ends with a refused PIN if no other
+/// token is left. Whatever else keeps one from starting is tried again, and the front tells of it.
+pub(super) const FINALS: [u8; 1] = [EXIT_PIN_REFUSED];

@@ -480,26 +480,68 @@ async fn a_pin_that_is_refused_when_a_lost_login_is_renewed_is_tried_once_as_wel
     assert_eq!(place.faults.counts().calls(Function::C_Login), before + 1, "{:#?}", served.last_words());
 }
 
+/// Such as a disk that is not mounted yet, or a library that is being upgraded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_no_hsm_could_mend_ends_a_start_with_one_line() {
+async fn a_start_waits_for_what_is_configured_and_not_there_and_names_it() {
     let place = Place::new();
-    let path = |name: &str| place.daemon.dir().join(name).to_str().unwrap().to_owned();
-    std::fs::write(path("no-library"), "text").unwrap();
-    std::fs::write(path("empty"), "\n").unwrap();
-    for (key, file, words) in [
-        ("module", "nowhere.so", "nowhere.so does not load"),
-        ("module", "no-library", "no-library does not load"),
-        ("pin_file", "no-pin", "no-pin cannot be opened"),
-        ("pin_file", "empty", "empty is empty"),
+    let path = |name: &str| place.daemon.dir().join(name);
+    for name in ["module.so", "pin"] {
+        std::fs::create_dir(path(&format!("of-{name}"))).unwrap();
+    }
+    let right = std::fs::read(place.pin_file()).unwrap();
+    let configured = configuration(&place.daemon, "elsewhere.toml", |config| {
+        let faulty: toml::Table = std::fs::read_to_string(&place.config).unwrap().parse().unwrap();
+        let hsm = section(config, "hsm");
+        *hsm = faulty["hsm"].as_table().unwrap().clone();
+        hsm.insert("module".into(), path("of-module.so/module.so").to_str().unwrap().into());
+        hsm.insert("pin_file".into(), path("of-pin/pin").to_str().unwrap().into());
+    });
+    let put = |name: &str, content: &[u8]| {
+        let unfinished = path("unfinished");
+        std::fs::write(&unfinished, content).unwrap();
+        std::fs::rename(unfinished, path(name)).unwrap();
+    };
+    let module = std::fs::read(FaultModule::library()).unwrap();
+    put("of-module.so/module.so", &module);
+    put("of-pin/pin", &right);
+    // Nothing, or what is no such thing.
+    for (name, content, words) in [
+        ("of-module.so/module.so", None, "module.so does not load"),
+        ("of-module.so/module.so", Some("text"), "module.so does not load"),
+        ("of-pin/pin", None, "pin/pin cannot be opened"),
+        ("of-pin/pin", Some("\n"), "pin/pin is empty"),
     ] {
-        let config = configuration(&place.daemon, "wrong.toml", |config| {
-            section(config, "hsm").insert(key.into(), path(file).into());
-        });
-        let mut served = Served::spawn(&config);
-        assert_eq!(served.ended().code(), NEEDS_OPERATOR, "{file}");
-        let said = served.last_words();
-        let plain = plain(&said);
-        assert!(plain.len() == 1 && plain[0].contains(words), "{plain:?}");
+        let away = std::fs::read(path(name)).unwrap();
+        match content {
+            Some(content) => put(name, content.as_bytes()),
+            None => std::fs::remove_file(path(name)).unwrap(),
+        }
+        let check = Command::new(BINARY).args(["check", "--config"]).arg(&configured).output().unwrap();
+        let refused = String::from_utf8(check.stderr).unwrap();
+        assert!(check.status.code() == Some(1) && refused.contains(words), "{refused}");
+
+        let mut served = Served::spawn(&configured);
+        let address = served.ops_url.strip_prefix("http://").unwrap().to_owned();
+        eventually("its operator's listener", async || TcpStream::connect(&address).ok()).await;
+        let told =
+            await_words(&served, &["(configuration)", words, "mend that", "tried again by itself"]).await;
+        assert!(told.lines().count() == 1 && is_turned_away(&served), "{told}");
+        let labels = [("cause", "configuration")];
+        let failures =
+            || Scrape::at(&served.ops_url).value("hsm_authd_custodian_start_failures_total", &labels);
+        let before = failures();
+        eventually("more starts", async || (failures() >= before + 3.0).then_some(())).await;
+        assert!(served.runs());
+        let said = served.said();
+        assert!(plain(&said).is_empty() && said.len() < 20, "{said:#?}");
+        assert_eq!(said.iter().filter(|line| line.contains(words)).count(), 1, "{said:#?}");
+
+        put(name, &away);
+        let begun = Instant::now();
+        served.await_ready();
+        println!("{name}: {:.2?} from its return to ready; {}", begun.elapsed(), told.trim_end());
+        assert!(begun.elapsed() < RECOVERY_MAX, "{:?}", begun.elapsed());
+        assert_eq!(served.stop().code(), Some(0));
     }
 }
 

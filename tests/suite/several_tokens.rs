@@ -26,6 +26,7 @@ pub struct World {
     pub first: TestToken,
     pub second: TestToken,
     pub scratch: Scratch,
+    pins: Scratch,
 }
 
 impl World {
@@ -33,9 +34,12 @@ impl World {
         if !second.tokens().read_dir().unwrap().any(|_| true) {
             second.boot.token_label = SECOND.to_owned();
         }
-        let mut world = Self { first, second, scratch: Scratch::new() };
-        for token in [&mut world.first, &mut world.second] {
+        let mut world = Self { first, second, scratch: Scratch::new(), pins: Scratch::new() };
+        for (token, name) in [(&mut world.first, "first-pin"), (&mut world.second, "second-pin")] {
             token.boot.shared_keys = true;
+            // Not where the module may do as it likes.
+            let pin = std::fs::read_to_string(&token.boot.pin_file).unwrap();
+            token.boot.pin_file = world.pins.write(name, &pin);
         }
         world
     }

@@ -142,6 +142,41 @@ async fn dev_json_is_there_when_the_service_is() {
     assert_eq!(terminate(&mut child).code(), Some(0));
 }
 
+/// The kernel follows links, so a folder of the module's is what it leads to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_the_module_that_leads_to_what_is_hidden_starts_nothing() {
+    let mut daemon = Daemon::start();
+    daemon.stop();
+    let sample = configuration(&daemon, "sample.toml", |_| {});
+    let sample: toml::Table = fs::read_to_string(sample).unwrap().parse().unwrap();
+    let named = |section: &str, key: &str| daemon.dir().join(sample[section][key].as_str().unwrap());
+    for (target, words) in [
+        (named("hsm", "pin_file"), "the module could read and change"),
+        (named("server", "key"), "the module could read and change"),
+        (named("store", "path"), "the front could open"),
+        (daemon.dir(), "the module could change the database"),
+    ] {
+        let link = daemon.dir().join("link");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let config = configuration(&daemon, "linked.toml", |config| {
+            let hsm = section(config, "hsm");
+            let folders = hsm.entry("folders").or_insert_with(|| toml::Value::Array(Vec::new()));
+            folders.as_array_mut().unwrap().push(link.to_str().unwrap().into());
+        });
+        let check = Command::new(BINARY).args(["check", "--config"]).arg(&config).output().unwrap();
+        let mut served = Served::spawn(&config);
+        assert_eq!((check.status.code(), served.ended().code()), (Some(1), Some(78)), "{target:?}");
+        for said in [words_of(&check.stderr), words_of(served.last_words().join("\n").as_bytes())] {
+            assert!(said.len() == 1 && said[0].contains(words) && said[0].contains("/link ("), "{said:?}");
+        }
+        fs::remove_file(link).unwrap();
+    }
+}
+
+fn words_of(stderr: &[u8]) -> Vec<String> {
+    words(&String::from_utf8_lossy(stderr))
+}
+
 /// Whoever has the front can write into its folder, and the supervisor is not shut in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stands_in_the_database_is_run_by_nobody() {

@@ -206,6 +206,10 @@ fn the_unit_is_not_started_again_with_what_an_operator_has_to_mend() {
     let unit = unit.unwrap();
     let status = unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
     assert_eq!(status.and_then(|status| status.parse().ok()), NEEDS_OPERATOR);
+    // With anything else it is, for as long as it takes.
+    for line in ["Restart=on-failure", "StartLimitIntervalSec=0", "TimeoutStartSec=infinity"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
 }
 
 #[test]
