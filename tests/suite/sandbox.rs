@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use std::{env, io};
 
 use hsm_authd::config::Config;
+use hsm_authd::custodian::EXIT_START_FAILED;
 use hsm_authd::dev::pki::{Authority, Purpose, Validity};
 use hsm_authd::hsm::messages::{Request, Response};
 use hsm_authd::sandbox::{self, Enforced};
@@ -29,13 +30,17 @@ use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, Sockad
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::{prctl, ptrace};
 use nix::unistd::Pid;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
+};
 
 use crate::client::{Connection, Http};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
 use crate::modules::TestModule;
 use crate::processes::Started;
 use crate::served::{Served, configuration, section};
-use crate::token::TestToken;
+use crate::token::{Custodian, TestToken};
 
 /// Whose place the attacker has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -224,6 +229,7 @@ fn attacker() {
             let network =
                 [Role::NetworkCustodian, Role::NetworkModule].map(|role| role as u8).contains(&role);
             let reach = Reach { network, reads, ..reach };
+            sandbox::no_tracing().unwrap();
             sandbox::enclose_custodian(&config.hsm.module, &reach).unwrap();
             if [Role::Custodian, Role::NetworkCustodian].map(|role| role as u8).contains(&role) {
                 sandbox::seal_custodian(&reach).unwrap();
@@ -427,6 +433,12 @@ async fn the_processes_that_serve_are_in_it() {
             let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
             let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
             assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{role}");
+            // A module that leaks costs a custodian, and not the service.
+            let adjusted = |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+            let adjusted = |pid: i32| adjusted(pid).trim().parse::<i32>().unwrap();
+            let own = adjusted(std::process::id().cast_signed());
+            let more = if role == "custodian" { 500 } else { 0 };
+            assert_eq!(adjusted(pid), (own + more).min(1_000), "{role}");
             // The kernel gives what belongs to an undumpable process to root. As root, this shows nothing.
             assert_eq!(fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid(), 0, "{role}");
         }
@@ -518,5 +530,94 @@ fn a_gap_is_told_once_and_check_tells_it_too() {
     assert!(said.contains(&format!("ok  sandbox: {}\n", Enforced::tried())), "{said}");
     for gap in &missing {
         assert!(said.contains(&format!("--  sandbox: {gap}\n")), "{said}");
+    }
+}
+
+/// What keeps a filter from being installed, before a custodian is started in its place.
+#[derive(Clone, Copy, Debug)]
+pub enum Hindrance {
+    /// As in a container that forbids it.
+    Forbidden,
+    /// It can be done for one thread, and not for all.
+    ForAllThreads,
+    /// There are so many already that there is room for none but a short one.
+    NoRoom,
+}
+
+impl Hindrance {
+    const ALL: [Self; 3] = [Self::Forbidden, Self::ForAllThreads, Self::NoRoom];
+
+    /// A custodian with it, to which nothing was said yet.
+    pub fn custodian(self, token: &mut TestToken) -> Custodian {
+        let ours = std::process::id().to_string();
+        let which = (self as usize).to_string();
+        token.environment.extend([("HINDRANCE", which), ("HINDRANCE_SUPERVISOR", ours)]);
+        // What the test says on its standard output before it is a custodian is nobody's.
+        let this = env::current_exe().unwrap();
+        let quietly = ["-c", "exec \"$0\" --exact sandbox::hindered_custodian --ignored >/dev/null"];
+        token.spawn_as("sh", &[&quietly[..], &[this.to_str().unwrap()]].concat())
+    }
+
+    fn install(self) {
+        let refuse = |rules: Vec<SeccompRule>| {
+            let calls = [(libc::SYS_seccomp, rules)].into_iter().collect();
+            let refused = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+            let architecture = env::consts::ARCH.try_into().unwrap();
+            SeccompFilter::new(calls, SeccompAction::Allow, refused, architecture)
+                .unwrap()
+                .try_into()
+                .unwrap()
+        };
+        let install = |program: &BpfProgram| seccompiler::apply_filter(program);
+        match self {
+            Self::Forbidden => install(&refuse(Vec::new())).unwrap(),
+            Self::ForAllThreads => {
+                let (operator, flag) = (SeccompCmpOp::Eq, libc::SECCOMP_FILTER_FLAG_TSYNC);
+                let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, operator, flag).unwrap();
+                install(&refuse(vec![SeccompRule::new(vec![condition]).unwrap()])).unwrap();
+            }
+            Self::NoRoom => {
+                let allowed =
+                    sock_filter { code: libc::BPF_RET as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+                for length in [2_048, 512, 128, 64] {
+                    while install(&vec![allowed.clone(); length]).is_ok() {}
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by the other tests, with a hindrance in its environment"]
+fn hindered_custodian() {
+    let which: usize = env::var("HINDRANCE").unwrap().parse().unwrap();
+    Hindrance::ALL[which].install();
+    let custodian = ["custodian", "--supervisor", &env::var("HINDRANCE_SUPERVISOR").unwrap()];
+    panic!("{}", Command::new(crate::token::BINARY).args(custodian).exec());
+}
+
+/// A custodian that went on unfiltered would be one of which nobody was told.
+#[test]
+fn a_filter_that_is_refused_is_done_without_only_where_none_is_to_be_had() {
+    if !is_complete() {
+        return;
+    }
+    for hindrance in Hindrance::ALL {
+        let mut token = TestToken::new();
+        let mut custodian = hindrance.custodian(&mut token);
+        custodian.send(&token.boot);
+        let greeted = custodian.hello().is_some();
+        match hindrance {
+            Hindrance::Forbidden => {
+                assert!(greeted, "{:?}", custodian.end());
+                assert!(matches!(custodian.call(Request::Health), Ok(Response::Healthy)));
+            }
+            Hindrance::ForAllThreads | Hindrance::NoRoom => {
+                assert!(!greeted, "{hindrance:?}");
+                let (status, words) = custodian.end();
+                assert_eq!(status.code(), Some(EXIT_START_FAILED.into()), "{hindrance:?}: {words}");
+                assert!(words.contains("not filtered") && words.lines().count() == 1, "{words}");
+            }
+        }
     }
 }
