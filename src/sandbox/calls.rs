@@ -204,7 +204,6 @@ pub(super) const FRONT_NO_MORE: &[Call] = &[
     (libc::SYS_socket, Always),
     (libc::SYS_bind, Always),
     (libc::SYS_listen, Always),
-    (libc::SYS_connect, Always),
     (libc::SYS_seccomp, Always),
     // No rule about files covers modes: it could open a token's files to everybody.
     (libc::SYS_fchmod, Always),
