@@ -631,7 +631,10 @@ fn what_the_kernel_refuses_is_done_without_only_where_it_is_not_to_be_had() {
         }
         let (status, words) = custodian.end();
         let (goes_on, said) = match hindrance {
-            _ if status.code() == Some(PASSED_OVER) => continue,
+            _ if status.code() == Some(PASSED_OVER) => {
+                println!("passed over: {hindrance:?}, because no limit can be raised here");
+                continue;
+            }
             Hindrance::Forbidden => (true, ""),
             Hindrance::ForAllThreads | Hindrance::NoRoom => (false, "its system calls are not filtered"),
             Hindrance::LockForbidden => (true, "memory may be swapped out: mlockall: "),
