@@ -237,7 +237,8 @@ pub struct HsmConfig {
     /// The database of what the token's keys sealed: `store.path`.
     #[serde(skip)]
     pub database: PathBuf,
-    /// What no module may read: the folder of the database, the server's key, and the PINs, which are read before it is loaded.
+    /// What no module may read: the folder of the database, the server's key, and the PINs, whose files are opened before it is
+    /// loaded.
     #[serde(skip)]
     pub hidden: Vec<PathBuf>,
     /// Files of PINs that are open already, for processes that may not open them ([`crate::operator`]).

@@ -42,9 +42,8 @@ mod wear;
 mod wrapping;
 
 use std::ffi::CStr;
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -202,28 +201,19 @@ pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
 }
 
 fn shut_in(supervisor_pid: i32, name: &CStr) -> Result<(), StartFailure> {
-    let bound = control::bind_to_supervisor(supervisor_pid, name).map_err(|error| not_shut_in(&error));
+    sandbox::be_ended_first();
+    control::bind_to_supervisor(supervisor_pid, name).map_err(|error| not_shut_in(&error))?;
     // Before there is a secret in it.
-    sandbox::lock_memory();
-    bound
+    sandbox::lock_memory().map_err(|error| not_shut_in(&format!("its memory is not locked: {error}")))
 }
 
+/// Of what the kernel can and did not, which may be otherwise the next time: memory may have been short.
 fn not_shut_in(error: &dyn std::fmt::Display) -> StartFailure {
-    StartFailure::misconfigured(format!("the process cannot be shut in: {error}"))
+    StartFailure::new(format!("the process cannot be shut in: {error}"))
 }
 
-/// `handed`: the file, if it was to be handed over; else it is opened here.
-fn read_pin(path: &Path, is_handed: bool, handed: Option<OwnedFd>) -> Result<Pin, StartFailure> {
-    let pin = match (is_handed, handed) {
-        (false, _) => Pin::open(path),
-        (true, Some(file)) => Pin::read(&File::from(file)),
-        (true, None) => Err("was not handed over".to_owned()),
-    };
-    pin.map_err(|reason| StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display())))
-}
-
-/// Loads the module, which from here on reaches what the configuration says: what else this process needs, such as a PIN, is
-/// read before.
+/// Loads the module, which from here on reaches what the configuration says: what else this process needs, such as the file
+/// of a PIN, is open by then.
 fn load_module(boot: &Boot) -> Result<Module, StartFailure> {
     sandbox::enclose_custodian(&boot.module, &boot.reach).map_err(|error| not_shut_in(&error))?;
     Module::load(&boot.module, boot.module_arguments.as_deref()).map_err(|error| {

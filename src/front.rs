@@ -55,7 +55,7 @@ pub fn run(supervisor_pid: i32) -> Result<(), String> {
         _ => return Err("the front is started by the supervisor, not by hand".to_owned()),
     };
     // Before there is a secret in it.
-    sandbox::lock_memory();
+    sandbox::lock_memory().map_err(|error| format!("the memory cannot be locked: {error}"))?;
     // Before there is another thread: it would keep what is taken from this one.
     sandbox::enclose_front(&handed.config.store.path, handed.start.clock_file.as_deref())?;
     let runtime =

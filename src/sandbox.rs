@@ -8,6 +8,7 @@ mod filter;
 mod paths;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -15,7 +16,8 @@ use landlock::{ABI, LandlockStatus};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::io::Errno;
+use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use serde::{Deserialize, Serialize};
 
 use paths::{Paths, without};
@@ -65,7 +67,7 @@ pub fn seal_front() -> Result<(), String> {
     done(filter::refuse(&[calls::FRONT_NO_MORE], libc::EPERM))
 }
 
-/// Holds a process to what its module may reach. After the PIN is read, before the module is loaded.
+/// Holds a process to what its module may reach. After the PIN's file is opened, before the module is loaded.
 ///
 /// # Errors
 /// As [`enclose_front`].
@@ -83,29 +85,49 @@ pub fn enclose_custodian(module: &Path, reach: &Reach) -> Result<(), String> {
 }
 
 /// Leaves a process that has loaded its module, and is logged in, the system calls of its daily work. For all its threads:
-/// the module may have some.
+/// the module may have some. Against what takes the process over from here on: a module that is hostile from the beginning
+/// could hinder it, and is held by [`enclose_custodian`].
 ///
 /// # Errors
 /// As [`enclose_front`].
 pub fn seal_custodian(reach: &Reach) -> Result<(), String> {
+    // Without filters a module may have opened its process to others. With them nobody can, and this would be refused.
+    let closed = prctl::get_dumpable()
+        .map_err(io::Error::from)
+        .and_then(|open| if open { no_tracing() } else { Ok(()) });
+    closed.map_err(|error| format!("it stays open to tracing: {error}"))?;
     let network = if reach.network { calls::NETWORK } else { calls::STREAMS };
     done(filter::allow(&[calls::COMMON, calls::LEGACY, calls::CUSTODIAN, network]))?;
     done(filter::refuse(&[calls::CUSTODIAN_NO_MORE], libc::EPERM))
 }
 
-/// What a kernel without filters says is told once, by who started this process.
+/// A refusal is accepted where a filter that refuses nothing else meets the same: `hsm-authd check` and the log of a start tell
+/// of it. Where that one is taken, this process would go on unfiltered and nobody would know.
 fn done(filtered: Result<(), filter::Failure>) -> Result<(), String> {
-    match filtered {
-        Err(filter::Failure::Kernel(_)) | Ok(()) => Ok(()),
-        Err(filter::Failure::Own(reason)) => Err(reason),
+    let Err(failure) = filtered else { return Ok(()) };
+    match (&failure, in_a_thread(filter_tried)) {
+        (filter::Failure::NotThere(here), Some(Err(filter::Failure::NotThere(there)))) if *here == there => {
+            Ok(())
+        }
+        _ => Err(format!("its system calls are not filtered, and could be (seccomp: {failure})")),
     }
+}
+
+/// For the calling thread alone.
+fn filter_tried() -> Result<(), filter::Failure> {
+    filter::refuse_in_this_thread(calls::NOT_THERE, libc::ENOSYS)
+}
+
+/// What comes of a trial, in a thread that ends: what is taken from a thread is taken from no other. `None`: there was none.
+fn in_a_thread<T: Send + 'static>(trial: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    thread::Builder::new().name("sandbox".to_owned()).spawn(trial).ok()?.join().ok()
 }
 
 /// This process, and those that it starts, leave no core file: it would hold codes, derived keys or PINs.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn no_cores() -> std::io::Result<()> {
+pub fn no_cores() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
 }
 
@@ -114,22 +136,46 @@ pub fn no_cores() -> std::io::Result<()> {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn no_tracing() -> std::io::Result<()> {
+pub fn no_tracing() -> io::Result<()> {
     Ok(prctl::set_dumpable(false)?)
 }
 
 /// Keeps the memory of this process out of swap space, now and later, if as much as it likes may be locked: under a limit,
 /// threads could not be started any more. [`Enforced`] tells whether.
-pub fn lock_memory() {
-    if may_lock_memory() {
-        // A page is locked when it is first used: modules map far more than they use.
-        let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
+///
+/// # Errors
+/// It may, and the kernel did not.
+pub fn lock_memory() -> io::Result<()> {
+    match may_lock_memory().then(lock_all).transpose() {
+        // Forbidden altogether: the trial met it too.
+        Err(Errno::PERM | Errno::NOSYS) | Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
 fn may_lock_memory() -> bool {
     getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY)
 }
+
+fn lock_all() -> Result<(), Errno> {
+    // A page is locked when it is first used: modules map far more than they use.
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
+}
+
+/// Where memory runs out, the kernel ends this process rather than another of the service: a module that leaks costs a
+/// custodian, which is replaced, and not the front. To be called before [`no_tracing`], after which these files are root's.
+/// Whoever runs this process may have hidden them: then it goes on as likely as the others.
+pub fn be_ended_first() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(now) = now {
+        let _ = std::fs::write(FILE, now.saturating_add(ENDED_FIRST).min(OOM_SCORE_ADJ_MAX).to_string());
+    }
+}
+
+/// As if it had half of the machine's memory more, in thousandths: `proc_pid_oom_score_adj(5)`.
+const ENDED_FIRST: i32 = 500;
+const OOM_SCORE_ADJ_MAX: i32 = 1_000;
 
 /// What the kernel does for the processes that this one starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,32 +184,24 @@ pub struct Enforced {
     no_seccomp: Option<String>,
     /// The version of Landlock that there is; 0: none.
     landlock_abi: u8,
-    /// Whether memory stays out of swap space.
-    memory_locked: bool,
+    /// Why memory may be in swap space; `None`: it stays out of it.
+    swapped: Option<String>,
 }
 
 impl Enforced {
-    /// Tries it, in a thread that ends: what is taken from a thread is taken from no other.
+    /// Tries it, and takes nothing from this process: by one that starts others, and locks none of its memory.
     pub fn tried() -> Self {
-        let trial = || {
+        let (landlock_abi, no_seccomp) = in_a_thread(|| {
             let landlock = Paths::default().enforce();
-            let seccomp = filter::refuse_in_this_thread(calls::NOT_THERE, libc::ENOSYS);
-            (landlock, seccomp)
+            (landlock.map_or(0, abi), filter_tried().err().map(|failure| failure.to_string()))
+        })
+        .unwrap_or_else(|| (0, Some("it could not be tried".to_owned())));
+        let swapped = match may_lock_memory().then(lock_all) {
+            None => Some("LimitMEMLOCK=infinity (ulimit -l unlimited) would lock it".to_owned()),
+            Some(locked) => locked.err().map(|error| format!("mlockall: {error}")),
         };
-        let tried =
-            thread::Builder::new().name("sandbox".to_owned()).spawn(trial).map(thread::JoinHandle::join);
-        let (landlock, seccomp) = match tried {
-            Ok(Ok(tried)) => tried,
-            _ => {
-                let reason = || "it could not be tried".to_owned();
-                (Err(reason()), Err(filter::Failure::Own(reason())))
-            }
-        };
-        Self {
-            no_seccomp: seccomp.err().map(|failure| failure.to_string()),
-            landlock_abi: landlock.map_or(0, abi),
-            memory_locked: may_lock_memory(),
-        }
+        let _ = munlockall();
+        Self { no_seccomp, landlock_abi, swapped }
     }
 
     /// What is missing, each in a few words with what would bring it. None of it keeps a service from running.
@@ -185,12 +223,7 @@ impl Enforced {
             _ => None,
         };
         missing.extend(lacks.map(str::to_owned));
-        if !self.memory_locked {
-            missing.push(
-                "memory may be swapped out: LimitMEMLOCK=infinity (ulimit -l unlimited) would lock it"
-                    .to_owned(),
-            );
-        }
+        missing.extend(self.swapped.iter().map(|reason| format!("memory may be swapped out: {reason}")));
         missing
     }
 }
@@ -209,7 +242,7 @@ impl fmt::Display for Enforced {
             _ => Some("files, network, signals"),
         };
         parts.extend(guarded.map(|guarded| format!("Landlock (ABI {}: {guarded})", self.landlock_abi)));
-        if self.memory_locked {
+        if self.swapped.is_none() {
             parts.push("memory locked".to_owned());
         }
         match parts.is_empty() {
@@ -232,16 +265,17 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_with_what_would_bring_it() {
-        let all = Enforced { no_seccomp: None, landlock_abi: 6, memory_locked: true };
+        let all = Enforced { no_seccomp: None, landlock_abi: 6, swapped: None };
         assert_eq!(all.to_string(), "seccomp, Landlock (ABI 6: files, network, signals), memory locked");
         assert_eq!(all.missing(), Vec::<String>::new());
         let of_6_1 = Enforced { landlock_abi: 2, ..all.clone() };
         assert_eq!(of_6_1.to_string(), "seccomp, Landlock (ABI 2: files), memory locked");
         assert!(of_6_1.missing()[0].contains("Linux 6.12"));
-        let none = Enforced { no_seccomp: Some("EINVAL".into()), landlock_abi: 0, memory_locked: false };
+        let none =
+            Enforced { no_seccomp: Some("EINVAL".into()), landlock_abi: 0, swapped: Some("EAGAIN".into()) };
         assert_eq!(none.to_string(), "nothing");
         let words = none.missing().join("; ");
-        for word in ["EINVAL", "Linux 5.13", "LimitMEMLOCK"] {
+        for word in ["EINVAL", "Linux 5.13", "swapped out: EAGAIN"] {
             assert!(words.contains(word), "{words}");
         }
     }

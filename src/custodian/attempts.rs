@@ -1,20 +1,8 @@
 //! Whether a PIN may be tried: a token counts the attempts that it refuses, and one too many locks it for good.
 
-use std::os::unix::fs::MetadataExt;
-
 use super::pkcs11::{Attempts, Module, Token};
 use super::{EXIT_PIN_REFUSED, StartFailure};
 use crate::hsm::messages::{Boot, DownCause, PinFile};
-
-/// Which PIN is in the file; of one that cannot be looked at: one that nobody has seen.
-pub(super) fn pin_file(boot: &Boot) -> PinFile {
-    let metadata = std::fs::metadata(&boot.pin_file).ok();
-    PinFile {
-        inode: metadata.as_ref().map_or(0, MetadataExt::ino),
-        modified_unix_s: metadata.as_ref().map_or(0, MetadataExt::mtime),
-        modified_ns: metadata.as_ref().map_or(0, MetadataExt::mtime_nsec),
-    }
-}
 
 /// Looks at what the token says of earlier attempts, right before one.
 ///

@@ -4,13 +4,14 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::attempts::{may_log_in, pin_file};
+use super::attempts::may_log_in;
 use super::keys::Keys;
 use super::operations::Operations;
+use super::pin::UnreadPin;
 use super::pkcs11::{Module, Session, Token};
 use super::residents::Residents;
 use super::staleness::Staleness;
-use super::{StartFailure, find_token, load_module, login, probe, read_pin};
+use super::{StartFailure, find_token, load_module, login, probe};
 use crate::domain::signer::PublicKey;
 use crate::domain::system_key::{KeyKind, NewestKeys};
 use crate::hsm::messages::{Boot, DownCause, Failure, Fault, KeyCheck, Remedy, Request, Response, Step};
@@ -78,18 +79,17 @@ impl Connection {
     /// # Errors
     /// One line for the operator. A PIN that is refused is never tried again.
     pub fn open(boot: &Boot, handed: Option<OwnedFd>, told: &dyn Fn(Step)) -> Result<Self, StartFailure> {
-        // Looked at before it is read: if it is written in between, it counts as another one.
-        let pin_file = pin_file(boot);
-        let pin = read_pin(&boot.pin_file, boot.pin_handed, handed)?;
+        let pin = UnreadPin::open(&boot.pin_file, boot.pin_handed, handed)?;
         told(Step::Module);
         let module = load_module(boot)?;
         told(Step::Token);
         let label = &boot.token_label;
         let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(boot))?;
         probe::mechanisms(&module, &token, label)?;
+        let pin_file = pin.which();
         may_log_in(&module, &token, boot, pin_file)?;
         told(Step::Login(pin_file));
-        let session = login(&module, &token, &pin, boot)?;
+        let session = login(&module, &token, &pin.read()?, boot)?;
         told(Step::Abilities);
         probe::abilities(&session, label)?;
         let begun = Instant::now();

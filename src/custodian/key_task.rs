@@ -9,15 +9,16 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-use super::attempts::{may_log_in, pin_file};
+use super::attempts::may_log_in;
 use super::certificate_request::{CertificateWish, request_certificate};
 use super::check_values::{check_value, of_public};
 use super::key_making::make_key;
 use super::keys::{Form, Found, KeyError, KeyName, Kind, Survey, survey, unfinished};
+use super::pin::UnreadPin;
 use super::pkcs11::{Object, PairForm, Pkcs11Error, Session};
 use super::removal::discard_unfinished;
 use super::shared_keys::{self, SharedDone, SharedTask};
-use super::{StartFailure, find_token, first, load_module, login, probe, read_pin, shut_in, write_frame};
+use super::{StartFailure, find_token, first, load_module, login, probe, shut_in, write_frame};
 use crate::domain::signer::PublicKey;
 use crate::hsm::messages::Boot;
 
@@ -109,12 +110,12 @@ pub fn run_key_task(supervisor_pid: i32) -> ExitCode {
 
 fn do_task(work: &KeyWork, handed: Option<OwnedFd>) -> Result<KeyTaskDone, StartFailure> {
     let label = &work.boot.token_label;
-    let pin = read_pin(&work.boot.pin_file, work.boot.pin_handed, handed)?;
+    let pin = UnreadPin::open(&work.boot.pin_file, work.boot.pin_handed, handed)?;
     let module = load_module(&work.boot)?;
     let token = find_token(&module, label)?.ok_or_else(|| StartFailure::no_token(&work.boot))?;
     probe::mechanisms(&module, &token, label)?;
-    may_log_in(&module, &token, &work.boot, pin_file(&work.boot))?;
-    let session = login(&module, &token, &pin, &work.boot)?;
+    may_log_in(&module, &token, &work.boot, pin.which())?;
+    let session = login(&module, &token, &pin.read()?, &work.boot)?;
     match work.task.clone() {
         KeyTask::List => list(&session)
             .map(KeyTaskDone::Listed)

@@ -2,30 +2,73 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::StartFailure;
+use crate::hsm::messages::PinFile;
+
 /// The longest PIN, in bytes.
 const PIN_BYTES_MAX: usize = 255;
+
+/// The file of a PIN that is open and not read: what runs in this process until the login has no PIN in its memory. A module
+/// that is loaded could read what is open, and is given the PIN when it logs in.
+pub struct UnreadPin {
+    path: PathBuf,
+    file: File,
+}
+
+impl UnreadPin {
+    /// Opens it, while the process still may. `handed`: the file, if it was to be handed over; else it is opened here.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn open(path: &Path, is_handed: bool, handed: Option<OwnedFd>) -> Result<Self, StartFailure> {
+        let file = match (is_handed, handed) {
+            (false, _) => File::open(path).map_err(|error| format!("cannot be opened: {error}")),
+            (true, Some(file)) => Ok(file.into()),
+            (true, None) => Err("was not handed over".to_owned()),
+        };
+        let file = file.map_err(|reason| unusable(path, &reason))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Which PIN is in it now; of one that cannot be looked at: one that nobody has seen. To be asked before it is read: if it
+    /// is written in between, it counts as another one.
+    pub fn which(&self) -> PinFile {
+        let metadata = self.file.metadata().ok();
+        PinFile {
+            inode: metadata.as_ref().map_or(0, MetadataExt::ino),
+            modified_unix_s: metadata.as_ref().map_or(0, MetadataExt::mtime),
+            modified_ns: metadata.as_ref().map_or(0, MetadataExt::mtime_nsec),
+        }
+    }
+
+    /// Reads it, and closes it.
+    ///
+    /// # Errors
+    /// One line for the operator.
+    pub fn read(self) -> Result<Pin, StartFailure> {
+        Pin::read(&self.file).map_err(|reason| unusable(&self.path, &reason))
+    }
+}
+
+fn unusable(path: &Path, reason: &str) -> StartFailure {
+    StartFailure::misconfigured(format!("the PIN file {} {reason}", path.display()))
+}
 
 /// A PIN: no `Debug`, zeroized on drop.
 pub struct Pin(Zeroizing<String>);
 
 impl Pin {
-    /// Reads a file that holds a PIN of 1 to 255 bytes of UTF-8 and perhaps one newline after it.
+    /// Reads a file that holds a PIN of 1 to 255 bytes of UTF-8 and perhaps one newline after it, from its beginning: who
+    /// opened it may have done so for several processes at once.
     ///
     /// # Errors
     /// What is wrong with the file, in words that follow its name; never a byte of it.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        Self::read(&File::open(path).map_err(|error| format!("cannot be opened: {error}"))?)
-    }
-
-    /// The same of one that somebody else has opened, for several processes at once: at its beginning.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
     pub fn read(file: &File) -> Result<Self, String> {
         // One place in memory, never grown: nothing is left behind where it was before.
         let mut buffer = Zeroizing::new([0u8; PIN_BYTES_MAX + 2]);
@@ -107,6 +150,6 @@ mod tests {
 
     #[test]
     fn an_endless_file_is_not_read_to_its_end() {
-        assert!(Pin::open(Path::new("/dev/zero")).is_err());
+        assert!(Pin::read(&File::open("/dev/zero").unwrap()).is_err());
     }
 }

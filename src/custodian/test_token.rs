@@ -45,7 +45,7 @@ fn session(folder: &Path) -> Session {
     let places = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so"];
     let module_path = places.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM");
     let module = Module::load(&module_path, None).unwrap();
-    let pin = Pin::open(&folder.join("pin")).unwrap();
+    let pin = Pin::read(&std::fs::File::open(folder.join("pin")).unwrap()).unwrap();
     module.init_token(&module.uninitialised("unit").unwrap().unwrap(), "unit", &pin).unwrap();
     let token = module.tokens_labelled("unit").unwrap().0.pop().unwrap();
     module.init_user_pin(&token, &pin, &pin).unwrap();

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::attempts::{may_log_in, pin_file};
+use super::attempts::may_log_in;
 use super::key_making::make_key;
 use super::keys::{KeyError, KeyName, Kind, Survey, survey, survey_begun};
-use super::pin::Pin;
+use super::pin::{Pin, UnreadPin};
 use super::pkcs11::{DataForm, Module, Pkcs11Error, Session, Token};
 use super::probe;
 use super::removal::discard_unfinished;
-use super::{StartFailure, find_token, first, load_module, login, read_pin, shut_in, since_1970};
+use super::{StartFailure, find_token, first, load_module, login, shut_in, since_1970};
 use crate::hsm::messages::Boot;
 
 /// What to set up: one frame on standard input ([`crate::hsm::messages::encode`]).
@@ -70,17 +70,20 @@ pub fn run_setup(supervisor_pid: i32) -> ExitCode {
 /// user's before the officer's.
 fn set_up(setup: &Setup, handed: Vec<OwnedFd>, out: &mut impl Write) -> Result<(), StartFailure> {
     let label = &setup.boot.token_label;
-    // Read before anything is made, so that a missing file leaves nothing half done.
     let mut handed = handed.into_iter();
     let mut next = |is_handed: bool| if is_handed { handed.next() } else { None };
     let pin = next(setup.boot.pin_handed);
-    let pin = read_pin(&setup.boot.pin_file, setup.boot.pin_handed, pin)?;
+    let pin = UnreadPin::open(&setup.boot.pin_file, setup.boot.pin_handed, pin)?;
     let officers = next(setup.so_pin_handed);
-    let read = |path| Ok((path, read_pin(path, setup.so_pin_handed, officers)?));
-    let so_pin = setup.so_pin_file.as_deref().map(read).transpose()?;
+    let open = |path| Ok((path, UnreadPin::open(path, setup.so_pin_handed, officers)?));
+    let so_pin = setup.so_pin_file.as_deref().map(open).transpose()?;
     let module = load_module(&setup.boot)?;
+    let found = find_token(&module, label)?;
+    // Before anything is made, so that a file without a PIN leaves nothing half done.
+    let (pin_file, pin) = (pin.which(), pin.read()?);
+    let so_pin = so_pin.map(|(path, pin)| Ok((path, pin.read()?))).transpose()?;
 
-    let (token, step) = match find_token(&module, label)? {
+    let (token, step) = match found {
         Some(token) => (token, "already there"),
         // A new one could open nothing of what is there.
         None if setup.boot.in_use => {
@@ -92,7 +95,7 @@ fn set_up(setup: &Setup, handed: Vec<OwnedFd>, out: &mut impl Write) -> Result<(
     say(out, format_args!("token {label}: {step}"))?;
 
     probe::mechanisms(&module, &token, label)?;
-    may_log_in(&module, &token, &setup.boot, pin_file(&setup.boot))?;
+    may_log_in(&module, &token, &setup.boot, pin_file)?;
     if !token.user_pin_set && has_no_user_pin(&module, &token, &pin, setup)? {
         let (path, so_pin) = so_pin.ok_or_else(|| no_so_pin(label, "has no user PIN"))?;
         module
@@ -101,6 +104,7 @@ fn set_up(setup: &Setup, handed: Vec<OwnedFd>, out: &mut impl Write) -> Result<(
         say(out, format_args!("token {label}: user PIN set"))?;
     }
     let session = login(&module, &token, &pin, &setup.boot)?;
+    drop(pin);
     probe::abilities(&session, label)?;
     if setup.token_only {
         return keep_what_is_needed(&session, setup);

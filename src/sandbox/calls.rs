@@ -22,7 +22,7 @@ pub(super) enum When {
     NoneOf(u8, &'static [u64]),
     /// If the first argument is this process.
     Itself,
-    /// If the first argument is another process.
+    /// If the first argument is not this process.
     NotItself,
     /// Of `sendto`: to the peer that there is. An address, or `MSG_FASTOPEN`, would make a connection without `connect`.
     Unaddressed,
@@ -204,7 +204,6 @@ pub(super) const FRONT_NO_MORE: &[Call] = &[
     (libc::SYS_socket, Always),
     (libc::SYS_bind, Always),
     (libc::SYS_listen, Always),
-    (libc::SYS_connect, Always),
     (libc::SYS_seccomp, Always),
     // No rule about files covers modes: it could open a token's files to everybody.
     (libc::SYS_fchmod, Always),
@@ -274,6 +273,10 @@ pub(super) const NO_SOCKET: &[Call] = &[
     (libc::SYS_listen, Always),
     (libc::SYS_sendto, Bits { argument: 3, mask: MSG_FASTOPEN, are: MSG_FASTOPEN }),
     (libc::SYS_sendmsg, Bits { argument: 2, mask: MSG_FASTOPEN, are: MSG_FASTOPEN }),
+    (libc::SYS_sendmmsg, Bits { argument: 3, mask: MSG_FASTOPEN, are: MSG_FASTOPEN }),
+    // Of a pair of datagrams each end sends also to whoever is named with a message: to any socket with a path.
+    (libc::SYS_socketpair, NoneOf(0, &[AF_UNIX])),
+    (libc::SYS_socketpair, AnyBit { argument: 1, bits: DATAGRAMS }),
 ];
 
 /// Taken from a custodian before its module is loaded, whose code runs from there on.
@@ -305,6 +308,14 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_rt_tgsigqueueinfo, Always),
     (libc::SYS_fcntl, NoneOf(1, FCNTLS)),
     (libc::SYS_ioctl, OneOf(1, FOREIGN_IOCTLS)),
+    // How long, on which processors and with what priority others run: a limit of time would kill them.
+    (libc::SYS_prlimit64, NoneOf(0, &[0])),
+    (libc::SYS_sched_setaffinity, Always),
+    (libc::SYS_sched_setattr, Always),
+    (libc::SYS_sched_setparam, Always),
+    (libc::SYS_sched_setscheduler, Always),
+    (libc::SYS_setpriority, Always),
+    (libc::SYS_ioprio_set, Always),
     // What would go on where no filter sees it.
     (libc::SYS_io_uring_setup, Always),
     (libc::SYS_io_uring_enter, Always),
@@ -316,6 +327,21 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_keyctl, Always),
     (libc::SYS_add_key, Always),
     (libc::SYS_request_key, Always),
+    (libc::SYS_mq_open, Always),
+    // What only root could.
+    (libc::SYS_mount, Always),
+    (libc::SYS_umount2, Always),
+    (libc::SYS_pivot_root, Always),
+    (libc::SYS_chroot, Always),
+    (libc::SYS_open_tree, Always),
+    (libc::SYS_move_mount, Always),
+    (libc::SYS_fsopen, Always),
+    (libc::SYS_fsmount, Always),
+    (libc::SYS_mount_setattr, Always),
+    (libc::SYS_open_by_handle_at, Always),
+    (libc::SYS_init_module, Always),
+    (libc::SYS_finit_module, Always),
+    (libc::SYS_kexec_load, Always),
     // No rule about files covers modes, and not every kernel's has one about truncating. What stays its owner's alone is no
     // matter: NSS says so of each database that it makes.
     (libc::SYS_fchmod, AnyBit { argument: 1, bits: FOR_OTHERS }),
@@ -325,16 +351,23 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_chmod, AnyBit { argument: 1, bits: FOR_OTHERS }),
     (libc::SYS_truncate, Always),
     (libc::SYS_setxattr, Always),
+    (libc::SYS_lsetxattr, Always),
     (libc::SYS_fsetxattr, Always),
+    (SYS_SETXATTRAT, Always),
+    (SYS_FILE_SETATTR, Always),
 ];
 
 /// Taken from a custodian once it is logged in.
 pub(super) const CUSTODIAN_NO_MORE: &[Call] = &[(libc::SYS_seccomp, Always)];
 
-/// `fchmodat2`, which the crate does not name everywhere: the kernel's `asm-generic/unistd.h`.
+/// What the crate does not name everywhere: the kernel's `asm-generic/unistd.h`.
 const SYS_FCHMODAT2: c_long = 452;
+const SYS_SETXATTRAT: c_long = 463;
+const SYS_FILE_SETATTR: c_long = 469;
 /// Bits of a file's mode that give something to others than its owner.
 const FOR_OTHERS: u64 = 0o7077;
+/// `SOCK_DGRAM`, and `SOCK_RAW`, which is the same to a pair; neither `SOCK_STREAM` nor `SOCK_SEQPACKET` has it.
+const DATAGRAMS: u64 = libc::SOCK_DGRAM as u64;
 const MSG_FASTOPEN: u64 = libc::MSG_FASTOPEN as u64;
 const CLONE_THREAD: u64 = libc::CLONE_THREAD as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;

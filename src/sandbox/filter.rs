@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nix::libc::{self, c_long};
 use seccompiler::{
     BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, apply_filter, apply_filter_all_threads,
+    SeccompFilter, SeccompRule, apply_filter, apply_filter_all_threads, sock_filter,
 };
 
 use super::calls::{Call, When};
@@ -13,17 +13,17 @@ use super::calls::{Call, When};
 /// Why a filter is not there.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The kernel refuses it, or whoever runs this process does.
+    /// The kernel has none, or whoever runs this process forbids them.
     #[error("{0}")]
-    Kernel(String),
-    /// It is none that could be installed.
+    NotThere(String),
+    /// This one could not be installed.
     #[error("{0}")]
-    Own(String),
+    This(String),
 }
 
 impl From<BackendError> for Failure {
     fn from(error: BackendError) -> Self {
-        Self::Own(error.to_string())
+        Self::This(error.to_string())
     }
 }
 
@@ -100,12 +100,34 @@ fn error(errno: i32) -> SeccompAction {
 
 fn program(rules: Rules, others: SeccompAction, listed: SeccompAction) -> Result<BpfProgram, Failure> {
     let architecture = std::env::consts::ARCH.try_into()?;
-    Ok(SeccompFilter::new(rules, others, listed, architecture)?.try_into()?)
+    let lists: BpfProgram = SeccompFilter::new(rules, others, listed, architecture)?.try_into()?;
+    Ok(NOT_BY_ANOTHER_NUMBER.into_iter().chain(lists).collect())
 }
+
+/// Answers with `EPERM` what bears a number that no list has: where a kernel of x86-64 knows x32, each call is there a second
+/// time, with the bit 30 set, and a list of what is refused would let it through. As in the kernel's `seccomp_filter.rst`.
+const NOT_BY_ANOTHER_NUMBER: [sock_filter; 3] = [
+    // The call's number is the first of what a filter sees: load it, pass over the next line if it is less, and return.
+    sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: 0 },
+    sock_filter { code: (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16, jt: 0, jf: 1, k: X32_BIT },
+    sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned(),
+    },
+];
+/// `__X32_SYSCALL_BIT`. No other architecture has so many calls.
+const X32_BIT: u32 = 0x4000_0000;
 
 fn failure(error: Error) -> Failure {
     match error {
-        Error::Prctl(error) | Error::Seccomp(error) => Failure::Kernel(error.to_string()),
-        other => Failure::Own(other.to_string()),
+        Error::Prctl(error) | Error::Seccomp(error) => match error.raw_os_error() {
+            Some(libc::ENOSYS | libc::EINVAL | libc::EPERM | libc::EACCES) => {
+                Failure::NotThere(error.to_string())
+            }
+            _ => Failure::This(error.to_string()),
+        },
+        other => Failure::This(other.to_string()),
     }
 }

@@ -72,6 +72,7 @@ mod fuzz;
 mod gone_tokens;
 mod guesses;
 mod handshake_flood;
+mod hostile_module;
 mod idempotency;
 mod illegal_signatures;
 mod imported_seeds;

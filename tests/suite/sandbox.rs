@@ -19,23 +19,28 @@ use std::time::{Duration, SystemTime};
 use std::{env, io};
 
 use hsm_authd::config::Config;
+use hsm_authd::custodian::EXIT_START_FAILED;
 use hsm_authd::dev::pki::{Authority, Purpose, Validity};
 use hsm_authd::hsm::messages::{Request, Response};
 use hsm_authd::sandbox::{self, Enforced};
 use hsm_authd::{init, sandbox::Reach};
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::{prctl, ptrace};
 use nix::unistd::Pid;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
+};
 
 use crate::client::{Connection, Http};
 use crate::daemon::{Daemon, enrol_hotp, rfc_code, verify};
 use crate::modules::TestModule;
 use crate::processes::Started;
 use crate::served::{Served, configuration, section};
-use crate::token::TestToken;
+use crate::token::{Custodian, TestToken};
 
 /// Whose place the attacker has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -224,6 +229,7 @@ fn attacker() {
             let network =
                 [Role::NetworkCustodian, Role::NetworkModule].map(|role| role as u8).contains(&role);
             let reach = Reach { network, reads, ..reach };
+            sandbox::no_tracing().unwrap();
             sandbox::enclose_custodian(&config.hsm.module, &reach).unwrap();
             if [Role::Custodian, Role::NetworkCustodian].map(|role| role as u8).contains(&role) {
                 sandbox::seal_custodian(&reach).unwrap();
@@ -427,6 +433,12 @@ async fn the_processes_that_serve_are_in_it() {
             let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
             let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
             assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{role}");
+            // A module that leaks costs a custodian, and not the service.
+            let adjusted = |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+            let adjusted = |pid: i32| adjusted(pid).trim().parse::<i32>().unwrap();
+            let own = adjusted(std::process::id().cast_signed());
+            let more = if role == "custodian" { 500 } else { 0 };
+            assert_eq!(adjusted(pid), (own + more).min(1_000), "{role}");
             // The kernel gives what belongs to an undumpable process to root. As root, this shows nothing.
             assert_eq!(fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid(), 0, "{role}");
         }
@@ -518,5 +530,120 @@ fn a_gap_is_told_once_and_check_tells_it_too() {
     assert!(said.contains(&format!("ok  sandbox: {}\n", Enforced::tried())), "{said}");
     for gap in &missing {
         assert!(said.contains(&format!("--  sandbox: {gap}\n")), "{said}");
+    }
+}
+
+/// What keeps a filter from being installed, or memory from being locked, before a custodian is started in its place.
+#[derive(Clone, Copy, Debug)]
+pub enum Hindrance {
+    /// As in a container that forbids it.
+    Forbidden,
+    /// It can be done for one thread, and not for all.
+    ForAllThreads,
+    /// There are so many already that there is room for none but a short one.
+    NoRoom,
+    /// Memory may be locked, and no process may do it.
+    LockForbidden,
+    /// Memory may be locked, and there is none to lock.
+    NoMemory,
+}
+
+/// Of a process whose limits cannot be raised to where this would show.
+const PASSED_OVER: i32 = 77;
+
+impl Hindrance {
+    const ALL: [Self; 5] =
+        [Self::Forbidden, Self::ForAllThreads, Self::NoRoom, Self::LockForbidden, Self::NoMemory];
+
+    /// A custodian with it, to which nothing was said yet.
+    pub fn custodian(self, token: &mut TestToken) -> Custodian {
+        let ours = std::process::id().to_string();
+        let which = (self as usize).to_string();
+        token.environment.extend([("HINDRANCE", which), ("HINDRANCE_SUPERVISOR", ours)]);
+        // What the test says on its standard output before it is a custodian is nobody's.
+        let this = env::current_exe().unwrap();
+        let quietly = ["-c", "exec \"$0\" --exact sandbox::hindered_custodian --ignored >/dev/null"];
+        token.spawn_as("sh", &[&quietly[..], &[this.to_str().unwrap()]].concat())
+    }
+
+    fn install(self) {
+        let refuse = |call, rules: Vec<SeccompRule>, errno: i32| {
+            let calls = [(call, rules)].into_iter().collect();
+            let refused = SeccompAction::Errno(errno.cast_unsigned());
+            let architecture = env::consts::ARCH.try_into().unwrap();
+            SeccompFilter::new(calls, SeccompAction::Allow, refused, architecture)
+                .unwrap()
+                .try_into()
+                .unwrap()
+        };
+        let install = |program: &BpfProgram| seccompiler::apply_filter(program);
+        match self {
+            Self::Forbidden => install(&refuse(libc::SYS_seccomp, Vec::new(), libc::EPERM)).unwrap(),
+            Self::ForAllThreads => {
+                let (operator, flag) = (SeccompCmpOp::Eq, libc::SECCOMP_FILTER_FLAG_TSYNC);
+                let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, operator, flag).unwrap();
+                let rule = SeccompRule::new(vec![condition]).unwrap();
+                install(&refuse(libc::SYS_seccomp, vec![rule], libc::EPERM)).unwrap();
+            }
+            Self::NoRoom => {
+                let allowed =
+                    sock_filter { code: libc::BPF_RET as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+                for length in [2_048, 512, 128, 64] {
+                    while install(&vec![allowed.clone(); length]).is_ok() {}
+                }
+            }
+            Self::LockForbidden | Self::NoMemory => {
+                let errno = if matches!(self, Self::NoMemory) { libc::ENOMEM } else { libc::EPERM };
+                if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err() {
+                    std::process::exit(PASSED_OVER);
+                }
+                install(&refuse(libc::SYS_mlockall, Vec::new(), errno)).unwrap();
+                // Not by a macro, whose words the test would keep.
+                let gaps = Enforced::tried().missing().join("; ");
+                io::Write::write_all(&mut io::stderr(), format!("{gaps}\n").as_bytes()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by the other tests, with a hindrance in its environment"]
+fn hindered_custodian() {
+    let which: usize = env::var("HINDRANCE").unwrap().parse().unwrap();
+    Hindrance::ALL[which].install();
+    let custodian = ["custodian", "--supervisor", &env::var("HINDRANCE_SUPERVISOR").unwrap()];
+    panic!("{}", Command::new(crate::token::BINARY).args(custodian).exec());
+}
+
+/// A custodian that went on without would be one of which nobody was told.
+#[test]
+fn what_the_kernel_refuses_is_done_without_only_where_it_is_not_to_be_had() {
+    if !is_complete() {
+        return;
+    }
+    for hindrance in Hindrance::ALL {
+        let mut token = TestToken::new();
+        let mut custodian = hindrance.custodian(&mut token);
+        custodian.send(&token.boot);
+        let greeted = custodian.hello().is_some();
+        if greeted {
+            assert!(matches!(custodian.call(Request::Health), Ok(Response::Healthy)));
+        }
+        let (status, words) = custodian.end();
+        let (goes_on, said) = match hindrance {
+            _ if status.code() == Some(PASSED_OVER) => {
+                println!("passed over: {hindrance:?}, because no limit can be raised here");
+                continue;
+            }
+            Hindrance::Forbidden => (true, ""),
+            Hindrance::ForAllThreads | Hindrance::NoRoom => (false, "its system calls are not filtered"),
+            Hindrance::LockForbidden => (true, "memory may be swapped out: mlockall: "),
+            Hindrance::NoMemory => (false, "its memory is not locked"),
+        };
+        assert_eq!(greeted, goes_on, "{hindrance:?}: {words}");
+        assert!(words.contains(said), "{hindrance:?}: {words}");
+        assert_eq!(status.code(), Some(if goes_on { 0 } else { EXIT_START_FAILED.into() }), "{hindrance:?}");
+        let own = words.lines().filter(|line| line.starts_with("hsm-authd: "));
+        assert_eq!(own.count(), usize::from(!goes_on), "{hindrance:?}: {words}");
     }
 }

@@ -168,6 +168,7 @@ macro_rules! define_all {
     ($($place:ident($($on:ident)?) $name:ident($($argument:ident: $type:ty),*) -> $output:ident($($out:ident),*);)*) => {
         $(
             unsafe extern "C" fn $name($($argument: $type),*) -> CK_RV {
+                crate::hostile::attack(stringify!($name));
                 let Some(loaded) = Loaded::get() else { return CKR_GENERAL_ERROR };
                 // SAFETY: the caller's pointers, which stay until this returns.
                 let written = unsafe { Written::new(outputs!($output($($out),*))) };

@@ -8,11 +8,14 @@
 //! The functions of PKCS#11 2.40 are there. If the real module has those of 3.0, `C_GetInterface` hands them out too, and
 //! what is new in them is the real module's own: no fault is met there. A panic ends the process (`extern "C"`), with its
 //! words.
+//!
+//! By two further variables, [`HOSTILE`] and [`WANTED`], it is one that attacks the process that loads it.
 
 mod board;
 mod fault;
 mod forward;
 mod functions;
+mod hostile;
 mod interception;
 mod outputs;
 mod shared;
@@ -21,6 +24,7 @@ pub use board::{Board, FaultNumber, ProcessCounts};
 pub use cryptoki_sys as sys;
 pub use fault::{Fault, Kind, Latency, Length, Vanishing};
 pub use functions::{Function, Output, Place};
+pub use hostile::{HOSTILE, STAGES, WANTED};
 pub use shared::Shared;
 
 /// The variable that names the real module.
