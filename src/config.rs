@@ -123,7 +123,8 @@ impl Certificates {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Open connections; further ones wait in the kernel's backlog.
+    /// Open connections; further ones wait in the kernel's backlog. Half of them may be without a TLS client's first message:
+    /// beyond that those leave who have kept it waiting for longest.
     pub connections_max: usize,
     /// Those of one tenant's clients; a further one is closed after its handshake. Without it half of `connections_max`;
     /// [`Config::parse`] puts that there.
@@ -137,9 +138,10 @@ pub struct Limits {
     pub requests_max: usize,
     /// Time for a request, from its header to its answer; what takes longer is 503, but for what the store is writing.
     pub request_timeout_ms: u64,
-    /// TLS handshakes in progress; further connections wait in the kernel's backlog.
+    /// TLS handshakes in progress, from the client's first message on; further connections wait in the kernel's backlog.
     pub handshakes_max: usize,
-    /// Time for a TLS handshake.
+    /// Time for a TLS client's first message, and once more for the rest of its handshake; 250 ms in which it keeps us waiting,
+    /// as long as others have no room.
     pub handshake_timeout_ms: u64,
     /// Time for a request's header, from the first moment a connection could send it; on HTTP/2, for the
     /// connection's first bytes.

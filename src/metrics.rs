@@ -347,7 +347,9 @@ pub struct ConnectionMetrics {
     pub handshakes: Family<Handshake, Counter>,
     /// Handshakes that have begun and not ended.
     pub handshaking: Gauge,
-    /// How often no connection was taken because so many handshakes were in progress.
+    /// Connections that have no handshake in progress yet: their first message is awaited, or they stand in line for one.
+    pub unannounced: Gauge,
+    /// How often somebody had to wait for room, before a handshake or in one.
     pub handshakes_full: Counter,
 }
 
@@ -359,6 +361,7 @@ impl Default for ConnectionMetrics {
             ended: counters(Ended::all()),
             handshakes: counters(Handshake::all()),
             handshaking: Gauge::default(),
+            unannounced: Gauge::default(),
             handshakes_full: Counter::default(),
         }
     }
@@ -385,12 +388,17 @@ impl ConnectionMetrics {
         );
         registry.register(
             "hsm_authd_handshakes_in_progress",
-            "TLS handshakes that have not ended",
+            "TLS handshakes that have begun and not ended",
             self.handshaking.clone(),
         );
         registry.register(
+            "hsm_authd_connections_unannounced",
+            "Open connections that wait for their TLS handshake to begin",
+            self.unannounced.clone(),
+        );
+        registry.register(
             "hsm_authd_handshakes_full",
-            "Times that a connection had to wait until a handshake ended",
+            "Times that a connection had to wait until there was room",
             self.handshakes_full.clone(),
         );
     }

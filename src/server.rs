@@ -1,7 +1,7 @@
 //! Listeners and connections: TLS, identity, HTTP, deadlines, draining.
 
 use std::io::Cursor;
-use std::net::TcpListener as StdListener;
+use std::net::{IpAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
+use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::Acceptor;
 use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tower::ServiceExt;
 
 use crate::api::Peer;
@@ -30,12 +32,13 @@ use crate::hsm::{Hsm, KeyPlace};
 use crate::metrics::{ConnectionMetrics, Ended, Held};
 use crate::tls::{self, Clients, HsmCertificate, TlsError};
 use activity::Activity;
-use handshakes::Handshakes;
+use handshakes::{Handshakes, Room};
 use shares::Shares;
 use standing::{Lost, Standing};
 
 mod activity;
 mod handshakes;
+mod places;
 mod shares;
 mod standing;
 
@@ -59,7 +62,7 @@ const STREAMS_MAX: u32 = 256;
 
 /// What a connection begins with. Replaced as a whole by a reload.
 pub struct Identities {
-    acceptor: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
     clients: Clients,
     /// The server's certificates whose keys are in the HSM; empty: its key is in a file.
@@ -81,7 +84,7 @@ impl Identities {
     pub fn load(config: &Config, files: &Files, hsm: &Hsm) -> Result<Self, TlsError> {
         let listener = tls::listener(&config.server, files, hsm)?;
         Ok(Self {
-            acceptor: TlsAcceptor::from(listener.config),
+            tls: listener.config,
             verifier: listener.verifier,
             clients: Clients::new(&config.clients),
             in_hsm: listener.in_hsm,
@@ -144,10 +147,10 @@ impl Server {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let room = Arc::new(Semaphore::new(self.limits.connections_max));
-        let timeout_ms = self.limits.handshake_timeout_ms;
-        let handshakes =
-            Arc::new(Handshakes::new(self.limits.handshakes_max, Duration::from_millis(timeout_ms)));
         let connections_max = self.limits.connections_max;
+        let timeout_of_handshake = Duration::from_millis(self.limits.handshake_timeout_ms);
+        let handshakes =
+            Arc::new(Handshakes::new(connections_max, self.limits.handshakes_max, timeout_of_handshake));
         let tenant_max = self.limits.connections_per_tenant_max.unwrap_or(connections_max);
         let client_max = self.limits.connections_per_client_max.unwrap_or(tenant_max);
         let shares = Arc::new(Shares::new(tenant_max, client_max));
@@ -156,20 +159,19 @@ impl Server {
         loop {
             // Room first: beyond it, connections wait in the kernel's backlog.
             let accepted = async {
-                let room = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-                let shaking = handshakes.room(&self.metrics).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>((listener.accept().await?.0, room, shaking))
+                let room = handshakes.room(&room, &self.metrics).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>((listener.accept().await?, room))
             };
             tokio::select! {
                 () = &mut drain => break,
                 accepted = accepted => match accepted {
-                    Ok((stream, room, shaking)) => {
+                    Ok(((stream, from), Room { connection, unannounced })) => {
                         let (server, handshakes) = (self.clone(), handshakes.clone());
                         let (shares, drained) = (shares.clone(), drained.clone());
                         tokio::spawn(async move {
-                            let _room = room;
-                            let ended =
-                                server.connection(stream, (&handshakes, shaking), &shares, drained).await;
+                            let _connection = connection;
+                            let (peer, begins) = ((stream, from.ip()), (&*handshakes, unannounced));
+                            let ended = server.connection(peer, begins, &shares, drained).await;
                             if let Err(reason) = ended {
                                 tracing::debug!(reason, "connection ended");
                             }
@@ -194,17 +196,20 @@ impl Server {
 
     async fn connection(
         &self,
-        stream: TcpStream,
-        (handshakes, shaking): (&Handshakes, OwnedSemaphorePermit),
+        (stream, from): (TcpStream, IpAddr),
+        (handshakes, unannounced): (&Handshakes, OwnedSemaphorePermit),
         shares: &Shares,
         drained: watch::Receiver<bool>,
     ) -> Result<(), String> {
         let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let (hello, begins) = handshakes.announced(unannounced, from, hello, &self.metrics).await?;
         // A reload during the handshake is one of a connection that is open.
         let mut reloads = self.identities.subscribe();
         let identities = reloads.borrow_and_update().clone();
-        let mut stream = handshakes.shake(shaking, identities.acceptor.accept(stream), &self.metrics).await?;
+        let handshake = hello.into_stream(identities.tls.clone());
+        let mut stream = handshakes.shake(begins, from, handshake, &self.metrics).await?;
         let (_, session) = stream.get_ref();
         let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
         let peer = Peer(chain.first().and_then(|certificate| identities.clients.identify(certificate)));

@@ -1,106 +1,148 @@
-//! TLS handshakes: how many are in progress, and how many of them compute.
+//! TLS handshakes: who may begin one, how many are in progress, and how many of them compute.
 //!
 //! A handshake costs a signature and the verification of a certificate chain, a thousand times what a record of an
-//! established connection costs, and anybody who reaches the port may begin one. So they have bounds of their own. Beyond
-//! [`Handshakes::new`]'s, connections wait in the kernel's backlog: they are served in their order when there is room, which
-//! suits a bank whose clients all come back at once, where a refusal would only have them come again. And those in progress
-//! compute in turns, so that whoever is ready of the established connections is not behind hundreds of them. Where the HSM
-//! signs, who waits for it keeps his turn: no more threads wait so than there are turns.
+//! established connection costs, and anybody who reaches the port may begin one. So it goes through three bounds:
+//!
+//! 1. Until its first message (the ClientHello) is whole, a connection waits in a place of its own ([`Places`]), of which
+//!    there are many, since it costs little more than its descriptor. When there are no more, those leave who have kept us
+//!    waiting for longest: peers that say nothing, or a byte at a time, keep nobody out.
+//! 2. Then it is a handshake in progress, of which there are fewer. Those wait for their turn here, who said all that they had
+//!    to, and nobody leaves for who comes but those who do not go on when it is their turn to. As long as somebody stands in
+//!    line no connection is accepted: further ones wait in the kernel's backlog. They are served in their order when there is
+//!    room, which suits a bank whose clients all come back at once, where a refusal would only have them come again.
+//! 3. Those in progress compute in turns, so that whoever is ready of the established connections is not behind hundreds of
+//!    them. Where the HSM signs, who waits for it keeps his turn: no more threads wait so than there are turns.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::ready;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
 
+use super::places::{Place, Places, SentAway};
 use crate::lifeline::Lifeline;
 use crate::metrics::{ConnectionMetrics, Handshake, Held};
 
-/// How long a handshake may take while others wait to begin theirs: a peer that says nothing holds nobody up for longer.
-const CROWDED_MAX: Duration = Duration::from_secs(1);
-/// How often those that took longer are looked for, as long as there is no room.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-
 /// The room for them.
 pub struct Handshakes {
-    room: Arc<Semaphore>,
+    /// For those whose first message is not whole.
+    unannounced: Places,
+    in_progress: Places,
     /// Turns of those that compute.
     computing: Semaphore,
-    /// Tells those that took long enough to end.
-    crowded: Notify,
     timeout: Duration,
 }
 
+/// A connection may be accepted.
+pub struct Room {
+    /// Its place among all connections.
+    pub connection: OwnedSemaphorePermit,
+    /// The one in which its first message is awaited.
+    pub unannounced: OwnedSemaphorePermit,
+}
+
 impl Handshakes {
-    /// So many in progress, each for so long at most; half as many as there are processors compute.
-    pub fn new(in_progress_max: usize, timeout: Duration) -> Self {
+    /// Of so many connections, half of which may be without a first message; so many handshakes in progress. `timeout` is for
+    /// the first message, and once more for what follows. Half as many as there are processors compute.
+    pub fn new(connections_max: usize, in_progress_max: usize, timeout: Duration) -> Self {
         let processors = available_parallelism().map_or(1, usize::from);
         Self {
-            room: Arc::new(Semaphore::new(in_progress_max)),
+            unannounced: Places::new(connections_max.div_ceil(2)),
+            in_progress: Places::new(in_progress_max),
             computing: Semaphore::new(processors.div_ceil(2)),
-            crowded: Notify::new(),
             timeout,
         }
     }
 
-    /// Room for one more, when there is.
-    pub async fn room(&self, metrics: &ConnectionMetrics) -> Result<OwnedSemaphorePermit, AcquireError> {
-        if let Ok(room) = self.room.clone().try_acquire_owned() {
-            return Ok(room);
+    /// Room for one more, when there is: one of `connections`, too.
+    pub async fn room(
+        &self,
+        connections: &Arc<Semaphore>,
+        metrics: &ConnectionMetrics,
+    ) -> Result<Room, AcquireError> {
+        let full = &metrics.handshakes_full;
+        let connection = self.unannounced.freed_in(connections, full).await?;
+        let unannounced = self.unannounced.freed(full).await?;
+        // Not for the one that comes: it is behind all who stand in line.
+        drop(self.in_progress.freed(full).await?);
+        Ok(Room { connection, unannounced })
+    }
+
+    /// Waits for what the peer at this address says first, and then for a place among those in progress.
+    pub async fn announced<H, E: ToString>(
+        &self,
+        room: OwnedSemaphorePermit,
+        from: IpAddr,
+        hello: impl Future<Output = Result<H, E>>,
+        metrics: &ConnectionMetrics,
+    ) -> Result<(H, OwnedSemaphorePermit), String> {
+        // Counted out before there is room for the next.
+        let (unannounced, sent_away) = self.unannounced.take(room, from);
+        let _awaited = Held::new(&metrics.unannounced);
+        unannounced.wait_for_peer();
+        let (outcome, hello) = self.in_time(hello, sent_away).await;
+        if hello.is_err() {
+            metrics.handshakes.get_or_create(&outcome).inc();
         }
-        metrics.handshakes_full.inc();
-        loop {
-            self.crowded.notify_waiters();
-            if let Ok(room) = timeout(LOOK_EVERY, self.room.clone().acquire_owned()).await {
-                return room;
-            }
-        }
+        let hello = hello?;
+        unannounced.work();
+        let place = self.in_progress.freed(&metrics.handshakes_full).await;
+        Ok((hello, place.map_err(|error| error.to_string())?))
     }
 
     /// Does one, and counts it.
     pub async fn shake<S, E: ToString>(
         &self,
         room: OwnedSemaphorePermit,
+        from: IpAddr,
         handshake: impl Future<Output = Result<S, E>>,
         metrics: &ConnectionMetrics,
     ) -> Result<S, String> {
-        // Counted out before there is room for the next.
-        let _in_progress = (Held::new(&metrics.handshaking), room);
-        let too_long = async {
-            let crowded_out = async {
-                sleep(CROWDED_MAX).await;
-                self.crowded.notified().await;
-            };
-            let _ = timeout(self.timeout, crowded_out).await;
-        };
+        let (place, sent_away) = self.in_progress.take(room, from);
+        let _in_progress = Held::new(&metrics.handshaking);
         // Whoever waits within it for a signature knows until when.
         let line = Lifeline::until(Instant::now() + self.timeout);
-        let (outcome, done) = tokio::select! {
-            biased;
-            done = line.hold(self.in_turns(handshake)) => match done {
-                Ok(stream) => (Handshake::Done, Ok(stream)),
-                Err(error) => (Handshake::Refused, Err(error.to_string())),
-            },
-            () = too_long => (Handshake::TimedOut, Err("the handshake took too long".to_owned())),
-        };
+        let (outcome, done) = self.in_time(line.hold(self.in_turns(handshake, &place)), sent_away).await;
         metrics.handshakes.get_or_create(&outcome).inc();
         done
     }
 
+    async fn in_time<S, E: ToString>(
+        &self,
+        step: impl Future<Output = Result<S, E>>,
+        sent_away: SentAway,
+    ) -> (Handshake, Result<S, String>) {
+        let too_long = || (Handshake::TimedOut, Err("the handshake took too long".to_owned()));
+        tokio::select! {
+            biased;
+            done = step => match done {
+                Ok(done) => (Handshake::Done, Ok(done)),
+                Err(error) => (Handshake::Refused, Err(error.to_string())),
+            },
+            () = sent_away.wait() => too_long(),
+            () = sleep(self.timeout) => too_long(),
+        }
+    }
+
     /// Each step in its turn. Who waits for its peer keeps none.
-    async fn in_turns<W: Future>(&self, work: W) -> W::Output {
+    async fn in_turns<W: Future>(&self, work: W, place: &Place) -> W::Output {
         let (mut work, mut turn) = (pin!(work), None);
         poll_fn(|context| {
+            place.work();
             let turn_of_it = turn.get_or_insert_with(|| Box::pin(self.computing.acquire()));
             // It is never closed: what cannot be had is no reason to wait.
             let held = ready!(turn_of_it.as_mut().poll(context));
             turn = None;
             let done = work.as_mut().poll(context);
             drop(held);
+            if done.is_pending() {
+                place.wait_for_peer();
+            }
             done
         })
         .await
@@ -109,62 +151,143 @@ impl Handshakes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::places::{LOOK_EVERY, PATIENCE};
     use super::*;
     use std::future::pending;
+    use std::net::Ipv4Addr;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Poll;
 
+    use prometheus_client::metrics::counter::Counter;
+
     type Never = Result<(), String>;
+
+    const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Two connections, one of them without a first message; one handshake in progress.
+    struct Small {
+        shakes: Handshakes,
+        connections: Arc<Semaphore>,
+        metrics: ConnectionMetrics,
+        begun: Instant,
+    }
+
+    impl Small {
+        fn new() -> Self {
+            let (shakes, connections) = (Handshakes::new(2, 1, TIMEOUT), Arc::new(Semaphore::new(2)));
+            Self { shakes, connections, metrics: ConnectionMetrics::default(), begun: Instant::now() }
+        }
+
+        async fn comes(&self) -> Room {
+            self.shakes.room(&self.connections, &self.metrics).await.unwrap()
+        }
+
+        async fn begins(&self) -> OwnedSemaphorePermit {
+            let said = async { Never::Ok(()) };
+            let room = self.comes().await;
+            self.shakes.announced(room.unannounced, FROM, said, &self.metrics).await.unwrap().1
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_says_nothing_has_its_time_and_less_while_others_wait() {
-        let (shakes, metrics) = (Handshakes::new(1, Duration::from_secs(5)), ConnectionMetrics::default());
-        let begun = Instant::now();
-        let room = shakes.room(&metrics).await.unwrap();
-        assert!(shakes.shake(room, pending::<Never>(), &metrics).await.is_err());
-        assert_eq!(begun.elapsed(), Duration::from_secs(5));
-        assert_eq!(metrics.handshakes_full.get(), 0);
-
-        let begun = Instant::now();
-        let room = shakes.room(&metrics).await.unwrap();
-        let silent = async { shakes.shake(room, pending::<Never>(), &metrics).await };
-        let next = async {
-            let _room = shakes.room(&metrics).await.unwrap();
-            begun.elapsed()
+        let small = Small::new();
+        let silent = async || {
+            let room = small.comes().await;
+            small.shakes.announced(room.unannounced, FROM, pending::<Never>(), &small.metrics).await.map(drop)
         };
-        let (silent, waited) = tokio::join!(silent, next);
+        assert!(silent().await.is_err());
+        assert_eq!((small.begun.elapsed(), small.metrics.handshakes_full.get()), (TIMEOUT, 0));
+        let next = async {
+            let _room = small.comes().await;
+            small.begun.elapsed() - TIMEOUT
+        };
+        let (silent, waited) = tokio::join!(silent(), next);
         assert!(silent.is_err());
-        assert!((CROWDED_MAX..CROWDED_MAX + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
-        assert_eq!((metrics.handshakes_full.get(), metrics.handshaking.get()), (1, 0));
+        assert!((PATIENCE..PATIENCE + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
+        assert_eq!((small.metrics.handshakes_full.get(), small.metrics.unannounced.get()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nor_does_one_that_begins_and_does_not_go_on_hold_up_who_comes() {
+        let small = Small::new();
+        let stuck = async {
+            let room = small.begins().await;
+            small.shakes.shake(room, FROM, pending::<Never>(), &small.metrics).await
+        };
+        let next = async {
+            small.comes().await;
+            small.begun.elapsed()
+        };
+        let (stuck, waited) = tokio::join!(stuck, next);
+        assert!(stuck.is_err());
+        assert!((PATIENCE..PATIENCE + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
+        assert_eq!((small.metrics.handshakes_full.get(), small.metrics.handshaking.get()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nor_those_who_stand_in_line_although_nobody_comes() {
+        let small = Small::new();
+        let (shakes, metrics) = (&small.shakes, &small.metrics);
+        let (first, second) = (small.comes().await, shakes.in_progress.freed(&metrics.handshakes_full).await);
+        let stuck = shakes.shake(second.unwrap(), FROM, pending::<Never>(), metrics);
+        let next = shakes.announced(first.unannounced, FROM, async { Never::Ok(()) }, metrics);
+        let (stuck, next) = tokio::join!(stuck, next);
+        assert!(stuck.is_err() && next.is_ok());
+        let waited = small.begun.elapsed();
+        assert!((PATIENCE..PATIENCE + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_worked_for_has_its_time_while_others_wait() {
+        let small = Small::new();
+        let _nobody_computes = small.shakes.computing.acquire_many(processors()).await.unwrap();
+        let slow = async {
+            let room = small.begins().await;
+            small.shakes.shake(room, FROM, pending::<Never>(), &small.metrics).await
+        };
+        let next = async {
+            small.comes().await;
+            small.begun.elapsed()
+        };
+        let (slow, waited) = tokio::join!(slow, next);
+        assert!(slow.is_err());
+        assert!((TIMEOUT..TIMEOUT + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_a_signature_knows_until_when() {
-        let (shakes, metrics) = (Handshakes::new(1, Duration::from_secs(5)), ConnectionMetrics::default());
-        let (begun, far) = (Instant::now(), Instant::now() + Duration::from_secs(60));
-        let room = shakes.room(&metrics).await.unwrap();
+        let small = Small::new();
+        let far = small.begun + Duration::from_secs(60);
+        let room = small.begins().await;
         let deadline = async { Ok::<_, String>(Lifeline::no_later_than(far)) };
-        let deadline = shakes.shake(room, deadline, &metrics).await.unwrap();
-        assert_eq!(deadline - begun, Duration::from_secs(5));
+        let deadline = small.shakes.shake(room, FROM, deadline, &small.metrics).await.unwrap();
+        assert_eq!(deadline - small.begun, TIMEOUT);
+    }
+
+    fn processors() -> u32 {
+        available_parallelism().map_or(1, usize::from).div_ceil(2) as u32
     }
 
     #[tokio::test]
     async fn no_more_compute_than_have_their_turn_and_who_waits_keeps_none() {
-        let shakes = Arc::new(Handshakes::new(100, Duration::from_secs(60)));
+        let shakes = Arc::new(Handshakes::new(100, 100, Duration::from_secs(60)));
         let free = shakes.computing.available_permits();
         let held = shakes.computing.acquire_many(free as u32).await.unwrap();
         let steps = Arc::new(AtomicUsize::new(0));
         let (counted, waiting) = (steps.clone(), shakes.clone());
         let task = tokio::spawn(async move {
-            waiting
-                .in_turns(poll_fn(move |context| match counted.fetch_add(1, Ordering::SeqCst) {
-                    0 => {
-                        context.waker().wake_by_ref();
-                        Poll::Pending
-                    }
-                    _ => Poll::Ready(()),
-                }))
-                .await;
+            let (place, _sent_away) =
+                waiting.in_progress.take(waiting.in_progress.freed(&Counter::default()).await.unwrap(), FROM);
+            let two_steps = poll_fn(move |context| match counted.fetch_add(1, Ordering::SeqCst) {
+                0 => {
+                    context.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            });
+            waiting.in_turns(two_steps, &place).await;
         });
         tokio::task::yield_now().await;
         assert_eq!(steps.load(Ordering::SeqCst), 0, "nobody has left it a turn");
