@@ -401,16 +401,7 @@ fn todo(cause: Away, was_used: bool) -> &'static str {
         }
         Away::Starting | Away::Lost => "it is being started again by itself",
     }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reason_is_logged_once_and_again_after_a_while_and_not_too_many_are() {
-        let mut outage = Outage::new(Instant::now());
-        assert!(outage.is_to_be_told("one") && outage.is_to_be_told("another"));
-        tokio::time::advance(TELL_EVERY / 2).await;
-        assert!(!outage.is_to_be_told("one"));
-        tokio::time::advance(TELL_EVERY / 2).await;
-        assert!(outage.is_to_be_told("one") && !outage.is_to_be_told("one"));
-        let told = (0..100).filter(|number| outage.is_to_be_told(&number.to_string())).count();
-        assert_eq!(told, TOLD_MAX - 2);
-    }
 }
+
+#[cfg(test)]
+mod tests;
