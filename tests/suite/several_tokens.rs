@@ -26,7 +26,6 @@ pub struct World {
     pub first: TestToken,
     pub second: TestToken,
     pub scratch: Scratch,
-    pins: Scratch,
 }
 
 impl World {
@@ -34,12 +33,9 @@ impl World {
         if !second.tokens().read_dir().unwrap().any(|_| true) {
             second.boot.token_label = SECOND.to_owned();
         }
-        let mut world = Self { first, second, scratch: Scratch::new(), pins: Scratch::new() };
-        for (token, name) in [(&mut world.first, "first-pin"), (&mut world.second, "second-pin")] {
+        let mut world = Self { first, second, scratch: Scratch::new() };
+        for token in [&mut world.first, &mut world.second] {
             token.boot.shared_keys = true;
-            // Not where the module may do as it likes.
-            let pin = std::fs::read_to_string(&token.boot.pin_file).unwrap();
-            token.boot.pin_file = world.pins.write(name, &pin);
         }
         world
     }
@@ -55,13 +51,17 @@ impl World {
     fn section(token: &TestToken) -> String {
         let environment = variables(token).into_iter().chain(token.environment.iter().cloned());
         let pairs: Vec<_> = environment.map(|(name, value)| format!("{name} = {value:?}")).collect();
+        // Not all of its folder, where the PIN is too.
+        let faults = token.boot.reach.writes.iter().map(|folder| folder.join("faults"));
+        let folders: Vec<_> =
+            std::iter::once(token.tokens()).chain(faults.filter(|path| path.exists())).collect();
         format!(
             "module = {:?}\ntoken_label = {:?}\npin_file = {:?}\nenvironment = {{ {} }}\nfolders = {:?}\n",
             token.boot.module,
             token.boot.token_label,
             token.boot.pin_file,
             pairs.join(", "),
-            token.boot.reach.writes
+            folders
         )
     }
 
@@ -345,8 +345,11 @@ fn while_one_is_away_nothing_is_changed_and_the_words_say_which() {
             "{arguments:?}: {said}"
         );
     }
+    // What is no folder is not made one, as a missing one would be.
+    std::fs::write(world.second.tokens(), "").unwrap();
     let said = refused(&init(&world.config(), None));
     assert!(said.contains(&format!("token {SECOND} cannot be set up: no key was made")), "{said}");
+    std::fs::remove_file(world.second.tokens()).unwrap();
     let listed = world.keys(&["list"]);
     let said = refused(&listed);
     assert!(said.contains(&format!("not in the list, because it cannot be asked: token {SECOND}")), "{said}");
