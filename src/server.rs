@@ -208,7 +208,9 @@ impl Server {
         // A reload during the handshake is one of a connection that is open.
         let mut reloads = self.identities.subscribe();
         let identities = reloads.borrow_and_update().clone();
-        let handshake = hello.into_stream(identities.tls.clone());
+        let tls = identities.tls.clone();
+        // What it says to the first message, with its signature, is made here at once: in its turn, and in its time.
+        let handshake = async move { hello.into_stream(tls).await };
         let mut stream = handshakes.shake(begins, from, handshake, &self.metrics).await?;
         let (_, session) = stream.get_ref();
         let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();

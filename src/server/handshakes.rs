@@ -4,12 +4,13 @@
 //! established connection costs, and anybody who reaches the port may begin one. So it goes through three bounds:
 //!
 //! 1. Until its first message (the ClientHello) is whole, a connection waits in a place of its own ([`Places`]), of which
-//!    there are many, since it costs little more than its descriptor. When there are no more, those leave who have kept us
-//!    waiting for longest: peers that say nothing, or a byte at a time, keep nobody out.
+//!    there are many, since it costs no computing, and no more memory than the message may have (64 KiB). When there are no
+//!    more, those leave who have kept us waiting for longest: peers that say nothing, or a byte at a time, keep nobody out.
 //! 2. Then it is a handshake in progress, of which there are fewer. Those wait for their turn here, who said all that they had
 //!    to, and nobody leaves for who comes but those who do not go on when it is their turn to. As long as somebody stands in
 //!    line no connection is accepted: further ones wait in the kernel's backlog. They are served in their order when there is
 //!    room, which suits a bank whose clients all come back at once, where a refusal would only have them come again.
+//!    From the first message on one deadline is for the line and the handshake together.
 //! 3. Those in progress compute in turns, so that whoever is ready of the established connections is not behind hundreds of
 //!    them. Where the HSM signs, who waits for it keeps his turn: no more threads wait so than there are turns.
 
@@ -22,11 +23,16 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::places::{Place, Places, SentAway};
+use super::places::{Place, Places, SentAway, freed};
 use crate::lifeline::Lifeline;
 use crate::metrics::{ConnectionMetrics, Handshake, Held};
+
+/// For how long a peer may keep us waiting for its first message, as long as others have no room: it is as one packet.
+const PATIENCE_FOR_HELLO: Duration = Duration::from_millis(250);
+/// And for the rest of its handshake: it may sign with a card, and be far away.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The room for them.
 pub struct Handshakes {
@@ -46,14 +52,22 @@ pub struct Room {
     pub unannounced: OwnedSemaphorePermit,
 }
 
+/// A handshake may begin.
+pub struct Beginning {
+    /// Its place among those in progress.
+    place: OwnedSemaphorePermit,
+    /// It has to end before this.
+    until: Instant,
+}
+
 impl Handshakes {
     /// Of so many connections, half of which may be without a first message; so many handshakes in progress. `timeout` is for
     /// the first message, and once more for what follows. Half as many as there are processors compute.
     pub fn new(connections_max: usize, in_progress_max: usize, timeout: Duration) -> Self {
         let processors = available_parallelism().map_or(1, usize::from);
         Self {
-            unannounced: Places::new(connections_max.div_ceil(2)),
-            in_progress: Places::new(in_progress_max),
+            unannounced: Places::new(connections_max.div_ceil(2), PATIENCE_FOR_HELLO),
+            in_progress: Places::new(in_progress_max, PATIENCE),
             computing: Semaphore::new(processors.div_ceil(2)),
             timeout,
         }
@@ -66,7 +80,7 @@ impl Handshakes {
         metrics: &ConnectionMetrics,
     ) -> Result<Room, AcquireError> {
         let full = &metrics.handshakes_full;
-        let connection = self.unannounced.freed_in(connections, full).await?;
+        let connection = freed(connections, &[&self.unannounced, &self.in_progress], full).await?;
         let unannounced = self.unannounced.freed(full).await?;
         // Not for the one that comes: it is behind all who stand in line.
         drop(self.in_progress.freed(full).await?);
@@ -80,53 +94,42 @@ impl Handshakes {
         from: IpAddr,
         hello: impl Future<Output = Result<H, E>>,
         metrics: &ConnectionMetrics,
-    ) -> Result<(H, OwnedSemaphorePermit), String> {
+    ) -> Result<(H, Beginning), String> {
         // Counted out before there is room for the next.
         let (unannounced, sent_away) = self.unannounced.take(room, from);
         let _awaited = Held::new(&metrics.unannounced);
         unannounced.wait_for_peer();
-        let (outcome, hello) = self.in_time(hello, sent_away).await;
+        let (outcome, hello) = in_time(Instant::now() + self.timeout, hello, sent_away).await;
         if hello.is_err() {
             metrics.handshakes.get_or_create(&outcome).inc();
         }
         let hello = hello?;
         unannounced.work();
-        let place = self.in_progress.freed(&metrics.handshakes_full).await;
-        Ok((hello, place.map_err(|error| error.to_string())?))
+        let until = Instant::now() + self.timeout;
+        let place = timeout_at(until, self.in_progress.freed(&metrics.handshakes_full)).await;
+        let place = place.map_err(|_| {
+            metrics.handshakes.get_or_create(&Handshake::TimedOut).inc();
+            "there was no room for the handshake".to_owned()
+        })?;
+        let place = place.map_err(|error| error.to_string())?;
+        Ok((hello, Beginning { place, until }))
     }
 
     /// Does one, and counts it.
     pub async fn shake<S, E: ToString>(
         &self,
-        room: OwnedSemaphorePermit,
+        Beginning { place, until }: Beginning,
         from: IpAddr,
         handshake: impl Future<Output = Result<S, E>>,
         metrics: &ConnectionMetrics,
     ) -> Result<S, String> {
-        let (place, sent_away) = self.in_progress.take(room, from);
+        let (place, sent_away) = self.in_progress.take(place, from);
         let _in_progress = Held::new(&metrics.handshaking);
         // Whoever waits within it for a signature knows until when.
-        let line = Lifeline::until(Instant::now() + self.timeout);
-        let (outcome, done) = self.in_time(line.hold(self.in_turns(handshake, &place)), sent_away).await;
+        let line = Lifeline::until(until);
+        let (outcome, done) = in_time(until, line.hold(self.in_turns(handshake, &place)), sent_away).await;
         metrics.handshakes.get_or_create(&outcome).inc();
         done
-    }
-
-    async fn in_time<S, E: ToString>(
-        &self,
-        step: impl Future<Output = Result<S, E>>,
-        sent_away: SentAway,
-    ) -> (Handshake, Result<S, String>) {
-        let too_long = || (Handshake::TimedOut, Err("the handshake took too long".to_owned()));
-        tokio::select! {
-            biased;
-            done = step => match done {
-                Ok(done) => (Handshake::Done, Ok(done)),
-                Err(error) => (Handshake::Refused, Err(error.to_string())),
-            },
-            () = sent_away.wait() => too_long(),
-            () = sleep(self.timeout) => too_long(),
-        }
     }
 
     /// Each step in its turn. Who waits for its peer keeps none.
@@ -149,9 +152,26 @@ impl Handshakes {
     }
 }
 
+async fn in_time<S, E: ToString>(
+    until: Instant,
+    step: impl Future<Output = Result<S, E>>,
+    sent_away: SentAway,
+) -> (Handshake, Result<S, String>) {
+    let too_long = || (Handshake::TimedOut, Err("the handshake took too long".to_owned()));
+    tokio::select! {
+        biased;
+        done = step => match done {
+            Ok(done) => (Handshake::Done, Ok(done)),
+            Err(error) => (Handshake::Refused, Err(error.to_string())),
+        },
+        () = sent_away.wait() => too_long(),
+        () = sleep_until(until) => too_long(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::places::{LOOK_EVERY, PATIENCE};
+    use super::super::places::LOOK_EVERY;
     use super::*;
     use std::future::pending;
     use std::net::Ipv4Addr;
@@ -183,7 +203,7 @@ mod tests {
             self.shakes.room(&self.connections, &self.metrics).await.unwrap()
         }
 
-        async fn begins(&self) -> OwnedSemaphorePermit {
+        async fn begins(&self) -> Beginning {
             let said = async { Never::Ok(()) };
             let room = self.comes().await;
             self.shakes.announced(room.unannounced, FROM, said, &self.metrics).await.unwrap().1
@@ -205,7 +225,7 @@ mod tests {
         };
         let (silent, waited) = tokio::join!(silent(), next);
         assert!(silent.is_err());
-        assert!((PATIENCE..PATIENCE + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
+        assert!((PATIENCE_FOR_HELLO..PATIENCE_FOR_HELLO + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
         assert_eq!((small.metrics.handshakes_full.get(), small.metrics.unannounced.get()), (1, 0));
     }
 
@@ -231,12 +251,50 @@ mod tests {
         let small = Small::new();
         let (shakes, metrics) = (&small.shakes, &small.metrics);
         let (first, second) = (small.comes().await, shakes.in_progress.freed(&metrics.handshakes_full).await);
-        let stuck = shakes.shake(second.unwrap(), FROM, pending::<Never>(), metrics);
+        let beginning = Beginning { place: second.unwrap(), until: small.begun + TIMEOUT };
+        let stuck = shakes.shake(beginning, FROM, pending::<Never>(), metrics);
         let next = shakes.announced(first.unannounced, FROM, async { Never::Ok(()) }, metrics);
         let (stuck, next) = tokio::join!(stuck, next);
         assert!(stuck.is_err() && next.is_ok());
         let waited = small.begun.elapsed();
         assert!((PATIENCE..PATIENCE + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_and_does_not_go_on_leaves_where_he_keeps_a_connection_from_others() {
+        let shakes = Handshakes::new(2, 2, TIMEOUT);
+        let small = Small { shakes, ..Small::new() };
+        let stuck = async || {
+            let room = small.comes().await;
+            let said = async { Never::Ok(()) };
+            let (_, begins) = small.shakes.announced(room.unannounced, FROM, said, &small.metrics).await?;
+            let stuck = small.shakes.shake(begins, FROM, pending::<Never>(), &small.metrics).await;
+            drop(room.connection);
+            stuck
+        };
+        let next = async {
+            small.comes().await;
+            small.begun.elapsed()
+        };
+        let (first, second, waited) = tokio::join!(stuck(), stuck(), next);
+        assert!(first.is_err() && second.is_err());
+        assert!((PATIENCE..PATIENCE + 2 * LOOK_EVERY).contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_line_and_the_handshake_have_one_deadline() {
+        let small = Small::new();
+        let (shakes, metrics) = (&small.shakes, &small.metrics);
+        let (room, taken) = (small.comes().await, shakes.in_progress.freed(&metrics.handshakes_full).await);
+        let said = async { Never::Ok(()) };
+        let in_line = shakes.announced(room.unannounced, FROM, said, metrics);
+        let leaves = async {
+            tokio::time::sleep(TIMEOUT / 2).await;
+            drop(taken);
+        };
+        let ((_, begins), ()) = tokio::join!(async { in_line.await.unwrap() }, leaves);
+        assert!(shakes.shake(begins, FROM, pending::<Never>(), metrics).await.is_err());
+        assert_eq!(small.begun.elapsed(), TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,13 +4,12 @@
 //! keep everybody out, and a deadline as long as a slow network needs lets ten thousand such peers fill the kernel's backlog.
 //! So what counts is for how long a peer has kept the appliance waiting, all its pauses together: with bytes that finish
 //! nothing it does not buy time, and what the appliance takes to compute is not held against it. Once there is no room, those
-//! leave who have kept it waiting for longest, of the address that has most of them, and only after [`PATIENCE`].
+//! leave who have kept it waiting for longest, of the address that has most of them, and only after the room's patience.
 //!
 //! What that gives: a peer whose answers take less than that together is never sent away, whatever others do. And while all
-//! keep us waiting, a whole room full of new ones is taken each time that [`PATIENCE`] passes, as far as the processors can.
+//! keep us waiting, a whole room full of new ones is taken each time that the patience passes, or each 32 looks.
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::pin;
@@ -21,9 +20,6 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-/// How long a peer may keep the appliance waiting, all its pauses together, although others need its place: a few round
-/// trips to the other end of the world.
-pub const PATIENCE: Duration = Duration::from_millis(250);
 /// How often those who may be sent away are looked for, as long as there is no room.
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Which part of a room is made free at a time, where so many may be sent away.
@@ -34,11 +30,11 @@ const NETWORK: u128 = !0 << 64;
 /// A room of so many places.
 pub struct Places {
     free: Arc<Semaphore>,
+    /// How long a guest may keep the appliance waiting, all its pauses together, although others need its place.
+    patience: Duration,
     /// How many are sent away at a time, where so many may be.
     at_a_time: usize,
     guests: Arc<Mutex<Guests>>,
-    /// Held by the one of those who wait that sends guests away for all of them.
-    looks: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -46,6 +42,10 @@ struct Guests {
     /// Never used twice.
     next_number: u64,
     there: HashMap<u64, Guest>,
+    /// How many were sent away, and still have their place.
+    leaving: usize,
+    /// Not looked through again before this.
+    look_at: Option<Instant>,
 }
 
 struct Guest {
@@ -60,9 +60,9 @@ struct Guest {
 
 impl Guest {
     /// How long it has kept the appliance waiting; `None`: it does not, or not for so long that it may be sent away.
-    fn too_long(&self, now: Instant) -> Option<Duration> {
+    fn too_long(&self, patience: Duration, now: Instant) -> Option<Duration> {
         let waited = self.waited + now.saturating_duration_since(self.since?);
-        (waited >= PATIENCE).then_some(waited)
+        (waited >= patience).then_some(waited)
     }
 }
 
@@ -88,45 +88,36 @@ fn whose(from: IpAddr) -> IpAddr {
     }
 }
 
+/// The next place of a room that all these guests are in, as [`Places::freed`].
+pub async fn freed(
+    room: &Arc<Semaphore>,
+    guests: &[&Places],
+    full: &Counter,
+) -> Result<OwnedSemaphorePermit, AcquireError> {
+    if let Ok(place) = room.clone().try_acquire_owned() {
+        return Ok(place);
+    }
+    full.inc();
+    let mut place = pin!(room.clone().acquire_owned());
+    loop {
+        guests.iter().for_each(|places| places.send_away());
+        if let Ok(place) = timeout(LOOK_EVERY, place.as_mut()).await {
+            return place;
+        }
+    }
+}
+
 impl Places {
     /// So many.
-    pub fn new(count: usize) -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(count)),
-            at_a_time: count.div_ceil(PART_FREED),
-            guests: Arc::default(),
-            looks: tokio::sync::Mutex::default(),
-        }
+    pub fn new(count: usize, patience: Duration) -> Self {
+        let at_a_time = count.div_ceil(PART_FREED);
+        Self { free: Arc::new(Semaphore::new(count)), patience, at_a_time, guests: Arc::default() }
     }
 
     /// The next place, in the order in which it was asked for. As long as there is none guests are sent away; `full` counts
     /// that there was none at once.
     pub async fn freed(&self, full: &Counter) -> Result<OwnedSemaphorePermit, AcquireError> {
-        self.freed_in(&self.free, full).await
-    }
-
-    /// The same of a larger room that these guests are in, too.
-    pub async fn freed_in(
-        &self,
-        room: &Arc<Semaphore>,
-        full: &Counter,
-    ) -> Result<OwnedSemaphorePermit, AcquireError> {
-        if let Ok(place) = room.clone().try_acquire_owned() {
-            return Ok(place);
-        }
-        full.inc();
-        let mut place = pin!(room.clone().acquire_owned());
-        let _looks = tokio::select! {
-            biased;
-            place = place.as_mut() => return place,
-            looks = self.looks.lock() => looks,
-        };
-        loop {
-            self.send_away();
-            if let Ok(place) = timeout(LOOK_EVERY, place.as_mut()).await {
-                return place;
-            }
-        }
+        freed(&self.free, &[self], full).await
     }
 
     /// Who is there from now on, and does not keep the appliance waiting yet.
@@ -140,24 +131,35 @@ impl Places {
         (Place { number, guests: self.guests.clone(), _room: room }, SentAway(sent_away))
     }
 
+    /// For all who wait, each [`LOOK_EVERY`] once. Of addresses that have as many, the one whose peer has waited longest.
     fn send_away(&self) {
         let now = Instant::now();
         let mut guests = lock(&self.guests);
-        let mut by_address = HashMap::<IpAddr, Vec<(Reverse<Duration>, u64)>>::new();
+        if guests.look_at.is_some_and(|look_at| now < look_at) {
+            return;
+        }
+        guests.look_at = Some(now + LOOK_EVERY);
+        let mut by_address = HashMap::<IpAddr, Vec<(Duration, u64)>>::new();
         for (number, guest) in &guests.there {
-            if let Some(waited) = guest.too_long(now) {
-                by_address.entry(guest.from).or_default().push((Reverse(waited), *number));
+            if let Some(waited) = guest.too_long(self.patience, now) {
+                by_address.entry(guest.from).or_default().push((waited, *number));
             }
         }
-        // Of those that have as many, the one whose peer has waited longest.
-        let most = by_address.into_values().max_by_key(|theirs| {
-            let longest = theirs.iter().map(|(Reverse(waited), _)| *waited).max();
-            (theirs.len(), longest)
-        });
-        let mut theirs = most.unwrap_or_default();
-        theirs.sort_unstable();
-        for (_, number) in theirs.into_iter().take(self.at_a_time) {
-            guests.there.remove(&number);
+        let mut addresses: BinaryHeap<_> = by_address
+            .into_values()
+            .map(|mut theirs| {
+                theirs.sort_unstable();
+                (theirs.len(), theirs.last().copied(), theirs)
+            })
+            .collect();
+        while guests.leaving < self.at_a_time
+            && let Some((_, _, mut theirs)) = addresses.pop()
+        {
+            if let Some((_, number)) = theirs.pop() {
+                guests.there.remove(&number);
+                guests.leaving += 1;
+                addresses.push((theirs.len(), theirs.last().copied(), theirs));
+            }
         }
     }
 }
@@ -181,7 +183,10 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.guests).there.remove(&self.number);
+        let mut guests = lock(&self.guests);
+        if guests.there.remove(&self.number).is_none() {
+            guests.leaving = guests.leaving.saturating_sub(1);
+        }
     }
 }
 
@@ -198,6 +203,7 @@ mod tests {
     use super::*;
     use tokio::time::advance;
 
+    const PATIENCE: Duration = Duration::from_millis(250);
     const A_LITTLE: Duration = Duration::from_millis(1);
 
     /// In this room, from there: it keeps us waiting from now on.
@@ -214,7 +220,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_kept_us_waiting_longest_leaves_for_who_comes_and_nobody_before_his_time() {
-        let (places, full) = (Places::new(2), Counter::default());
+        let (places, full) = (Places::new(2, PATIENCE), Counter::default());
         let first = silent(&places, "192.0.2.1");
         advance(A_LITTLE).await;
         let mut second = silent(&places, "192.0.2.1");
@@ -235,7 +241,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_byte_buys_no_time_and_what_we_compute_costs_none() {
-        let places = Places::new(2);
+        let places = Places::new(2, PATIENCE);
         let (mut dribbles, mut waits_for_us) = (silent(&places, "192.0.2.1"), silent(&places, "192.0.2.2"));
         waits_for_us.0.work();
         for _ in 0..10 {
@@ -247,6 +253,7 @@ mod tests {
         assert!(!stays(&mut dribbles));
         advance(PATIENCE * 100).await;
         waits_for_us.0.wait_for_peer();
+        drop(dribbles);
         places.send_away();
         assert!(stays(&mut waits_for_us));
         advance(PATIENCE).await;
@@ -256,7 +263,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_address_with_most_of_them_leaves_first() {
-        let places = Places::new(4);
+        let places = Places::new(4, PATIENCE);
         let mut alone = silent(&places, "192.0.2.1");
         advance(A_LITTLE).await;
         let mut many = Vec::new();
@@ -269,14 +276,29 @@ mod tests {
         let staying: Vec<_> = many.iter_mut().map(stays).collect();
         assert_eq!(staying.iter().filter(|stays| !**stays).count(), 1, "one at a time: {staying:?}");
         assert!(staying[2] && stays(&mut alone), "{staying:?}");
-        // Each has one now.
+        // Each has one now, and nobody leaves before who was sent away has gone.
+        advance(LOOK_EVERY).await;
+        places.send_away();
+        assert!(stays(&mut alone));
+        many.retain_mut(stays);
+        advance(LOOK_EVERY).await;
         places.send_away();
         assert!(!stays(&mut alone));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn of_many_addresses_as_many_leave_at_a_time_as_of_one_and_not_twice_for_two_who_come() {
+        let places = Places::new(64, PATIENCE);
+        let mut many: Vec<_> = (0..64).map(|number| silent(&places, &format!("192.0.2.{number}"))).collect();
+        advance(PATIENCE).await;
+        places.send_away();
+        places.send_away();
+        assert_eq!(many.iter_mut().filter_map(|guest| (!stays(guest)).then_some(())).count(), 2);
+    }
+
     #[tokio::test]
     async fn a_place_is_free_when_it_is_dropped_and_nothing_is_left_of_its_guest() {
-        let places = Places::new(1);
+        let places = Places::new(1, PATIENCE);
         let place = silent(&places, "192.0.2.1");
         assert_eq!((places.free.available_permits(), lock(&places.guests).there.len()), (0, 1));
         drop(place);
