@@ -61,9 +61,9 @@ test-canary: prerequisites
 # Peers by thousands that dribble, say nothing or flood, and testssl.sh: about a quarter of an hour, over loopback.
 test-abuse: prerequisites
 	@./softhsm-setup/install-packages testssl=testssl.sh prlimit=util-linux
-	HSM_AUTHD_ABUSE=full cargo test --locked --test suite -- --nocapture --test-threads 1 abuse::
-	cargo build --locked
-	tests/service/testssl.sh target/debug/hsm-authd
+	HSM_AUTHD_ABUSE=full cargo test --release --locked --test suite -- --nocapture --test-threads 1 abuse::
+	cargo build --release --locked
+	tests/service/testssl.sh target/release/hsm-authd
 
 demo: prerequisites
 	cargo build --release --locked --bins --examples

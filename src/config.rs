@@ -140,8 +140,8 @@ pub struct Limits {
     pub request_timeout_ms: u64,
     /// TLS handshakes in progress, from the client's first message on; further connections wait in the kernel's backlog.
     pub handshakes_max: usize,
-    /// Time for a TLS client's first message, and once more for the rest of its handshake; 250 ms in which it keeps us waiting,
-    /// as long as others have no room.
+    /// Time for a TLS client's first message, and once more for the rest of its handshake. As long as others have no room: 250 ms
+    /// in which it keeps us waiting for the first message, and 1 s for the rest.
     pub handshake_timeout_ms: u64,
     /// Time for a request's header, from the first moment a connection could send it; on HTTP/2, for the
     /// connection's first bytes.

@@ -173,8 +173,9 @@ pub fn be_ended_first() {
     }
 }
 
-/// As if it had half of the machine's memory more, in thousandths: `proc_pid_oom_score_adj(5)`.
-const ENDED_FIRST: i32 = 500;
+/// As if it had a tenth of the machine's memory more, in thousandths (`proc_pid_oom_score_adj(5)`). Not so much that it is the
+/// first of the whole machine: whoever leaks there would take one custodian after the other with him.
+const ENDED_FIRST: i32 = 100;
 const OOM_SCORE_ADJ_MAX: i32 = 1_000;
 
 /// What the kernel does for the processes that this one starts.

@@ -122,6 +122,14 @@ impl Identities {
     }
 }
 
+/// Who has been accepted, and has said nothing yet.
+struct Come {
+    stream: TcpStream,
+    from: IpAddr,
+    /// Its place until its first message is whole.
+    unannounced: OwnedSemaphorePermit,
+}
+
 /// The API's listener.
 pub struct Server {
     /// What new connections begin with.
@@ -170,8 +178,8 @@ impl Server {
                         let (shares, drained) = (shares.clone(), drained.clone());
                         tokio::spawn(async move {
                             let _connection = connection;
-                            let (peer, begins) = ((stream, from.ip()), (&*handshakes, unannounced));
-                            let ended = server.connection(peer, begins, &shares, drained).await;
+                            let come = Come { stream, from: from.ip(), unannounced };
+                            let ended = server.connection(come, &handshakes, &shares, drained).await;
                             if let Err(reason) = ended {
                                 tracing::debug!(reason, "connection ended");
                             }
@@ -196,8 +204,8 @@ impl Server {
 
     async fn connection(
         &self,
-        (stream, from): (TcpStream, IpAddr),
-        (handshakes, unannounced): (&Handshakes, OwnedSemaphorePermit),
+        Come { stream, from, unannounced }: Come,
+        handshakes: &Handshakes,
         shares: &Shares,
         drained: watch::Receiver<bool>,
     ) -> Result<(), String> {

@@ -88,8 +88,11 @@ impl Connection {
         probe::mechanisms(&module, &token, label)?;
         let pin_file = pin.which();
         may_log_in(&module, &token, boot, pin_file)?;
+        // Read before it is said that the token has it: who never comes back from reading has spent no attempt.
+        let pin = pin.read()?;
         told(Step::Login(pin_file));
-        let session = login(&module, &token, &pin.read()?, boot)?;
+        let session = login(&module, &token, &pin, boot)?;
+        drop(pin);
         told(Step::Abilities);
         probe::abilities(&session, label)?;
         let begun = Instant::now();

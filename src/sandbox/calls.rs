@@ -308,12 +308,9 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_rt_tgsigqueueinfo, Always),
     (libc::SYS_fcntl, NoneOf(1, FCNTLS)),
     (libc::SYS_ioctl, OneOf(1, FOREIGN_IOCTLS)),
-    // How long, on which processors and with what priority others run: a limit of time would kill them.
+    // How long and with what priority others run: a limit of time would kill them. What sets processors and policies stays
+    // (sched_setaffinity): a C library makes threads with it, by a number that no filter tells from another process's.
     (libc::SYS_prlimit64, NoneOf(0, &[0])),
-    (libc::SYS_sched_setaffinity, Always),
-    (libc::SYS_sched_setattr, Always),
-    (libc::SYS_sched_setparam, Always),
-    (libc::SYS_sched_setscheduler, Always),
     (libc::SYS_setpriority, Always),
     (libc::SYS_ioprio_set, Always),
     // What would go on where no filter sees it.
@@ -328,20 +325,6 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_add_key, Always),
     (libc::SYS_request_key, Always),
     (libc::SYS_mq_open, Always),
-    // What only root could.
-    (libc::SYS_mount, Always),
-    (libc::SYS_umount2, Always),
-    (libc::SYS_pivot_root, Always),
-    (libc::SYS_chroot, Always),
-    (libc::SYS_open_tree, Always),
-    (libc::SYS_move_mount, Always),
-    (libc::SYS_fsopen, Always),
-    (libc::SYS_fsmount, Always),
-    (libc::SYS_mount_setattr, Always),
-    (libc::SYS_open_by_handle_at, Always),
-    (libc::SYS_init_module, Always),
-    (libc::SYS_finit_module, Always),
-    (libc::SYS_kexec_load, Always),
     // No rule about files covers modes, and not every kernel's has one about truncating. What stays its owner's alone is no
     // matter: NSS says so of each database that it makes.
     (libc::SYS_fchmod, AnyBit { argument: 1, bits: FOR_OTHERS }),

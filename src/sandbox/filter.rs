@@ -14,8 +14,8 @@ use super::calls::{Call, When};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The kernel has none, or whoever runs this process forbids them.
-    #[error("{0}")]
-    NotThere(String),
+    #[error("{}", std::io::Error::from_raw_os_error(*.0))]
+    NotThere(i32),
     /// This one could not be installed.
     #[error("{0}")]
     This(String),
@@ -123,8 +123,8 @@ const X32_BIT: u32 = 0x4000_0000;
 fn failure(error: Error) -> Failure {
     match error {
         Error::Prctl(error) | Error::Seccomp(error) => match error.raw_os_error() {
-            Some(libc::ENOSYS | libc::EINVAL | libc::EPERM | libc::EACCES) => {
-                Failure::NotThere(error.to_string())
+            Some(errno @ (libc::ENOSYS | libc::EINVAL | libc::EPERM | libc::EACCES)) => {
+                Failure::NotThere(errno)
             }
             _ => Failure::This(error.to_string()),
         },

@@ -28,9 +28,9 @@ use crate::token::BINARY;
 
 /// `LimitNOFILE=` of systemd/hsm-authd.service.
 const DESCRIPTORS: u64 = 16_384;
-/// The least that a bystander's verifications may fall to, as a part of what they are alone: in a debug build, on processors
-/// that the peers need as well. A release build keeps twice as much of them (docs/overload.md).
-const PART_MIN: f64 = 0.125;
+/// The least that a bystander's verifications may fall to, as a part of what they are alone, on processors that the peers need
+/// as well: a debug build spends several times as much on each byte that dribbles.
+const PART_MIN: f64 = if cfg!(debug_assertions) { 0.125 } else { 0.25 };
 /// How long one of its answers may take, at worst.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What the front may have in memory for each connection, for each stream of one that has a hundred, and besides, in KiB.
@@ -57,6 +57,8 @@ enum Abuse {
     Streams,
     /// A TLS client's first words, byte by byte.
     Hellos,
+    /// First words of nearly as many bytes as they may have, all but the last of them at once.
+    LongHellos,
     /// Connections that say nothing.
     Silent,
     /// Handshakes as many as can be: whole ones, broken ones, and what is none.
@@ -93,7 +95,7 @@ impl Scale {
             ["header_timeout_ms", "body_timeout_ms", "idle_timeout_ms"].map(|name| (name, 1_500)).into();
         match abuse {
             // Fewer places than peers, and more time than who comes new may need.
-            Abuse::Silent | Abuse::Hellos => {
+            Abuse::Silent | Abuse::Hellos | Abuse::LongHellos => {
                 limits.extend([("connections_max", 128), ("handshake_timeout_ms", 8_000)]);
             }
             _ => limits.push(("handshake_timeout_ms", 1_500)),
@@ -277,6 +279,13 @@ impl Target {
                 let Some(stream) = self.connect().await else { return };
                 // A record of 512 bytes, and a ClientHello in it (RFC 8446, sections 5.1 and 4).
                 self.dribble(stream, &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], &[]).await;
+            }
+            Abuse::LongHellos => {
+                let Some(stream) = self.connect().await else { return };
+                // A ClientHello of 65,000 bytes in records of 16,384, the last of which does not end.
+                let message = [&[1, 0, 0xfd, 0xe8][..], &[3; 65_000]].concat();
+                let records = message.chunks(16_384).flat_map(|part| [&[22, 3, 1, 64, 0], part].concat());
+                self.dribble(stream, &[], &records.collect::<Vec<_>>()).await;
             }
             Abuse::Silent => {
                 let Some(mut stream) = self.connect().await else { return };
@@ -488,6 +497,7 @@ beside! {
     codes_are_verified_beside_frames_that_come_byte_by_byte: Frames,
     codes_are_verified_beside_streams_that_come_byte_by_byte: Streams,
     codes_are_verified_beside_handshakes_that_come_byte_by_byte: Hellos,
+    codes_are_verified_beside_handshakes_of_the_longest_first_words: LongHellos,
     codes_are_verified_beside_connections_that_say_nothing: Silent,
     codes_are_verified_beside_a_flood_of_handshakes: Handshakes,
 }

@@ -217,12 +217,12 @@ impl Daemon {
         self.scratch.path().join("dev")
     }
 
-    /// Its database.
     /// The folder of its database, which holds nothing else.
     pub fn store(&self) -> PathBuf {
         self.dir().join("store")
     }
 
+    /// Its database.
     pub fn database(&self) -> PathBuf {
         self.store().join("hsm-authd.db")
     }

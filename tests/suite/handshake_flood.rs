@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use rustls::ClientConnection;
@@ -13,6 +14,7 @@ use toml::Table;
 use crate::client::{Connection, Http, Identity, tls_stream, tls_stream_with};
 use crate::daemon::Daemon;
 use crate::overload::start;
+use crate::processes::children;
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, section};
 use crate::submissions::{Outcome, Token};
@@ -168,6 +170,40 @@ async fn nor_do_those_who_say_half_of_what_they_have_to() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_do_those_who_begin_a_handshake_and_do_not_go_on() {
     holds_nobody_up([("handshakes_max", 8), ("handshake_timeout_ms", 60_000)], client_hello).await;
+}
+
+/// What the appliance says to a first message is signed at once, in the HSM, and a thread waits for it: no more threads than
+/// there are turns, however many begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_begins_has_no_thread_wait_for_his_signature() {
+    const PEERS: usize = 200;
+    let world = World::made(1, |_| ());
+    let served = Served::start(&world.config);
+    let front = children(served.pid(), "front")[0];
+    let threads_before = threads(front);
+    let authority = served.url.strip_prefix("https://").unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..PEERS {
+        peers.push((TcpStream::connect(authority).await.unwrap(), client_hello(&world.daemon)));
+    }
+    for (peer, hello) in &mut peers {
+        peer.write_all(hello).await.unwrap();
+    }
+    for (peer, _) in &peers {
+        peer.readable().await.unwrap();
+    }
+    let scrape = Scrape::at(&served.ops_url);
+    let signed = [("operation", "sign-handshake"), ("outcome", "answered")];
+    assert_eq!(scrape.value("hsm_authd_hsm_operations_total", &signed), PEERS as f64);
+    assert_eq!(scrape.value("hsm_authd_handshakes_in_progress", &[]), PEERS as f64);
+    // A thread that has waited stays for 10 s.
+    let turns = available_parallelism().unwrap().get().div_ceil(2);
+    let threads = threads(front) - threads_before;
+    assert!(threads <= 2 * turns, "{threads} more threads than before");
+}
+
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
 
 /// How many whole handshakes a second, and how long each takes.

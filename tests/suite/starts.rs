@@ -245,9 +245,7 @@ async fn interrupt_starts(mut dice: Dice, end: impl Fn(&mut Child)) {
         if dice.below(2) == 0 {
             fs::remove_dir_all(dir.join("token")).ok();
             fs::remove_dir_all(dir.join("pki")).ok();
-            for end in ["", "-wal", "-shm"] {
-                fs::remove_file(dir.join(format!("hsm-authd.db{end}"))).ok();
-            }
+            fs::remove_dir_all(dir.join("store")).ok();
         }
     }
     let mut child = start_dev(&dir);
