@@ -91,8 +91,9 @@ impl Scale {
             let (window, pause) = (Duration::from_secs(20), Duration::from_millis(250));
             return Self { full, peers, window, pause, limits: vec![], patience: Duration::from_secs(180) };
         }
+        // The bystander has them too, and shares its processors with whatever else this machine does.
         let mut limits: Vec<_> =
-            ["header_timeout_ms", "body_timeout_ms", "idle_timeout_ms"].map(|name| (name, 1_500)).into();
+            ["header_timeout_ms", "body_timeout_ms", "idle_timeout_ms"].map(|name| (name, 3_000)).into();
         match abuse {
             // Fewer places than peers, and more time than who comes new may need.
             Abuse::Silent | Abuse::Hellos | Abuse::LongHellos => {
