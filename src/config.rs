@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::domain::caller::{ClientName, Permission, Tenant};
 use crate::domain::credential::Keeping;
-use crate::files::{FILES_MAX, Files};
+use crate::files::{FILES_MAX, Files, PATHS_BYTES_MAX};
 
 pub use policies::{
     AnchorMode, AttestationPolicy, AuditPolicy, CredentialPolicy, SignerPolicy, TransactionPolicy,
@@ -504,9 +504,10 @@ impl Config {
                 "signers.crls needs signers.trust_anchors: without them every chain is refused".into()
             );
         }
-        if self.files_of_front().count() > FILES_MAX {
+        let paths_bytes: usize = self.files_of_front().map(|path| path.as_os_str().len()).sum();
+        if self.files_of_front().count() > FILES_MAX || paths_bytes > PATHS_BYTES_MAX {
             return Err(
-                "server.certificate, server.client_crls and signers.crls: too many files; put several lists into one".into()
+                "server.certificate, server.client_crls and signers.crls: too many files, or too long paths; put several lists into one".into()
             );
         }
         let certificates = self.server.certificates.iter().count();

@@ -100,6 +100,9 @@ pub fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 /// What the kernel says, `WouldBlock` included.
 pub fn send<T: Serialize>(channel: impl AsFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = postcard::to_allocvec(message).map_err(io::Error::other)?;
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(io::Error::other("a message is too long"));
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {

@@ -17,6 +17,8 @@ use zeroize::Zeroizing;
 /// The most that are configured: what one message takes, with the listeners and the configuration itself, is 253
 /// (`SCM_MAX_FD`).
 pub const FILES_MAX: usize = 200;
+/// The most bytes in all their paths: they are named in one message.
+pub const PATHS_BYTES_MAX: usize = 32 * 1024;
 
 /// As many links as the kernel follows in one path (path_resolution(7)).
 const LINKS_MAX: u32 = 40;

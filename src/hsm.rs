@@ -128,8 +128,6 @@ struct Inner {
     shared: Mutex<SharedKeys>,
     /// What an operator calls the tokens.
     names: OnceLock<Vec<String>>,
-    /// Turns of those who have a handshake signed.
-    signing: Semaphore,
 }
 
 impl Inner {
@@ -157,6 +155,8 @@ struct Token {
     starts: Starts,
     /// The public halves of its `tls` keys, as its custodians told.
     tls: Mutex<Vec<PublicKey>>,
+    /// Turns of those who have a handshake signed: half as many as it has custodians.
+    signing: Semaphore,
 }
 
 /// One that is up.
@@ -195,7 +195,8 @@ impl Hsm {
                 let slots = end..end.saturating_add(usize::from(*count));
                 end = slots.end;
                 let (writer, changes, starts) = (AtomicU64::new(0), Arc::default(), Starts::default());
-                Token { slots, writer, changes, starts, tls: Mutex::default() }
+                let signing = Semaphore::new(usize::from(*count).div_ceil(2).max(1));
+                Token { slots, writer, changes, starts, tls: Mutex::default(), signing }
             })
             .collect();
         let custodians = u16::try_from(end).unwrap_or(u16::MAX);
@@ -218,7 +219,6 @@ impl Hsm {
                 newest: Mutex::default(),
                 shared: Mutex::default(),
                 names: OnceLock::new(),
-                signing: Semaphore::new(end.max(1)),
             }),
         }
     }

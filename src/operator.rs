@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::libc;
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{
@@ -59,9 +60,45 @@ pub fn take_over(config: &mut Config, so_pin_files: &[PathBuf]) -> Result<(), St
     }
     let pins = config.hsm.pin_files().chain(so_pin_files.iter().map(PathBuf::as_path));
     // One that cannot be opened is missed by the process that reads it, which says so.
-    let opened = pins.filter_map(|path| Some((path.to_owned(), Arc::new(File::open(path).ok()?)))).collect();
+    let opened = pins.filter_map(|path| Some((path.to_owned(), Arc::new(open_as_root(path)?)))).collect();
     config.hsm.opened = opened;
     owner.become_it()
+}
+
+/// A file that root alone can have put there; any other is opened as the service's user, if that one may.
+fn open_as_root(path: &Path) -> Option<File> {
+    let folder = fs::metadata(path.parent()?).ok()?;
+    if folder.uid() == 0 && folder.mode() & 0o022 == 0 {
+        return File::open(path).ok();
+    }
+    // Elsewhere others could have put a link, or a pipe that has root wait.
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.is_file() && metadata.uid() == 0).then_some(file)
+}
+
+/// That root does not serve in the place of the user whose the database is: its files would become root's, and the network's
+/// bytes and the module's code would run as root.
+///
+/// # Errors
+/// One line for the operator.
+pub fn no_root_in_its_place(config: &Config, path: &Path) -> Result<(), String> {
+    let folder = config.store.folder();
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = Owner::of(folder)?;
+    match owner.uid.is_root() {
+        true => Ok(()),
+        false => Err(format!(
+            "{} is {}'s, and this is root: runuser -u {1} -- hsm-authd serve{}",
+            folder.display(),
+            owner.name,
+            option(path)
+        )),
+    }
 }
 
 /// Has a process of root's become the user who owns a folder.
@@ -116,6 +153,19 @@ pub fn denied(error: &io::Error) -> String {
 }
 
 impl Owner {
+    /// Whether it may list a folder and open what is in it.
+    pub fn may_enter(&self, folder: &fs::Metadata) -> bool {
+        let bits = match () {
+            () if self.uid.is_root() => return true,
+            () if folder.uid() == self.uid.as_raw() => folder.mode() >> 6,
+            () if self.gid.as_raw() == folder.gid() || self.groups.contains(&folder.gid()) => {
+                folder.mode() >> 3
+            }
+            () => folder.mode(),
+        };
+        bits & 0o1 != 0
+    }
+
     /// Whoever owns a folder.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::custodian::{EXIT_PIN_REFUSED, EXIT_START_FAILED};
 use crate::files::{self, Files};
 use crate::hsm::messages::{self, Boot};
+use crate::operator;
 use crate::sandbox::{self, Enforced};
 use crate::systemd::{self, Inherited, Notify};
 use slot::{Running, Slot};
@@ -98,6 +99,7 @@ pub fn serve(path: &Path, accept_clock: bool) -> Result<(), Failure> {
     for path in config.exposed_files() {
         tracing::warn!(path = %path.display(), "everybody may read it; try chmod o= on it");
     }
+    operator::no_root_in_its_place(&config, path).map_err(misconfigured)?;
     let lock = lock(&config.store.path).map_err(Some)?;
     let Inherited { api, ops } = Inherited::take().map_err(misconfigured)?;
     let api = api.map_or_else(|| bind(config.server.listen), Ok).map_err(Some)?;

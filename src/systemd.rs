@@ -11,6 +11,8 @@ use std::process::Command;
 use listenfd::ListenFd;
 use nix::time::{ClockId, clock_gettime};
 
+/// The longest status, in bytes: systemd takes no message above 4096, with what else is in it.
+const STATUS_BYTES_MAX: usize = 1_024;
 /// What the parent alone is to know.
 const VARIABLES: [&str; 6] =
     ["LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
@@ -166,6 +168,7 @@ impl Notify {
     fn tell(&mut self, state: &str, status: &str) {
         let Some(socket) = &self.socket else { return };
         // One line, whatever it is made of.
+        let status = status.get(..status.floor_char_boundary(STATUS_BYTES_MAX)).unwrap_or_default();
         let status: String = status.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let message = match status == self.status {
             true if state.is_empty() => return,
@@ -225,6 +228,14 @@ mod tests {
         assert_eq!(heard(), ["READY=1", "WATCHDOG=1", "STATUS=serving"]);
         notify.alive("serving");
         assert_eq!(heard(), ["WATCHDOG=1"], "once");
+
+        // Systemd takes no message above 4096 bytes, a sign of life in it included.
+        notify.alive(&"é".repeat(10_000));
+        let mut message = [0; 8_192];
+        let length = systemd.recv(&mut message).unwrap();
+        assert!(length < 4_096 && message.starts_with(b"WATCHDOG=1\nSTATUS="), "{length}");
+        notify.alive("serving");
+        heard();
 
         fill(&notify);
         notify.ready();

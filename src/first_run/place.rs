@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::Path;
 
 use nix::unistd::{getegid, geteuid};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{at, say};
 use crate::config::Config;
@@ -19,9 +20,6 @@ pub enum Reader {
     /// The service, by its group.
     Service,
 }
-
-/// The mode of a folder that is not the group's of the service yet. Nobody but root could read a configuration there.
-const UNFINISHED: u32 = 0o700;
 
 /// The folder of a configuration, in which one run at a time makes files.
 pub struct Place {
@@ -50,17 +48,19 @@ impl Place {
         let owner = Owner::of(store)?;
         let gid = if geteuid().is_root() { owner.gid } else { getegid() }.as_raw();
         if !folder.exists() {
-            let mode = if geteuid().is_root() { UNFINISHED } else { 0o750 };
-            DirBuilder::new().mode(mode).create(folder).map_err(|e| at(folder, &e))?;
+            make_folder(folder, gid).map_err(|e| at(folder, &e))?;
             say(format_args!("{}: made", folder.display()))?;
         }
         is_roots_alone(folder)?;
         let locked = File::open(folder).map_err(|e| at(folder, &e))?;
-        let metadata = locked.metadata().map_err(|e| at(folder, &e))?;
-        if geteuid().is_root() && metadata.mode() & 0o7777 == UNFINISHED && metadata.gid() == 0 {
-            let given = fchown(&locked, None, Some(gid))
-                .and_then(|()| locked.set_permissions(fs::Permissions::from_mode(0o750)));
-            given.map_err(|e| at(folder, &e))?;
+        // One that was there is left as it is: it may be root's own for good reasons.
+        if geteuid().is_root() && !owner.may_enter(&locked.metadata().map_err(|e| at(folder, &e))?) {
+            return Err(format!(
+                "{0}: {1} could read no configuration there; have it enter (chgrp {1} {0}; chmod g+rx {0}), or take another \
+                 folder",
+                folder.display(),
+                owner.name
+            ));
         }
         match locked.try_lock() {
             Ok(()) => Ok(Self { gid, _locked: locked }),
@@ -77,12 +77,12 @@ impl Place {
     /// One line for the operator; then it is not there.
     pub fn write(&self, path: &Path, content: &[u8], reader: Reader) -> Result<(), String> {
         let failed = |e: io::Error| at(path, &e);
-        if fs::symlink_metadata(path).is_ok() {
-            return say(format_args!("{}: already there", path.display()));
-        }
         let folder = path.parent().unwrap_or(Path::new("/"));
         is_roots_alone(folder)?;
         let unfinished = path.with_added_extension("new");
+        if fs::symlink_metadata(path).is_ok() {
+            return say(format_args!("{}: already there", path.display()));
+        }
         // What an interrupted run left.
         match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
@@ -102,14 +102,31 @@ impl Place {
             // Whatever the umask left of it.
             file.set_permissions(fs::Permissions::from_mode(mode))?;
             file.sync_all()?;
-            // A rename would replace what came there meanwhile.
-            fs::hard_link(&unfinished, path)?;
-            fs::remove_file(&unfinished)?;
+            // Not in the place of what came there meanwhile, and never with two names.
+            renameat_with(CWD, &unfinished, CWD, path, RenameFlags::NOREPLACE)?;
             File::open(folder)?.sync_all()
         };
-        write().map_err(failed)?;
+        if let Err(error) = write() {
+            let _ = fs::remove_file(&unfinished);
+            return Err(failed(error));
+        }
         say(format_args!("{}: made", path.display()))
     }
+}
+
+/// A folder that the service's group may read, whole or not at all.
+fn make_folder(folder: &Path, gid: u32) -> io::Result<()> {
+    let unfinished = folder.with_added_extension("new");
+    // What an interrupted run left: nothing is in it yet.
+    match fs::remove_dir(&unfinished) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(&unfinished)?;
+    let opened = File::open(&unfinished)?;
+    fchown(&opened, None, Some(gid))?;
+    opened.set_permissions(fs::Permissions::from_mode(0o750))?;
+    fs::rename(&unfinished, folder)
 }
 
 /// Root writes into no folder that somebody else could rearrange: a link there would lead it anywhere.

@@ -70,8 +70,8 @@ impl Hsm {
     }
 
     /// Signs the server's CertificateVerify of a handshake with this key, in a token that has it: one that is up, if there
-    /// is one. At most as many are signed at once as there are custodians: who shakes hands is nobody yet, and is not to
-    /// stand before those who are let in.
+    /// is one. A token signs for half as many at once as it has custodians: who shakes hands is nobody yet, and those who are
+    /// let in are not to stand behind him everywhere.
     ///
     /// # Errors
     /// [`HsmError`]; [`HsmError::Unavailable`] also if the token has no such key.
@@ -80,10 +80,12 @@ impl Hsm {
         key: &PublicKey,
         transcript: TranscriptHash,
     ) -> Result<Signature, HsmError> {
-        // It is never closed.
-        let _turn = self.inner.signing.acquire().await;
         let having = || (0..self.tokens()).filter(|token| self.knows_tls(*token, key));
         let token = having().find(|token| self.is_token_up(*token)).or_else(|| having().next());
+        let signs = self.inner.tokens.get(token.unwrap_or(0));
+        let Some(signs) = signs else { return Err(HsmError::Unavailable("there is no token".to_owned())) };
+        // It is never closed.
+        let _turn = signs.signing.acquire().await;
         let request = Request::SignHandshake { key: key.clone(), transcript };
         match self.call(token.map_or(Route::Any, Route::Token), request).await? {
             Response::HandshakeSigned(Some(signature)) => Ok(signature),

@@ -43,7 +43,7 @@ impl Refusal {
         let Self { cause, line, .. } = self;
         let line = format!(
             "{line}; its PIN may have been refused, so the same PIN file is tried once more at most, and then not before it \
-             is another one, or SIGHUP"
+             is another one"
         );
         Self { cause, line, failed: Some(StartFailed::PinInDoubt(file)) }
     }

@@ -4,8 +4,9 @@
 //! established connection costs, and anybody who reaches the port may begin one. So it goes through three bounds:
 //!
 //! 1. Until its first message (the ClientHello) is whole, a connection waits in a place of its own ([`Places`]), of which
-//!    there are many, since it costs no computing, and no more memory than the message may have (64 KiB). When there are no
-//!    more, those leave who have kept us waiting for longest: peers that say nothing, or a byte at a time, keep nobody out.
+//!    there are many, since it costs no computing, and memory for no more than such a message may have (64 KiB). When there
+//!    are no more, those leave who have kept us waiting for longest: peers that say nothing, or a byte at a time, keep nobody
+//!    out.
 //! 2. Then it is a handshake in progress, of which there are fewer. Those wait for their turn here, who said all that they had
 //!    to, and nobody leaves for who comes but those who do not go on when it is their turn to. As long as somebody stands in
 //!    line no connection is accepted: further ones wait in the kernel's backlog. They are served in their order when there is

@@ -94,7 +94,8 @@ impl Supervisor {
         match event {
             CustodianEvent::Up { slot, generation } => {
                 let Some(slot) = self.slots.get_mut(usize::from(slot)) else { return };
-                if slot.of(generation).is_none() {
+                // One that was up already says nothing of a PIN any more.
+                if slot.of(generation).is_none_or(|running| running.up) {
                     return;
                 }
                 slot.came_up(generation, now);
@@ -321,7 +322,14 @@ mod tests {
         assert_eq!(look(&mut supervisor), Err(None));
         assert!(supervisor.needs_operator && supervisor.tokens[0].pin.is_refused());
         // Nor does it come up after its end.
-        supervisor.told(CustodianEvent::Up { slot: 0, generation: 1 });
+        let up = CustodianEvent::Up { slot: 0, generation: 1 };
+        supervisor.told(up);
+        assert!(supervisor.tokens[0].pin.is_refused());
+        supervisor.end_children();
+        // One that is up comes up no second time, once another's PIN was refused.
+        let mut supervisor = self::supervisor(&folder, "exec sleep 600", true);
+        supervisor.tokens[0].pin.refused(None);
+        supervisor.told(up);
         assert!(supervisor.tokens[0].pin.is_refused());
         supervisor.end_children();
         std::fs::remove_dir_all(folder).unwrap();

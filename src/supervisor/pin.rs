@@ -22,7 +22,7 @@ enum Verdict {
     Open,
     /// Somebody was cut off with this one in the token's hands. It is tried once more.
     Doubted(PinFile),
-    /// That happened again. It is not tried unless an operator says so.
+    /// That happened again. It is not tried any more: nobody tells a reload of an operator's from one of a timer's.
     DoubtedAgain(PinFile),
     /// It was refused; `None`: nobody knows which file that was.
     Refused(Option<PinFile>),
@@ -61,13 +61,6 @@ impl PinRule {
     /// The token accepted the one that was tried last.
     pub fn accepted(&mut self) {
         self.verdict = Verdict::Open;
-    }
-
-    /// An operator asks for a start: enough for one that may have been refused, and not for one that was.
-    pub fn asked_for(&mut self) {
-        if let Verdict::Doubted(_) | Verdict::DoubtedAgain(_) = self.verdict {
-            self.verdict = Verdict::Open;
-        }
     }
 
     /// Which one somebody was cut off with: a custodian does not try it if the token says that it has refused one.
@@ -122,7 +115,6 @@ mod tests {
         let mut rule = PinRule::default();
         assert!(rule.allows(Some(file(1))) && !rule.needs_another());
         rule.refused(Some(file(1)));
-        rule.asked_for();
         assert!(rule.is_refused() && rule.needs_another());
         assert!(!rule.allows(Some(file(1))) && !rule.allows(None));
         for other in
@@ -144,14 +136,13 @@ mod tests {
         let rule = PinRule::marked(Some(Marked::File(file(1))));
         assert!(rule.is_refused() && !rule.allows(Some(file(1))) && rule.allows(Some(file(2))));
         let mut rule = PinRule::marked(Some(Marked::Any));
-        rule.asked_for();
         assert!(rule.doubted(file(2)));
         assert!(rule.is_refused() && rule.needs_another());
         assert!(!rule.allows(Some(file(1))) && !rule.allows(None));
     }
 
     #[test]
-    fn one_that_may_have_been_refused_is_tried_once_more_and_then_only_for_an_operator() {
+    fn one_that_may_have_been_refused_is_tried_once_more_and_then_no_more() {
         let mut rule = PinRule::default();
         assert_eq!(rule.cut_off(), None);
         assert!(!rule.doubted(file(1)) && rule.allows(Some(file(1))) && !rule.needs_another());
@@ -160,9 +151,6 @@ mod tests {
         assert!(rule.doubted(file(2)));
         assert!(rule.needs_another() && !rule.is_refused());
         assert!(!rule.allows(Some(file(2))) && !rule.allows(None) && rule.allows(Some(file(3))));
-        rule.asked_for();
-        assert!(rule.allows(Some(file(2))));
-        rule.doubted(file(2));
         rule.accepted();
         assert!(!rule.doubted(file(2)), "its turn of doubt is over");
     }

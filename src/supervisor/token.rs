@@ -63,7 +63,6 @@ impl Token {
 
     /// An operator asks for other custodians, and may have mended what was wrong.
     pub(super) fn asked_for(&mut self, now: Instant) {
-        self.pin.asked_for();
         self.spares = Spares::new(now);
         self.look_at = now;
     }
@@ -97,7 +96,7 @@ impl Token {
             tracing::error!(
                 token = self.name,
                 "nobody came back who tried this PIN, and it may be wrong: no custodian is started before its PIN file is \
-                 another one, or SIGHUP; the others go on"
+                 another one; the others go on"
             );
         }
     }

@@ -47,6 +47,10 @@ impl Bystander {
             let token = Token::enrol(&connection, "hotp", None).await;
             users.spawn(async move {
                 for counter in 0.. {
+                    // One in a million looks as the one before: refused, uncharged, and the user asks the token for the next.
+                    if counter > 0 && token.code(counter) == token.code(counter - 1) {
+                        continue;
+                    }
                     let begun = Instant::now();
                     let outcome = token.submission(counter).send(&connection).await;
                     assert_eq!(outcome, Outcome::Yes, "code {counter}, after {:?}", begun.elapsed());

@@ -53,6 +53,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
             "files",
             "init",
             "hsm::messages",
+            "operator",
             "sandbox",
             "custodian::EXIT_PIN_REFUSED",
             "custodian::EXIT_START_FAILED",

@@ -111,6 +111,54 @@ fn done_or_said(machine: &Machine, arguments: &[&str]) -> String {
 }
 
 #[test]
+fn root_does_not_serve_in_its_place() {
+    if passed_over() {
+        return;
+    }
+    let machine = Machine::complete();
+    with_ports(&machine);
+    let output = machine.run(&["serve"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = lines(&output.stderr).join("\n");
+    assert!(said.contains("and this is root: runuser -u "), "{said}");
+    machine.assert_owned("serve");
+}
+
+/// What the service's user put there, root opens through nothing.
+#[test]
+fn a_pin_in_the_services_folder_is_no_way_to_a_file_of_roots() {
+    if passed_over() {
+        return;
+    }
+    let machine = Machine::complete();
+    with_ports(&machine);
+    let (pin, secret) = (machine.var("pin"), machine.etc("secret"));
+    fs::copy(machine.etc("pin"), &secret).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    machine.configure("pin_file = \"pin\"", &format!("pin_file = {:?}", pin.to_str().unwrap()));
+    std::os::unix::fs::symlink(&secret, &pin).unwrap();
+    let said = refused(&machine.run(&["keys", "list"]));
+    assert!(said.contains("cannot be opened"), "{said}");
+    fs::remove_file(&pin).unwrap();
+    assert!(Command::new("mkfifo").arg(&pin).status().unwrap().success());
+    chown(&pin, Some(SERVICE), Some(SERVICE)).unwrap();
+    let mut command = machine.command(&["keys", "list"]);
+    // It waits for a PIN, if at all, as the service's user.
+    let mut child = crate::processes::Started::by(&mut command);
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() && !is_somebody_else(child.id()) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "root waits at a pipe");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// By the kernel's word, whoever its files belong to.
+fn is_somebody_else(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("Uid:").is_some_and(|uids| !uids.trim().starts_with("0")))
+}
+
+#[test]
 fn what_the_services_user_may_not_do_is_said_with_its_name() {
     if passed_over() {
         return;

@@ -35,13 +35,16 @@ async fn a_key_is_where_a_token_told_of_it_and_nowhere_only_once_all_have_told()
     assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Nowhere);
 }
 
+/// Those of the other token are none of its.
 #[tokio::test]
-async fn no_more_handshakes_wait_for_custodians_than_there_are() {
-    let mut fixture = Fixture::new(2);
-    for slot in 0..2 {
+async fn handshakes_wait_for_no_more_than_half_of_the_tokens_custodians() {
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut fixture = Fixture { hsm: Hsm::new(&[4, 4], (Keeping::Wrapped, 1), sender), events };
+    for slot in 0..8 {
         fixture.custodian(slot, 1, |_| Act::Hang).await;
     }
     let key = key_named("p256");
+    fixture.hsm.learn_tls(1, vec![key.clone()]);
     let tasks: Vec<_> = (0..20)
         .map(|_| {
             let (hsm, key) = (fixture.hsm.clone(), key.clone());
@@ -51,7 +54,7 @@ async fn no_more_handshakes_wait_for_custodians_than_there_are() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    let waiting: i64 = (0..2)
+    let waiting: i64 = (0..8)
         .map(|custodian| {
             let label = Custodian { custodian };
             fixture.hsm.metrics().queue_depth.get_or_create_owned(&label).get()
