@@ -212,14 +212,25 @@ impl Server {
         let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let (hello, begins) = handshakes.announced(unannounced, from, hello, &self.metrics).await?;
+        // Who has not shaken hands has no request that a drain would wait for.
+        let mut drains = drained.clone();
+        let mut drains = pin!(drains.wait_for(|drains| *drains));
+        let announced = handshakes.announced(unannounced, from, hello, &self.metrics);
+        let (hello, begins) = tokio::select! {
+            announced = announced => announced?,
+            _ = drains.as_mut() => return Ok(()),
+        };
         // A reload during the handshake is one of a connection that is open.
         let mut reloads = self.identities.subscribe();
         let identities = reloads.borrow_and_update().clone();
         let tls = identities.tls.clone();
         // What it says to the first message, with its signature, is made here at once: in its turn, and in its time.
         let handshake = async move { hello.into_stream(tls).await };
-        let mut stream = handshakes.shake(begins, from, handshake, &self.metrics).await?;
+        let shaken = handshakes.shake(begins, from, handshake, &self.metrics);
+        let mut stream = tokio::select! {
+            shaken = shaken => shaken?,
+            _ = drains.as_mut() => return Ok(()),
+        };
         let (_, session) = stream.get_ref();
         let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
         let peer = Peer(chain.first().and_then(|certificate| identities.clients.identify(certificate)));

@@ -23,7 +23,7 @@ use std::task::ready;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::places::{Place, Places, SentAway, freed};
@@ -42,6 +42,9 @@ pub struct Handshakes {
     in_progress: Places,
     /// Turns of those that compute.
     computing: Semaphore,
+    /// Which of them may be of those who begin. Who goes on stands behind no more of them, and so is done: else, where an HSM
+    /// takes its time to sign, all would be answered and none let in before it is too late.
+    answering: Semaphore,
     timeout: Duration,
 }
 
@@ -65,11 +68,12 @@ impl Handshakes {
     /// Of so many connections, half of which may be without a first message; so many handshakes in progress. `timeout` is for
     /// the first message, and once more for what follows. Half as many as there are processors compute.
     pub fn new(connections_max: usize, in_progress_max: usize, timeout: Duration) -> Self {
-        let processors = available_parallelism().map_or(1, usize::from);
+        let turns = available_parallelism().map_or(1, usize::from).div_ceil(2);
         Self {
             unannounced: Places::new(connections_max.div_ceil(2), PATIENCE_FOR_HELLO),
             in_progress: Places::new(in_progress_max, PATIENCE),
-            computing: Semaphore::new(processors.div_ceil(2)),
+            computing: Semaphore::new(turns),
+            answering: Semaphore::new(turns),
             timeout,
         }
     }
@@ -133,15 +137,20 @@ impl Handshakes {
         done
     }
 
+    /// A turn to compute. They are never closed: what cannot be had is no reason to wait.
+    async fn turn(&self, begins: bool) -> (Option<SemaphorePermit<'_>>, Option<SemaphorePermit<'_>>) {
+        let answers = if begins { self.answering.acquire().await.ok() } else { None };
+        (answers, self.computing.acquire().await.ok())
+    }
+
     /// Each step in its turn. Who waits for its peer keeps none.
     async fn in_turns<W: Future>(&self, work: W, place: &Place) -> W::Output {
-        let (mut work, mut turn) = (pin!(work), None);
+        let (mut work, mut turn, mut begins) = (pin!(work), None, true);
         poll_fn(|context| {
             place.work();
-            let turn_of_it = turn.get_or_insert_with(|| Box::pin(self.computing.acquire()));
-            // It is never closed: what cannot be had is no reason to wait.
+            let turn_of_it = turn.get_or_insert_with(|| Box::pin(self.turn(begins)));
             let held = ready!(turn_of_it.as_mut().poll(context));
-            turn = None;
+            (turn, begins) = (None, false);
             let done = work.as_mut().poll(context);
             drop(held);
             if done.is_pending() {
@@ -353,5 +362,49 @@ mod tests {
         drop(held);
         task.await.unwrap();
         assert_eq!((steps.load(Ordering::SeqCst), shakes.computing.available_permits()), (2, free));
+    }
+
+    /// Of those who wait for a turn when one who has been answered goes on, he is behind no more than compute.
+    #[tokio::test]
+    async fn who_goes_on_is_not_behind_all_who_begin() {
+        let shakes = Arc::new(Handshakes::new(200, 100, Duration::from_secs(60)));
+        let turns = shakes.computing.available_permits();
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (said, answer) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+        let begin = |goes_on: bool| {
+            let (shakes, order, said, answer) = (shakes.clone(), order.clone(), said.clone(), answer.clone());
+            tokio::spawn(async move {
+                let (place, _sent_away) = shakes
+                    .in_progress
+                    .take(shakes.in_progress.freed(&Counter::default()).await.unwrap(), FROM);
+                let work = async {
+                    if goes_on {
+                        answer.notify_one();
+                        said.notified().await;
+                    }
+                    order.lock().unwrap().push(goes_on);
+                };
+                shakes.in_turns(work, &place).await;
+            })
+        };
+        let first = begin(true);
+        answer.notified().await;
+        let held = shakes.computing.acquire_many(turns as u32).await.unwrap();
+        let others: Vec<_> = (0..50).map(|_| begin(false)).collect();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        said.notify_one();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        first.await.unwrap();
+        for other in others {
+            other.await.unwrap();
+        }
+        let at = order.lock().unwrap().iter().position(|goes_on| *goes_on).unwrap();
+        // Some run beside him.
+        assert!(at <= 2 * turns, "behind {at} who begin");
     }
 }

@@ -144,6 +144,26 @@ async fn holds_nobody_up(limits: [(&'static str, i64); 2], hello: impl Fn(&Daemo
     assert!(scrape.value("hsm_authd_handshakes_full_total", &[]) >= 1.0);
 }
 
+/// They have nothing that could be answered first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_do_they_hold_up_a_stop() {
+    let (daemon, served) = start(&[("handshake_timeout_ms", 60_000)]);
+    let authority = served.url.strip_prefix("https://").unwrap().to_owned();
+    let mut peers = Vec::new();
+    for hello in [Vec::new(), client_hello(&daemon)] {
+        let mut peer = TcpStream::connect(&authority).await.unwrap();
+        peer.write_all(&hello).await.unwrap();
+        peers.push(peer);
+    }
+    peers[1].readable().await.unwrap();
+    let scrape = Scrape::at(&served.ops_url);
+    let held = ["unannounced", "open"].map(|of| scrape.value(&format!("hsm_authd_connections_{of}"), &[]));
+    assert_eq!(held, [1.0, 2.0]);
+    let begun = Instant::now();
+    assert_eq!(served.stop().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
 /// What a client says first.
 fn client_hello(daemon: &Daemon) -> Vec<u8> {
     let tls = Arc::new(daemon.identity("bank-a").tls_config(&["h2"]).unwrap());
