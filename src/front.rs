@@ -393,7 +393,7 @@ async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: PathBuf
         let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
         Ok::<_, String>((Arc::new(identities), trust))
     };
-    // Of a disk that hangs, or a list of an authority's whole life, nobody's request waits for the end.
+    // Of a list of an authority's whole life nobody's request waits for the end.
     let loaded = tokio::task::spawn_blocking(load).await.unwrap_or_else(|error| Err(error.to_string()));
     let loaded = match loaded {
         Ok((identities, trust)) => match with_known_keys(hsm, identities.clone()).await {
