@@ -5,17 +5,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use fault_module::{Fault, Function, Kind, Latency};
 use rustls::ClientConnection;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use toml::Table;
 
 use crate::client::{Connection, Http, Identity, tls_stream, tls_stream_with};
 use crate::daemon::Daemon;
+use crate::fault_module::FaultModule;
 use crate::overload::start;
 use crate::processes::children;
 use crate::scrape::Scrape;
+use crate::scratch::Scratch;
 use crate::served::{Served, configuration, section};
 use crate::submissions::{Outcome, Token};
 use crate::tls_key::{World, issue, openssl};
@@ -225,6 +229,44 @@ async fn who_only_begins_has_no_thread_wait_for_his_signature() {
 
 fn threads(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+}
+
+/// A fleet that comes back at once, to an HSM that is slow: who is answered is let in before further ones begin. All in one
+/// line, each would be answered, and its time be over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_are_let_in_by_an_hsm_that_takes_its_time() {
+    const CLIENTS: usize = 120;
+    const SIGNATURE: Duration = Duration::from_millis(60);
+    let (scratch, mut faults) = (Scratch::new(), None);
+    let world = World::made(1, |config| {
+        let hsm = section(config, "hsm");
+        let module = FaultModule::new(scratch.path(), hsm["module"].as_str().unwrap().as_ref());
+        hsm.insert("module".into(), FaultModule::library().to_str().unwrap().into());
+        module.configure(hsm);
+        faults = Some(module);
+    });
+    let served = Served::start(&world.config);
+    let slow = Kind::Latency(Latency::Uniform(SIGNATURE, SIGNATURE));
+    let _slow = faults.as_ref().unwrap().set(Fault::of(Function::C_Sign, slow));
+    let begun = Instant::now();
+    let mut fleet = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (url, identity) = (served.url.clone(), world.identity());
+        fleet.spawn(async move {
+            loop {
+                // Who is turned away, at whatever moment, comes again at once.
+                let Ok(bank) = Connection::open(&url, &identity, Http::Two).await else { continue };
+                if bank.get("/v1/credentials").await.is_ok_and(|answer| answer.status == 200) {
+                    return;
+                }
+            }
+        });
+    }
+    let all = timeout(Duration::from_secs(60), fleet.join_all()).await;
+    let scrape = Scrape::at(&served.ops_url);
+    let handshakes = scrape.counted("hsm_authd_handshakes_total");
+    println!("{CLIENTS} clients in {:?}, {handshakes:?}", begun.elapsed());
+    assert!(all.is_ok(), "{handshakes:?}");
 }
 
 /// How many whole handshakes a second, and how long each takes.
