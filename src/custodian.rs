@@ -201,7 +201,6 @@ pub fn run(supervisor_pid: i32, finals: &[u8]) -> ExitCode {
 }
 
 fn shut_in(supervisor_pid: i32, name: &CStr) -> Result<(), StartFailure> {
-    sandbox::be_ended_first();
     control::bind_to_supervisor(supervisor_pid, name).map_err(|error| not_shut_in(&error))?;
     // Before there is a secret in it.
     sandbox::lock_memory().map_err(|error| not_shut_in(&format!("its memory is not locked: {error}")))

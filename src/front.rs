@@ -211,10 +211,10 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
         () = store.failed() => return Err(STORE_FAILED.to_owned()),
         ended = &mut control => return Err(control_ended(ended)),
     }
-    if let Some(reason) = with_known_keys(&hsm, server.identities.borrow().clone()).await {
-        // What has begun ends in order: nothing was answered.
-        service.end().await;
-        return Err(reason);
+    let identities = server.identities.borrow().clone();
+    if let Err(reason) = with_known_keys(&hsm, &identities).await {
+        // Another start would find the same, and write it down. `/readyz` says so until a reload mends it.
+        tracing::error!(reason, "nobody can connect");
     }
     let mut upkeep = JoinSet::new();
     // Before anybody is told that it is ready: an operator may come at once.
@@ -375,12 +375,18 @@ async fn reload_each(
     }
 }
 
-/// Why these certificates cannot be served: the key of one is in no token. Of keys that nobody has told of the tokens are
-/// asked first.
-async fn with_known_keys(hsm: &Hsm, identities: Arc<Identities>) -> Option<String> {
-    identities.misfit(hsm)?;
-    hsm.ask_for_tls().await;
-    identities.misfit(hsm)
+/// Whether the key of each of these certificates is in a token, or may be in one that is away. Of keys that nobody has
+/// told of the tokens are asked first.
+async fn with_known_keys(hsm: &Hsm, identities: &Identities) -> Result<(), String> {
+    if identities.misfit(hsm).is_none() {
+        return Ok(());
+    }
+    let all_told = hsm.ask_for_tls().await;
+    match identities.misfit(hsm) {
+        None => Ok(()),
+        Some(reason) if all_told => Err(reason),
+        Some(_) => Err("a token does not tell which keys it has: reload again when it does".to_owned()),
+    }
 }
 
 /// New connections begin with the new files, and signers' certificates are held against them; a configuration
@@ -396,10 +402,7 @@ async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: PathBuf
     // Of a list of an authority's whole life nobody's request waits for the end.
     let loaded = tokio::task::spawn_blocking(load).await.unwrap_or_else(|error| Err(error.to_string()));
     let loaded = match loaded {
-        Ok((identities, trust)) => match with_known_keys(hsm, identities.clone()).await {
-            None => Ok((identities, trust)),
-            Some(reason) => Err(reason),
-        },
+        Ok((identities, trust)) => with_known_keys(hsm, &identities).await.map(|()| (identities, trust)),
         Err(reason) => Err(reason),
     };
     match loaded {

@@ -80,7 +80,7 @@ pub fn enclose_custodian(module: &Path, reach: &Reach) -> Result<(), String> {
     Paths { reads, writes, network: reach.network }.enforce()?;
     done(filter::refuse(&[calls::NOT_THERE], libc::ENOSYS))?;
     // The module's code runs next: what it starts or opens to others now, the seal would not undo.
-    let sockets = if reach.network { &[] } else { calls::NO_SOCKET };
+    let sockets = if reach.network { calls::NO_OTHER_SOCKET } else { calls::NO_SOCKET };
     done(filter::refuse(&[calls::BEFORE_MODULE, sockets], libc::EPERM))
 }
 
@@ -131,8 +131,8 @@ pub fn no_cores() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
 }
 
-/// Nobody of the same user looks into this process, or takes it over by tracing it. Not for those that it starts: each
-/// program begins without.
+/// Nobody of the same user looks into this process, or takes it over by tracing it. Not for those that it starts: a program
+/// begins without, unless its file may not be read by who starts it. That of the package may not, so no moment is left.
 ///
 /// # Errors
 /// What the kernel says.
@@ -161,22 +161,6 @@ fn lock_all() -> Result<(), Errno> {
     // A page is locked when it is first used: modules map far more than they use.
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
 }
-
-/// Where memory runs out, the kernel ends this process rather than another of the service: a module that leaks costs a
-/// custodian, which is replaced, and not the front. To be called before [`no_tracing`], after which these files are root's.
-/// Whoever runs this process may have hidden them: then it goes on as likely as the others.
-pub fn be_ended_first() {
-    const FILE: &str = "/proc/self/oom_score_adj";
-    let now = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    if let Some(now) = now {
-        let _ = std::fs::write(FILE, now.saturating_add(ENDED_FIRST).min(OOM_SCORE_ADJ_MAX).to_string());
-    }
-}
-
-/// As if it had a tenth of the machine's memory more, in thousandths (`proc_pid_oom_score_adj(5)`). Not so much that it is the
-/// first of the whole machine: whoever leaks there would take one custodian after the other with him.
-const ENDED_FIRST: i32 = 100;
-const OOM_SCORE_ADJ_MAX: i32 = 1_000;
 
 /// What the kernel does for the processes that this one starts.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -187,15 +187,16 @@ pub fn server_names(server: &Server) -> Result<Vec<String>, TlsError> {
     let own = chain.first().and_then(|own| Certificate::from_der(own).ok()).ok_or_else(unreadable)?;
     let names = own.tbs_certificate().get_extension::<SubjectAltName>().map_err(|_| unreadable())?;
     let name = |name: &GeneralName| match name {
-        GeneralName::DnsName(name) => Some(name.to_string()),
+        GeneralName::DnsName(name) => Ok(name.to_string()),
         GeneralName::IpAddress(address) => {
             let four = <[u8; 4]>::try_from(address.as_bytes()).map(IpAddr::from);
             let sixteen = || <[u8; 16]>::try_from(address.as_bytes()).map(IpAddr::from);
-            four.or_else(|_| sixteen()).ok().map(|address| address.to_string())
+            let address = four.or_else(|_| sixteen()).map_err(|_| unreadable())?;
+            Ok(address.to_string())
         }
-        _ => None,
+        _ => Err(file_error(path, "it has a name that is neither a DNS name nor an address".into())),
     };
-    Ok(names.iter().flat_map(|(_, SubjectAltName(names))| names).filter_map(name).collect())
+    names.iter().flat_map(|(_, SubjectAltName(names))| names).map(name).collect()
 }
 
 struct RevocationLists {

@@ -82,7 +82,11 @@ impl ServerName {
                 && !label.ends_with('-')
         };
         let mut labels = text.strip_prefix("*.").unwrap_or(text).split('.');
-        (text.len() <= 253 && labels.all(is_label)).then(|| Self::Dns(text.to_owned()))
+        // No name ends in digits alone: that is an address with a fault in it (RFC 1123, section 2.1).
+        let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+        let is_name =
+            text.len() <= 253 && labels.all(is_label) && !text.rsplit('.').next().is_some_and(is_number);
+        is_name.then(|| Self::Dns(text.to_owned()))
     }
 
     fn to_general_name(&self) -> Result<GeneralName, der::Error> {
@@ -174,9 +178,9 @@ mod tests {
             assert_eq!(ServerName::parse(name), Some(ServerName::Dns(name.to_owned())), "{name}");
         }
         let long = [&"a".repeat(64), ".example"].concat();
-        for name in
-            ["", ".", "a..b", "-a", "a-", "bänk.example", "a b", "a,b", "*.", "a.*", "https://a", &long]
-        {
+        let odd =
+            ["", ".", "a..b", "-a", "a-", "bänk.example", "a b", "a,b", "*.", "a.*", "https://a", &long];
+        for name in [&odd[..], &["192.0.2.300", "192.0.2", "7", "a.7"]].concat() {
             assert_eq!(ServerName::parse(name), None, "{name}");
         }
     }

@@ -57,16 +57,21 @@ impl Hsm {
         }
     }
 
-    /// Asks the tokens that are up which `tls` keys they have by now.
-    pub async fn ask_for_tls(&self) {
+    /// Asks the tokens that are up which `tls` keys they have by now. Whether all of them told: of one that did not, what it
+    /// told before stands.
+    pub async fn ask_for_tls(&self) -> bool {
+        let mut all_told = true;
         for token in (0..self.tokens()).filter(|token| self.is_token_up(*token)) {
             match self.call(Route::Token(token), Request::TlsKeys).await {
                 Ok(Response::TlsKeys(keys)) => self.learn_tls(token, keys),
-                // What it told before stands.
-                Ok(_) => tracing::warn!(token, "a custodian answered something else than its tls keys"),
-                Err(error) => tracing::warn!(token, %error, "a token does not tell its tls keys"),
+                other => {
+                    let error = other.err().unwrap_or_else(super::calls::wrong_kind);
+                    tracing::warn!(token, %error, "a token does not tell its tls keys");
+                    all_told = false;
+                }
             }
         }
+        all_told
     }
 
     /// Signs the server's CertificateVerify of a handshake with this key, in a token that has it: one that is up, if there

@@ -41,18 +41,9 @@ pub fn request(
     subject: Option<CommonName>,
     token: Option<&str>,
 ) -> Ending {
-    let names = match names.is_empty() {
-        false => names,
-        // What is in no certificate yet has to be said.
-        true => {
-            let known = tls::server_names(&config.server).unwrap_or_default();
-            known.iter().filter_map(|name| ServerName::parse(name)).collect()
-        }
-    };
+    let names = if names.is_empty() { certified_names(config)? } else { names };
     let Some(first) = names.first() else {
-        return Err(Some(
-            "give --name: the certificate in server.certificate has no names, or is not there".to_owned(),
-        ));
+        return Err(Some("give --name: the certificate in server.certificate has no names".to_owned()));
     };
     let first = match first {
         ServerName::Dns(name) => name.clone(),
@@ -80,4 +71,18 @@ pub fn request(
         say(pem.trim_end().to_owned())?;
     }
     Ok(())
+}
+
+/// Those of the first certificate: who renews it asks for the same, and for all of them.
+fn certified_names(config: &Config) -> Result<Vec<ServerName>, Option<String>> {
+    let names = tls::server_names(&config.server).map_err(|error| format!("give --name: {error}"))?;
+    let parsed = |name: String| {
+        ServerName::parse(&name).ok_or_else(|| {
+            Some(format!(
+                "give --name: the certificate has {name:?}, which is neither a \
+                                                            DNS name nor an address"
+            ))
+        })
+    };
+    names.into_iter().map(parsed).collect()
 }

@@ -254,9 +254,13 @@ pub(super) const CUSTODIAN: &[Call] = &[
     (libc::SYS_semctl, Always),
 ];
 
+/// What a module with `hsm.network` speaks over; netlink tells it of the machine's addresses. An `AF_VSOCK` would be a way
+/// to a host that no firewall sees, an `AF_ALG` is code of the kernel's that nobody needs.
+const FAMILIES: &[u64] = &[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
+
 /// A custodian whose module speaks to its HSM over a network, or to a daemon of this machine (`hsm.network`).
 pub(super) const NETWORK: &[Call] = &[
-    (libc::SYS_socket, OneOf(0, &[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK])),
+    (libc::SYS_socket, OneOf(0, FAMILIES)),
     (libc::SYS_connect, Always),
     (libc::SYS_bind, Always),
     (libc::SYS_sendto, Always),
@@ -277,6 +281,13 @@ pub(super) const NO_SOCKET: &[Call] = &[
     // Of a pair of datagrams each end sends also to whoever is named with a message: to any socket with a path.
     (libc::SYS_socketpair, NoneOf(0, &[AF_UNIX])),
     (libc::SYS_socketpair, AnyBit { argument: 1, bits: DATAGRAMS }),
+];
+
+/// The same with `hsm.network`.
+pub(super) const NO_OTHER_SOCKET: &[Call] = &[
+    (libc::SYS_socket, NoneOf(0, FAMILIES)),
+    (libc::SYS_listen, Always),
+    (libc::SYS_socketpair, NoneOf(0, &[AF_UNIX])),
 ];
 
 /// Taken from a custodian before its module is loaded, whose code runs from there on.

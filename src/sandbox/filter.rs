@@ -33,10 +33,18 @@ pub(super) fn allow(lists: &[&[Call]]) -> Result<(), Failure> {
     apply_filter_all_threads(&program).map_err(failure)
 }
 
-fn rules<'c>(calls: impl IntoIterator<Item = &'c Call>) -> Result<Rules, BackendError> {
+/// Any of a call's conditions will do. None at all means always, and would be lost behind one.
+fn rules<'c>(calls: impl IntoIterator<Item = &'c Call>) -> Result<Rules, Failure> {
     let mut rules = Rules::new();
     for (call, when) in calls {
-        rules.entry(*call).or_default().extend(conditions(*when)?);
+        let more = conditions(*when)?;
+        let listed = rules.entry(*call).or_insert_with(|| more.clone());
+        if listed.is_empty() != more.is_empty() {
+            return Err(Failure::This(format!("call {call} is listed without and with a condition")));
+        }
+        if *listed != more {
+            listed.extend(more);
+        }
     }
     Ok(rules)
 }
@@ -129,5 +137,22 @@ fn failure(error: Error) -> Failure {
             _ => Failure::This(error.to_string()),
         },
         other => Failure::This(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_listed_with_conditions_or_without() {
+        let (always, if_one) = ((libc::SYS_socket, When::Always), (libc::SYS_socket, When::OneOf(0, &[1])));
+        let if_two = (libc::SYS_socket, When::OneOf(0, &[2]));
+        let conditions = |calls: &[Call]| rules(calls).map(|rules| rules[&libc::SYS_socket].len());
+        assert_eq!(conditions(&[always, always]).unwrap(), 0);
+        assert_eq!(conditions(&[if_one, if_two]).unwrap(), 2);
+        for both in [[always, if_one], [if_one, always]] {
+            assert!(matches!(conditions(&both), Err(Failure::This(_))));
+        }
     }
 }

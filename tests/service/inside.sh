@@ -251,6 +251,21 @@ for tool in strace gdb; do
 done
 kill "$bystander"
 wait "$bystander" || true
+# Of root's commands, which no unit keeps apart: from their first moment on.
+rm -f enough
+perl watcher.pl enough >caught &
+watcher=$!
+eventually 10 grep -qx watching caught
+for _ in $(seq 5); do
+    hsm-authd keys list >/dev/null
+    hsm-authd check >/dev/null
+done
+runuser -u hsm-authd -- sleep 1
+touch enough
+wait "$watcher"
+grep -qx sleep caught || fail "the watcher catches nothing at all"
+! grep hsm-authd caught || fail "a command of root's was open to the service's user"
+refusals=$((refusals + 1))
 echo "   $refusals acts refused; each succeeds on a process that is not guarded"
 
 phase "an attacker in the place of the front, and of a custodian"

@@ -67,7 +67,7 @@ step "install"
 inside apt-get -o APT::Sandbox::User=root install -qq --no-install-recommends -y /hsm-authd.deb >"$scratch/install.log" 2>&1 ||
     { cat "$scratch/install.log" >&2; fail "apt-get install"; }
 [ "$(inside hsm-authd --version)" = "hsm-authd $version" ] || fail "hsm-authd --version"
-has /usr/bin/hsm-authd "regular file" 755 root root
+has /usr/bin/hsm-authd "regular file" 711 root root
 for file in systemd/system/hsm-authd.service systemd/system/hsm-authd.socket systemd/system/hsm-authd-ops.socket \
     sysusers.d/hsm-authd.conf tmpfiles.d/hsm-authd.conf; do
     has "/usr/lib/$file" "regular file" 644 root root

@@ -31,7 +31,7 @@ cp "$deb" "$root/root/upgrade/hsm-authd.deb"
 awk '/^## From the package/ { inside = 1 } /^### Before it is the bank/ { inside = 0 }
     /^```$/ { code = 0 } inside && code { print } /^```sh$/ { code = 1 }' docs/operating.md |
     sed '$s/$/ | tee \/root\/answer/' >"$root/root/guide"
-cp tests/service/attacker.pl "$root/root/"
+cp tests/service/attacker.pl tests/service/watcher.pl "$root/root/"
 
 tests/service/boot "$root" tests/service/inside.sh
 echo "$(basename "$deb") on $suite: all as told"

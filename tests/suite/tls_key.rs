@@ -253,7 +253,7 @@ async fn a_rotation_costs_no_request_and_the_old_key_goes_when_no_certificate_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_of_another_key_is_refused_at_the_start_and_changes_nothing_at_a_reload() {
+async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobody_in_after_a_start() {
     let world = World::made(1, |_| ());
     let path = world.dir().join(CERTIFICATE);
     let right = fs::read(&path).unwrap();
@@ -281,15 +281,25 @@ async fn a_certificate_of_another_key_is_refused_at_the_start_and_changes_nothin
     assert_eq!(ops_get(&served.ops_url, "/readyz"), (200, "ready\n".to_owned()));
     assert!(served.stop().success());
 
-    let mut refusing = Served::spawn(&world.config);
-    assert!(!refusing.ended().success());
-    let words = refusing.last_words().join("\n");
-    assert!(words.contains("hsm-authd: ") && words.contains("in-hsm.pem: its key is in no token"), "{words}");
+    // A start that ended would be followed by the next one, each with its entries in the log.
+    let waiting = Served::spawn(&world.config);
+    await_log(&waiting, "nobody can connect", 1).await;
+    let (status, words) = ops_get(&waiting.ops_url, "/readyz");
+    assert!(status == 503 && words.contains("in-hsm.pem: its key is in no token"), "{status} {words}");
+    assert!(Connection::open(&waiting.url, &world.identity(), Http::Two).await.is_err());
+    fs::write(&path, &right).unwrap();
+    reload(&waiting);
+    await_log(&waiting, RELOADED, 1).await;
+    assert_eq!(ops_get(&waiting.ops_url, "/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(world.shown(&waiting).await, first);
+    assert!(waiting.stop().success());
+    wrong();
     let check = Command::new(BINARY).args(["check", "--config"]).arg(&world.config).output().unwrap();
     let said = String::from_utf8(check.stderr).unwrap();
     assert!(!check.status.success() && said.contains("its key is in no token"), "{said}");
 
-    // One that no key in the HSM could have says so before the HSM is asked.
+    // One that no key in the HSM could have says so before the HSM is asked. And what a request cannot carry is not left out.
+    fs::write(pki.join("san.conf"), wish.replace("IP:", "email:somebody@bank.example, IP:")).unwrap();
     openssl(&pki, &["genrsa", "-out", "rsa.key", "2048"]);
     openssl(&pki, &["req", "-new", "-key", "rsa.key", "-config", "san.conf", "-out", "rsa.csr"]);
     issue(&pki, &fs::read_to_string(pki.join("rsa.csr")).unwrap(), &path);
@@ -297,6 +307,8 @@ async fn a_certificate_of_another_key_is_refused_at_the_start_and_changes_nothin
     assert!(!refusing.ended().success());
     let words = refusing.last_words().join("\n");
     assert!(words.contains("its key is in the HSM, and on P-256"), "{words}");
+    let said = refused(&world.keys(&["csr"]));
+    assert!(said.contains("give --name: ") && said.contains("neither a DNS name nor an address"), "{said}");
 
     fs::write(&path, right).unwrap();
     let served = Served::start(&world.config);

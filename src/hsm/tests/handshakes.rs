@@ -35,6 +35,17 @@ async fn a_key_is_where_a_token_told_of_it_and_nowhere_only_once_all_have_told()
     assert_eq!(place(&fixture.hsm, &ours), KeyPlace::Nowhere);
 }
 
+/// What it told before stands, and nobody says that it has no others.
+#[tokio::test]
+async fn a_token_that_does_not_tell_its_keys_is_none_that_has_not_the_one() {
+    let mut fixture = Fixture::new(1);
+    fixture.custodian(0, 1, |_| Act::Answer).await;
+    let key = key_named("p256");
+    fixture.hsm.learn_tls(0, vec![key.clone()]);
+    assert!(!fixture.hsm.ask_for_tls().await);
+    assert_eq!(fixture.hsm.tls_place(&key), KeyPlace::Here);
+}
+
 /// Those of the other token are none of its.
 #[tokio::test]
 async fn handshakes_wait_for_no_more_than_half_of_the_tokens_custodians() {
