@@ -103,9 +103,9 @@ fn certificates(
         Err(error) => report.wrong(format_args!("{error}")),
         Ok(identities) => {
             for (what, ends_unix_s) in [
-                ("the server's certificate", identities.certificate_ends_unix_s),
-                ("client authorities", identities.client_ca_ends_unix_s),
-                ("revocation lists of clients", identities.client_crls_end_unix_s),
+                ("the server's certificate", identities.listener.certificate_ends_unix_s),
+                ("client authorities", identities.listener.client_ca_ends_unix_s),
+                ("revocation lists of clients", identities.listener.client_crls_end_unix_s),
             ] {
                 let Some(ends_unix_s) = ends_unix_s else { continue };
                 match ends_unix_s.checked_sub(now.unix_ms / 1_000).map(|left_s| left_s / DAY_S) {
@@ -118,7 +118,7 @@ fn certificates(
                     Some(days) => report.ok(format_args!("{what}: usable, days left: {days}")),
                 }
             }
-            in_hsm = identities.in_hsm;
+            in_hsm = identities.listener.in_hsm;
         }
     }
     match (trust::check(&config.signers, now.unix_ms), &config.signers.trust_anchors) {

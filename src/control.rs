@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::files::{FILES_MAX, Opened};
 use crate::hsm::messages::CustodianEvent;
-use crate::sandbox;
+use crate::{sandbox, systemd};
 
 /// The longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -103,14 +104,22 @@ pub fn send<T: Serialize>(channel: impl AsFd, message: &T, descriptors: &[Borrow
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(io::Error::other("a message is too long"));
     }
+    send_beside(channel, &bytes, descriptors, SendFlags::DONTWAIT).map(drop)
+}
+
+/// Sends bytes with descriptors beside the first of them. How many went.
+fn send_beside(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    sendmsg(channel, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
-    Ok(())
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags | SendFlags::NOSIGNAL)?)
 }
 
 /// Receives one message and its descriptors, never waiting; `None` when the other side is gone. A process
@@ -166,13 +175,16 @@ pub fn wait<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T, Ve
 /// # Errors
 /// What the kernel says.
 pub fn begin(mut stream: &UnixStream, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("too many descriptors for one message"));
-    }
-    let sent = sendmsg(stream, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let sent = send_beside(stream, message, descriptors, SendFlags::empty())?;
     stream.write_all(message.get(sent..).unwrap_or_default())
+}
+
+/// This same binary in another role, with `stdin` as its only tie to this process.
+pub fn child(role: &str, stdin: OwnedFd) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args([role, "--supervisor", &std::process::id().to_string()]).stdin(stdin);
+    systemd::hide(&mut command);
+    command
 }
 
 /// What every child does first: it takes its name, leaves the signals that reach the whole group

@@ -230,10 +230,11 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
     checked.send_replace(true);
     upkeep.spawn(watch_clock(clock.clone(), store.clone(), accepted));
     upkeep.spawn(prune(service.clone(), clock));
-    upkeep.spawn(keep_log(service.clone()));
-    upkeep.spawn(watch_rows(service.clone()));
+    let (log, rows) = (service.clone(), service.clone());
+    upkeep.spawn(async move { log.keep_log().await });
+    upkeep.spawn(async move { rows.watch_rows().await });
     upkeep.spawn(learn_keys(service.clone()));
-    upkeep.spawn(destroy_left(hsm.clone()));
+    upkeep.spawn(async move { hsm.destroy_left().await });
 
     let mut drained = draining.clone();
     let serving = async {
@@ -471,18 +472,6 @@ async fn beat(supervisor: Voice, store: Store, ops: Arc<Ops>) {
         }
         supervisor.send(&ToSupervisor::Alive(ops.status().into_owned()));
     }
-}
-
-async fn keep_log(service: Arc<Service>) {
-    service.keep_log().await;
-}
-
-async fn watch_rows(service: Arc<Service>) {
-    service.watch_rows().await;
-}
-
-async fn destroy_left(hsm: Hsm) {
-    hsm.destroy_left().await;
 }
 
 /// Which keys are the newest at the start: what is newer later was rotated.

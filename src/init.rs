@@ -2,10 +2,10 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use serde::Serialize;
 
@@ -83,12 +83,7 @@ pub fn begin(
 ) -> io::Result<Child> {
     let message = messages::encode(work).map_err(io::Error::other)?;
     let (ours, theirs) = UnixStream::pair()?;
-    let child = Command::new("/proc/self/exe")
-        .args([role, "--supervisor", &std::process::id().to_string()])
-        .envs(&hsm.environment)
-        .stdin(OwnedFd::from(theirs))
-        .stdout(output)
-        .spawn()?;
+    let child = control::child(role, theirs.into()).envs(&hsm.environment).stdout(output).spawn()?;
     let pins = [Some(hsm.pin_file.as_path()), so_pin_file].into_iter().flatten();
     let handed: Vec<_> = pins.filter_map(|path| hsm.opened.get(path)).map(|file| file.as_fd()).collect();
     // A child that ended before it read everything has said why.

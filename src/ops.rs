@@ -182,9 +182,9 @@ impl Ops {
         let identities = self.server.identities.borrow().clone();
         let left_s = |ends_unix_s: u64| ends_unix_s as f64 - now.unix_ms as f64 / 1e3;
         for (certificate, ends_unix_s) in [
-            (Certificate::Server, identities.certificate_ends_unix_s),
-            (Certificate::ClientCa, identities.client_ca_ends_unix_s),
-            (Certificate::ClientCrls, identities.client_crls_end_unix_s),
+            (Certificate::Server, identities.listener.certificate_ends_unix_s),
+            (Certificate::ClientCa, identities.listener.client_ca_ends_unix_s),
+            (Certificate::ClientCrls, identities.listener.client_crls_end_unix_s),
         ] {
             self.state.certificate_expires(certificate, ends_unix_s.map(left_s));
         }

@@ -13,10 +13,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
-use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::Acceptor;
-use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -30,7 +28,7 @@ use crate::config::{Config, Limits};
 use crate::files::Files;
 use crate::hsm::{Hsm, KeyPlace};
 use crate::metrics::{ConnectionMetrics, Ended, Held};
-use crate::tls::{self, Clients, HsmCertificate, TlsError};
+use crate::tls::{self, Clients, HsmCertificate, Listener, TlsError};
 use activity::Activity;
 use handshakes::{Handshakes, Room};
 use shares::Shares;
@@ -62,17 +60,9 @@ const STREAMS_MAX: u32 = 256;
 
 /// What a connection begins with. Replaced as a whole by a reload.
 pub struct Identities {
-    tls: Arc<ServerConfig>,
-    verifier: Arc<dyn ClientCertVerifier>,
+    /// TLS itself, with whom it lets in.
+    pub listener: Listener,
     clients: Clients,
-    /// The server's certificates whose keys are in the HSM; empty: its key is in a file.
-    pub in_hsm: Vec<HsmCertificate>,
-    /// When the first certificate of the server's chains expires, seconds since 1970; `None`: one is not readable.
-    pub certificate_ends_unix_s: Option<u64>,
-    /// The same of the client authorities.
-    pub client_ca_ends_unix_s: Option<u64>,
-    /// When the first of the clients' revocation lists is out of date; `None`: there is none.
-    pub client_crls_end_unix_s: Option<u64>,
 }
 
 impl Identities {
@@ -83,28 +73,20 @@ impl Identities {
     /// [`TlsError`], in words an operator can act on.
     pub fn load(config: &Config, files: &Files, hsm: &Hsm) -> Result<Self, TlsError> {
         let listener = tls::listener(&config.server, files, hsm)?;
-        Ok(Self {
-            tls: listener.config,
-            verifier: listener.verifier,
-            clients: Clients::new(&config.clients),
-            in_hsm: listener.in_hsm,
-            certificate_ends_unix_s: listener.certificate_ends_unix_s,
-            client_ca_ends_unix_s: listener.client_ca_ends_unix_s,
-            client_crls_end_unix_s: listener.client_crls_end_unix_s,
-        })
+        Ok(Self { listener, clients: Clients::new(&config.clients) })
     }
 
     /// A certificate whose key is in no token, in a line for the operator; `None`: there is none, as far as the tokens that
     /// are up can tell.
     pub fn misfit(&self, hsm: &Hsm) -> Option<String> {
-        let of = self.in_hsm.iter().find(|of| hsm.tls_place(&of.key) == KeyPlace::Nowhere)?;
+        let of = self.listener.in_hsm.iter().find(|of| hsm.tls_place(&of.key) == KeyPlace::Nowhere)?;
         Some(tls::no_such_key(&of.path))
     }
 
     /// Why nobody can shake hands although the HSM is there, in a line for the operator.
     pub fn keys_away(&self, hsm: &Hsm) -> Option<String> {
         let is_here = |of: &HsmCertificate| hsm.tls_place(&of.key) == KeyPlace::Here;
-        if self.in_hsm.is_empty() || self.in_hsm.iter().any(is_here) {
+        if self.listener.in_hsm.is_empty() || self.listener.in_hsm.iter().any(is_here) {
             return None;
         }
         let away = "the server's key is in a token that is away: no connection can be made until it is back";
@@ -117,7 +99,7 @@ impl Identities {
     /// It is not accepted, as a handshake at this moment would find.
     fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, rustls::Error> {
         let (own, authorities) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
-        self.verifier.verify_client_cert(own, authorities, UnixTime::now())?;
+        self.listener.verifier.verify_client_cert(own, authorities, UnixTime::now())?;
         Ok(Peer(self.clients.identify(own)))
     }
 }
@@ -223,7 +205,7 @@ impl Server {
         // A reload during the handshake is one of a connection that is open.
         let mut reloads = self.identities.subscribe();
         let identities = reloads.borrow_and_update().clone();
-        let tls = identities.tls.clone();
+        let tls = identities.listener.config.clone();
         // What it says to the first message, with its signature, is made here at once: in its turn, and in its time.
         let handshake = async move { hello.into_stream(tls).await };
         let shaken = handshakes.shake(begins, from, handshake, &self.metrics);

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -34,7 +34,7 @@ use crate::files::{self, Files};
 use crate::hsm::messages::{self, Boot};
 use crate::operator;
 use crate::sandbox::{self, Enforced};
-use crate::systemd::{self, Inherited, Notify};
+use crate::systemd::{Inherited, Notify};
 use slot::{Running, Slot};
 use token::Token;
 
@@ -352,10 +352,6 @@ impl Supervisor {
         self.hand(&ToFront::Reload(opened), &files)
     }
 
-    fn tell(&self, message: &ToFront) -> Ending {
-        self.hand(message, &[])
-    }
-
     fn hand(&self, message: &ToFront, files: &[File]) -> Ending {
         let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         control::send(&self.channel, message, &descriptors).or_else(|error| match error.kind() {
@@ -392,7 +388,7 @@ impl Supervisor {
         }
         self.draining_since = Some(Instant::now());
         self.notify.stopping();
-        self.tell(&ToFront::Drain)
+        self.hand(&ToFront::Drain, &[])
     }
 
     fn front_ended(&self, status: ExitStatus) -> Ending {
@@ -487,10 +483,7 @@ fn block_signals() -> nix::Result<SignalFd> {
 /// # Errors
 /// One line for the operator.
 pub fn spawn(role: &str, stdin: OwnedFd, prepare: impl FnOnce(&mut Command)) -> Result<Child, String> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg(role).arg("--supervisor").arg(std::process::id().to_string());
-    command.stdin(Stdio::from(stdin));
-    systemd::hide(&mut command);
+    let mut command = control::child(role, stdin);
     prepare(&mut command);
     command.spawn().map_err(|e| format!("the {role} process cannot be started: {e}"))
 }

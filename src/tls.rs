@@ -50,17 +50,6 @@ pub enum TlsError {
     Settings(#[from] rustls::Error),
 }
 
-/// Reads certificate, key and client authorities, and makes the listener's settings from them.
-///
-/// A reload calls this again and swaps the whole value; connections that are open keep theirs.
-///
-/// # Errors
-/// [`TlsError::File`] if a file cannot be read, holds no certificate or key, or if the key is not the
-/// certificate's.
-pub fn server_config(server: &Server) -> Result<Arc<ServerConfig>, TlsError> {
-    listener(server, &Files::Disk, &Hsm::none()).map(|listener| listener.config)
-}
-
 /// A certificate whose key is in the HSM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HsmCertificate {
@@ -86,10 +75,13 @@ pub struct Listener {
     pub client_crls_end_unix_s: Option<u64>,
 }
 
-/// As [`server_config`], from `files`, with the ends of the certificates that were read. Without a key file `hsm` signs.
+/// Reads certificate, key and client authorities, and makes the listener's settings from them. Without a key file `hsm` signs.
+///
+/// A reload calls this again and swaps the whole value; connections that are open keep theirs.
 ///
 /// # Errors
-/// As [`server_config`]. Whether the HSM has the key is not asked here: it may come later.
+/// [`TlsError::File`] if a file cannot be read, holds no certificate or key, or if the key is not the certificate's. Whether
+/// the HSM has the key is not asked here: it may come later.
 pub fn listener(server: &Server, files: &Files, hsm: &Hsm) -> Result<Listener, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let client_ca = certificates(&server.client_ca, files)?;

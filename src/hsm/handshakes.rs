@@ -5,11 +5,15 @@
 
 use std::sync::PoisonError;
 
+use tokio::time::{Instant, timeout_at};
+
+use super::asking::CALL_MAX;
 use super::messages::{Request, Response};
 use super::{Hsm, HsmError, Route};
 use crate::domain::handshake::TranscriptHash;
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::signature::Signature;
+use crate::lifeline::Lifeline;
 
 /// Where a `tls` key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +93,10 @@ impl Hsm {
         let token = having().find(|token| self.is_token_up(*token)).or_else(|| having().next());
         let signs = self.inner.tokens.get(token.unwrap_or(0));
         let Some(signs) = signs else { return Err(HsmError::Unavailable("there is no token".to_owned())) };
-        // It is never closed.
-        let _turn = signs.signing.acquire().await;
+        // It is never closed. Who gets it too late has nothing signed.
+        let until = Lifeline::no_later_than(Instant::now() + CALL_MAX);
+        let late = |_| HsmError::Unavailable("no handshake's turn to be signed came in time".to_owned());
+        let _turn = timeout_at(until, signs.signing.acquire()).await.map_err(late)?;
         let request = Request::SignHandshake { key: key.clone(), transcript };
         match self.call(token.map_or(Route::Any, Route::Token), request).await? {
             Response::HandshakeSigned(Some(signature)) => Ok(signature),

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use hsm_authd::config::{ClientConfig, Limits, Server};
 use hsm_authd::dev::pki::{self, AlternativeName, Authority, Identity as Issued, Pki, Purpose, Validity};
-use hsm_authd::tls::{Clients, server_config};
+use hsm_authd::files::Files;
+use hsm_authd::hsm::Hsm;
+use hsm_authd::tls::{Clients, listener};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -50,7 +52,7 @@ impl Appliance {
     }
 
     fn config(&self) -> Arc<ServerConfig> {
-        server_config(&self.server).unwrap()
+        listener(&self.server, &Files::Disk, &Hsm::none()).unwrap().config
     }
 
     fn identity(&self, client: &str) -> Identity {
@@ -311,7 +313,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line() {
         (with_ca(key), key, "no certificate (PEM) in it"),
         (with_ca(&no_der), &no_der, "no usable authority: "),
     ] {
-        let error = server_config(&server).unwrap_err().to_string();
+        let error = listener(&server, &Files::Disk, &Hsm::none()).err().unwrap().to_string();
         let expected = format!("{}: {reason}", file.display());
         assert!(error.starts_with(&expected), "{error}, not {expected}");
         assert!(!error.contains('\n'), "{error}");

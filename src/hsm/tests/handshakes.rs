@@ -5,6 +5,7 @@ use crate::domain::handshake::TranscriptHash;
 use crate::domain::signer::PublicKey;
 use crate::domain::signer::tests::key_named;
 use crate::hsm::KeyPlace;
+use crate::lifeline::Lifeline;
 use crate::metrics::Custodian;
 
 fn transcript() -> TranscriptHash {
@@ -73,4 +74,24 @@ async fn handshakes_wait_for_no_more_than_half_of_the_tokens_custodians() {
         .sum();
     assert_eq!(waiting, 2);
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_signature_waits_no_longer_than_its_handshake_may_take() {
+    let mut fixture = Fixture::new(1);
+    let asked = fixture.custodian(0, 1, |_| Act::Hang).await;
+    let key = key_named("p256");
+    fixture.hsm.learn_tls(0, vec![key.clone()]);
+    let first = tokio::spawn({
+        let (hsm, key) = (fixture.hsm.clone(), key.clone());
+        async move { hsm.sign_handshake(&key, transcript()).await }
+    });
+    while asked.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let short = Lifeline::until(Instant::now() + Duration::from_millis(50));
+    let refused = short.hold(fixture.hsm.sign_handshake(&key, transcript())).await;
+    assert!(matches!(refused, Err(HsmError::Unavailable(_))), "{:?}", refused.err());
+    assert!(!first.is_finished());
+    first.abort();
 }
