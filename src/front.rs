@@ -214,7 +214,7 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
     let identities = server.identities.borrow().clone();
     if let Err(reason) = with_known_keys(&hsm, &identities).await {
         // Another start would find the same, and write it down. `/readyz` says so until a reload mends it.
-        tracing::error!(reason, "nobody can connect");
+        tracing::error!(reason, "a certificate is not served");
     }
     let mut upkeep = JoinSet::new();
     // Before anybody is told that it is ready: an operator may come at once.

@@ -3,8 +3,8 @@
 //! Anybody who reaches the port can begin and not go on, a byte at a time if he likes. To refuse whoever comes next would
 //! keep everybody out, and a deadline as long as a slow network needs lets ten thousand such peers fill the kernel's backlog.
 //! So what counts is for how long a peer has kept the appliance waiting, all its pauses together: with bytes that finish
-//! nothing it does not buy time, and what the appliance takes to compute is not held against it. Once there is no room, those
-//! leave who have kept it waiting for longest, of the address that has most of them, and only after the room's patience.
+//! nothing it buys only the time in which the appliance looks at them, for that is not held against it. Once there is no room,
+//! those leave who have kept it waiting for longest, of the address that has most of them, and only after the room's patience.
 //!
 //! What that gives: a peer whose answers take less than that together is never sent away, whatever others do. And while all
 //! keep us waiting, a whole room full of new ones is taken each time that the patience passes.

@@ -19,7 +19,7 @@ tests/service/rootfs "$suite"
 
 scratch=$(mktemp -d)
 root=$scratch/root
-trap 'umount "$root/proc" 2>/dev/null || true; rm -rf --one-file-system "$scratch"' EXIT
+trap 'umount "$root/proc" "$root/var/lib/hsm-authd/store" 2>/dev/null || true; rm -rf --one-file-system "$scratch"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir "$root"
 tar -C "$root" -xf "target/service/$suite.tar"
@@ -131,10 +131,28 @@ inside dpkg --install /hsm-authd.deb >/dev/null
 kept "installed again"
 inside dpkg --purge hsm-authd >"$scratch/purge.log" 2>&1 || { cat "$scratch/purge.log" >&2; fail "purge"; }
 if grep -v '^(Reading\|^Removing\|^Purging' "$scratch/purge.log"; then fail "purge warned"; fi
-state >"$scratch/after"
-users >"$scratch/users.after"
-diff "$scratch/before" "$scratch/after" >&2 || fail "the purge left or took something"
-diff "$scratch/users.before" "$scratch/users.after" >&2 || fail "the purge left or took a user or a group"
-[ -z "$(find "$root/var/lib/dpkg/info" -name 'hsm-authd.*')" ] || fail "dpkg still knows it"
+nothing_left() {
+    state >"$scratch/after"
+    users >"$scratch/users.after"
+    diff "$scratch/before" "$scratch/after" >&2 || fail "the purge left or took something"
+    diff "$scratch/users.before" "$scratch/users.after" >&2 || fail "the purge left or took a user or a group"
+    [ -z "$(find "$root/var/lib/dpkg/info" -name 'hsm-authd.*')" ] || fail "dpkg still knows it"
+}
+nothing_left
+
+step "purged while a file cannot be removed: whose it is stays"
+inside dpkg --install /hsm-authd.deb >/dev/null
+inside install -m 0600 -o hsm-authd -g hsm-authd /dev/null /var/lib/hsm-authd/store/hsm-authd.db
+id=$(inside id -u hsm-authd)
+store=$root/var/lib/hsm-authd/store
+mount --bind "$store" "$store"
+mount -o remount,bind,ro "$store"
+inside dpkg --purge hsm-authd >"$scratch/purge.log" 2>&1 || { cat "$scratch/purge.log" >&2; fail "purge"; }
+grep -q 'the user and the group hsm-authd stay, for /var/lib/hsm-authd/' "$scratch/purge.log" || fail "nobody is told of it"
+[ "$(inside id -u hsm-authd)" = "$id" ] || fail "the user is gone"
+umount "$store"
+inside dpkg --install /hsm-authd.deb >/dev/null
+inside dpkg --purge hsm-authd >/dev/null 2>&1
+nothing_left
 
 echo "$(basename "$deb") on $suite: installed, upgraded, removed, purged; nothing is left"

@@ -43,8 +43,8 @@ const KIB_STREAM: u64 = 24;
 const KIB_BESIDES: u64 = 40 * 1024;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long who comes new may need to be let in and answered, at worst: a SYN that the kernel dropped, too, is sent again after
-/// one second, and after two more (RFC 6298).
-const NEW_MAX: Duration = Duration::from_secs(5);
+/// one second, after two more, and after four more (RFC 6298).
+const NEW_MAX: Duration = Duration::from_secs(8);
 /// What an HTTP/2 client begins with (RFC 9113, section 3.4), with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
