@@ -42,6 +42,8 @@ mod standing;
 
 /// How long draining waits for connections to end; with what the front waits for after that, 10 s.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
+/// How long after a drain began who had come before has to shake hands, and then to ask.
+const ARRIVAL_MAX: Duration = Duration::from_secs(2);
 /// The pause after the kernel had no descriptor for a connection.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
@@ -194,13 +196,11 @@ impl Server {
         let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        // Who has not shaken hands has no request that a drain would wait for.
-        let mut drains = drained.clone();
-        let mut drains = pin!(drains.wait_for(|drains| *drains));
+        let mut gone = pin!(gone_without(drained.clone()));
         let announced = handshakes.announced(unannounced, from, hello, &self.metrics);
         let (hello, begins) = tokio::select! {
             announced = announced => announced?,
-            _ = drains.as_mut() => return Ok(()),
+            () = gone.as_mut() => return Ok(()),
         };
         // A reload during the handshake is one of a connection that is open.
         let mut reloads = self.identities.subscribe();
@@ -211,7 +211,7 @@ impl Server {
         let shaken = handshakes.shake(begins, from, handshake, &self.metrics);
         let mut stream = tokio::select! {
             shaken = shaken => shaken?,
-            _ = drains.as_mut() => return Ok(()),
+            () = gone.as_mut() => return Ok(()),
         };
         let (_, session) = stream.get_ref();
         let chain: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
@@ -269,7 +269,10 @@ impl Server {
         // hyper waits for the preface (RFC 9113, section 3.4) without end, and pings only after it.
         let (mut reader, writer) = tokio::io::split(stream);
         let mut preface = [0; HTTP2_PREFACE_BYTES];
-        let read = timeout(header_timeout, reader.read_exact(&mut preface)).await;
+        let read = tokio::select! {
+            read = timeout(header_timeout, reader.read_exact(&mut preface)) => read,
+            () = gone.as_mut() => return Ok(()),
+        };
         read.map_err(|_| "the HTTP/2 preface took too long".to_owned())?.map_err(|e| e.to_string())?;
         let stream = tokio::io::join(Cursor::new(preface).chain(reader), writer);
         let http = http.http2_only();
@@ -284,7 +287,7 @@ impl Server {
         connection: C,
         activity: &Activity,
         mut standing: Standing,
-        mut drained: watch::Receiver<bool>,
+        drained: watch::Receiver<bool>,
     ) -> Result<(), String>
     where
         C: GracefulConnection,
@@ -294,7 +297,7 @@ impl Server {
         let idle = activity.idle(Duration::from_millis(self.limits.idle_timeout_ms));
         let ended = tokio::select! {
             ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
-            _ = drained.wait_for(|drains| *drains) => Ended::Drained,
+            () = ends(drained, activity) => Ended::Drained,
             () = idle => Ended::Idle,
             () = tokio::time::sleep(self.age_max()) => Ended::Old,
             lost = standing.lost() => match lost {
@@ -338,6 +341,20 @@ impl Server {
         let part = getrandom::u32().map_or(0.0, |random| f64::from(random) / f64::from(u32::MAX));
         Duration::from_secs(seconds).mul_f64(1.0 - part / 10.0)
     }
+}
+
+/// When a drain waits no longer for somebody who came before it to shake hands: behind it is a request, mostly, of a client that
+/// saw the service take its connection. One that says nothing holds up no drain.
+async fn gone_without(mut drained: watch::Receiver<bool>) {
+    // Gone with its sender, it drains as well.
+    let _ = drained.wait_for(|drains| *drains).await;
+    tokio::time::sleep(ARRIVAL_MAX).await;
+}
+
+/// When a drain ends a connection in order: one on which nothing was asked yet has the time to.
+async fn ends(mut drained: watch::Receiver<bool>, activity: &Activity) {
+    let _ = drained.wait_for(|drains| *drains).await;
+    let _ = timeout(ARRIVAL_MAX, activity.begun()).await;
 }
 
 fn cut_off(standing: &Standing) {

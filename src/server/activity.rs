@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SetOnce};
 use tokio::time::timeout;
 
 /// The requests of a connection.
 #[derive(Default)]
 pub struct Activity {
     open: AtomicUsize,
+    /// Whether there has been one.
+    begun: SetOnce<()>,
     /// Woken when one has ended.
     ended: Notify,
 }
@@ -22,7 +24,14 @@ impl Activity {
     /// One more.
     pub fn begin(self: &Arc<Self>) -> Active {
         self.open.fetch_add(1, Ordering::AcqRel);
+        // All but the first find it so.
+        let _ = self.begun.set(());
         Active(self.clone())
+    }
+
+    /// Returns when there has been one.
+    pub async fn begun(&self) {
+        self.begun.wait().await;
     }
 
     /// Returns when there has been none for so long.

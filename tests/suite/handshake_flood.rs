@@ -6,9 +6,12 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use fault_module::{Fault, Function, Kind, Latency};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::ClientConnection;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use toml::Table;
@@ -17,7 +20,7 @@ use crate::client::{Connection, Http, Identity, tls_stream, tls_stream_with};
 use crate::daemon::Daemon;
 use crate::fault_module::FaultModule;
 use crate::overload::start;
-use crate::processes::children;
+use crate::processes::{children, eventually};
 use crate::scrape::Scrape;
 use crate::scratch::Scratch;
 use crate::served::{Served, configuration, section};
@@ -166,6 +169,46 @@ async fn nor_do_they_hold_up_a_stop() {
     let begun = Instant::now();
     assert_eq!(served.stop().code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// Behind a socket that stays, a restart fails no request: also not of him whose connection was taken, who is on his way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_came_before_a_stop_shakes_hands_and_is_answered() {
+    let (daemon, mut served) = start(&[]);
+    let identity = daemon.identity("bank-a");
+    let authority = served.url.strip_prefix("https://").unwrap().to_owned();
+    let mut banks = Vec::new();
+    for http in [Http::One, Http::Two] {
+        banks.push(Connection::open(&served.url, &identity, http).await.unwrap());
+    }
+    // What the service says to his first message reaches him once the stop has begun.
+    let on_the_way = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", on_the_way.local_addr().unwrap());
+    let (answered, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (answers, go_on) = (answered.clone(), goes_on.clone());
+    tokio::spawn(async move {
+        let (mut client, _) = on_the_way.accept().await.unwrap();
+        let mut service = TcpStream::connect(authority).await.unwrap();
+        let ((mut from_client, mut to_client), (mut from_service, mut to_service)) =
+            (client.split(), service.split());
+        let back = async {
+            from_service.readable().await.unwrap();
+            answers.notify_one();
+            go_on.notified().await;
+            tokio::io::copy(&mut from_service, &mut to_client).await
+        };
+        let _ = tokio::join!(tokio::io::copy(&mut from_client, &mut to_service), back);
+    });
+    let comes = tokio::spawn(async move { Connection::open(&url, &identity, Http::One).await.unwrap() });
+    answered.notified().await;
+    kill(Pid::from_raw(served.pid()), Signal::SIGTERM).unwrap();
+    eventually("draining", async || served.log().contains("\"draining\"").then_some(())).await;
+    goes_on.notify_one();
+    banks.push(comes.await.unwrap());
+    for bank in &banks {
+        assert_eq!(bank.get("/v1/credentials").await.unwrap().status, 200);
+    }
+    assert!(served.ended().success());
 }
 
 /// What a client says first.
