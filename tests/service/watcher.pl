@@ -1,6 +1,6 @@
-# watcher.pl FILE: with the service's uid, waits for new processes, and opens the memory of each in the first moment in which the
+# watcher.pl: with the service's uid, waits for new processes, and opens the memory of each in the first moment in which the
 # kernel lets it: what is open stays open, whatever the process says of itself later. As root, whose rights it gives up first.
-# It ends when FILE is there, and prints the name of each process that it caught.
+# At SIGTERM it ends, and prints the program of each process that it caught.
 use strict;
 use warnings;
 use POSIX ();
@@ -17,17 +17,18 @@ sub newest {
 
 my $seen = newest();
 my %caught;
+my $enough = 0;
+$SIG{TERM} = sub { $enough = 1 };
 print "watching\n";
 STDOUT->flush();
-until (-e $ARGV[0]) {
+until ($enough) {
     my $now = newest();
     # Each of the last ones again: after a fork it is still who forked it.
     for my $pid (($seen > 16 ? $seen - 16 : 1) .. $now) {
         next if $caught{$pid} || $pid == $$;
         open(my $memory, "<:raw", "/proc/$pid/mem") or next;
-        open(my $name, "<", "/proc/$pid/comm") or next;
-        $caught{$pid} = <$name>;
+        $caught{$pid} = readlink("/proc/$pid/exe") // "unknown";
     }
     $seen = $now;
 }
-print sort values %caught;
+print map { "$_\n" } sort values %caught;
