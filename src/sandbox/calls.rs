@@ -24,13 +24,15 @@ pub(super) enum When {
     Itself,
     /// If the first argument is not this process.
     NotItself,
+    /// Of `kill`: if it signals anybody but this process. Signal 0 only asks whether a process is there.
+    Signals,
     /// Of `sendto`: to the peer that there is. An address, or `MSG_FASTOPEN`, would make a connection without `connect`.
     Unaddressed,
     /// Of `prlimit64`: its own limits, which it reads and does not change.
     OwnLimits,
 }
 
-use When::{Always, AnyBit, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, Unaddressed};
+use When::{Always, AnyBit, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, Signals, Unaddressed};
 
 /// A call, and when it is allowed.
 pub(super) type Call = (c_long, When);
@@ -225,6 +227,8 @@ pub(super) const CUSTODIAN: &[Call] = &[
     (libc::SYS_mlock, Always),
     (libc::SYS_mlock2, Always),
     (libc::SYS_munlock, Always),
+    // Whether the process is there that a mark in the token names.
+    (libc::SYS_kill, OneOf(1, &[0])),
     // Devices, but nothing that types on a terminal.
     (libc::SYS_ioctl, NoneOf(1, FOREIGN_IOCTLS)),
     (libc::SYS_socketpair, Always),
@@ -312,7 +316,7 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_pidfd_getfd, Always),
     (libc::SYS_pidfd_send_signal, Always),
     (libc::SYS_kcmp, Always),
-    (libc::SYS_kill, NotItself),
+    (libc::SYS_kill, Signals),
     (libc::SYS_tgkill, NotItself),
     (libc::SYS_tkill, Always),
     (libc::SYS_rt_sigqueueinfo, Always),

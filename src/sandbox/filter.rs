@@ -81,6 +81,10 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>, BackendError> {
         }
         When::Itself => Ok(vec![rule(dword(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?)?]),
         When::NotItself => Ok(vec![rule(dword(0, SeccompCmpOp::Ne, u64::from(std::process::id()))?)?]),
+        When::Signals => {
+            let another = dword(0, SeccompCmpOp::Ne, u64::from(std::process::id()))?;
+            Ok(vec![SeccompRule::new(vec![another, dword(1, SeccompCmpOp::Ne, 0)?])?])
+        }
         When::Unaddressed => {
             let fastopen = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
             let nobody = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;

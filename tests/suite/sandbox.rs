@@ -26,6 +26,7 @@ use hsm_authd::sandbox::{self, Enforced};
 use hsm_authd::{init, sandbox::Reach};
 use nix::libc;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::{prctl, ptrace};
@@ -57,7 +58,9 @@ enum Role {
 }
 
 /// What is tried.
-const ACTS: [&str; 16] = [
+const ACTS: [&str; 18] = [
+    "signal",
+    "whether a process is there",
     "tcp socket",
     "socket of the kernel's ciphers",
     "socket of the machine's addresses",
@@ -75,6 +78,9 @@ const ACTS: [&str; 16] = [
     "mode",
     "thread",
 ];
+
+/// Above the most that a kernel gives (`PID_MAX_LIMIT`).
+const NOBODY: Pid = Pid::from_raw(1 << 22);
 
 /// Whether the kernel has all that is asked of it; else there is less to see, and a line says so.
 fn is_complete() -> bool {
@@ -269,6 +275,8 @@ fn attacker() {
             "udp socket" => came(act, UdpSocket::bind("127.0.0.1:0")),
             "unix socket" => came(act, UnixListener::bind(format!("{socket}-{}", std::process::id()))),
             "unix connection" => came(act, UnixStream::connect(&socket)),
+            "signal" => came(act, kill(victim, Signal::SIGCONT).map_err(io::Error::from)),
+            "whether a process is there" => came(act, kill(NOBODY, None).map_err(io::Error::from)),
             "child process" => came(act, Command::new("/bin/true").status()),
             "ptrace" => {
                 came(act, ptrace::attach(victim).map_err(io::Error::from));
@@ -331,6 +339,7 @@ fn without_a_sandbox_everything_works() {
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     for act in ACTS {
         match act {
+            "whether a process is there" => assert_eq!(came.of(act), libc::ESRCH.to_string()),
             // Of a system on which nobody looks at what is not his child.
             "ptrace" | "process_vm_readv" if !is_root => {}
             "core files" if getrlimit(Resource::RLIMIT_CORE).unwrap().1 == 0 => {}
@@ -379,6 +388,7 @@ fn the_code_of_a_module_that_is_being_loaded_starts_nothing_that_outlives_it() {
             "process_vm_readv",
             "dumpable",
             "mode",
+            "signal",
             "tcp socket",
             "socket of the kernel's ciphers",
         ] {
@@ -386,6 +396,8 @@ fn the_code_of_a_module_that_is_being_loaded_starts_nothing_that_outlives_it() {
         }
         came.filtered("program");
         came.succeeded("thread");
+        // Who removes what another run left has to know whether that one has ended.
+        assert_eq!(came.of("whether a process is there"), libc::ESRCH.to_string());
         for act in [
             "tcp connection",
             "unix connection",
@@ -421,6 +433,7 @@ fn a_custodian_opens_its_token_and_neither_database_nor_socket() {
         for act in ACTS {
             match act {
                 "thread" => came.succeeded(act),
+                "whether a process is there" => assert_eq!(came.of(act), libc::ESRCH.to_string()),
                 // It may speak to others, and be spoken to by nobody.
                 "tcp connection"
                 | "socket of the machine's addresses"

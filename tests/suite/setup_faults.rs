@@ -195,6 +195,27 @@ fn a_rotation_that_does_not_see_what_there_is_makes_no_second() {
     set.lift();
 }
 
+/// What it left says which process left it: one of this machine, which has ended.
+#[test]
+fn a_rotation_that_lost_its_token_is_waited_for_by_nobody() {
+    let daemon = daemon();
+    let faults = FaultModule::new(&daemon.dir(), Path::new(&module(&daemon)));
+    let config = with_faults(&daemon, &faults, "faulty.toml");
+    for version in 2..=3 {
+        let lost = Fault::of(Function::C_GenerateKey, Kind::Vanish(Vanishing::Quietly)).once();
+        let set = faults.set(lost);
+        let refused = run(&["keys", "rotate", "row"], &config);
+        assert!(!refused.status.success() && set.count() == 1, "{}", said(&refused));
+        set.lift();
+        let rotated = run(&["keys", "rotate", "row"], &config);
+        let said = said(&rotated);
+        assert!(
+            rotated.status.success() && said.contains(&format!("key hsm-authd/row/v{version}: made")),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn no_line_of_a_start_has_an_operator_make_or_remove_what_is_there() {
     let (mut token, faults) = faulty();
