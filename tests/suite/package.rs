@@ -87,7 +87,8 @@ fn every_asset_of_the_package_is_there() {
             !destination.starts_with('/') && (source.contains('*') <= destination.ends_with('/')),
             "{source} has no place at {destination}"
         );
-        assert_eq!(mode, if destination == "usr/bin/" { "755" } else { "644" }, "{source}");
+        // Who may read a program may look into it from its first moment on (docs/threat-model.md).
+        assert_eq!(mode, if destination == "usr/bin/" { "711" } else { "644" }, "{source}");
         if source.starts_with("target/manual/") {
             generated.extend(found);
         }
