@@ -2,10 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -37,10 +39,14 @@ pub fn section<'a>(config: &'a mut Table, name: &str) -> &'a mut Table {
     config.get_mut(name).unwrap().as_table_mut().unwrap()
 }
 
-/// A port outside the range from which the kernel hands ports out, so that nobody else gets it.
+/// A port outside the range from which the kernel hands ports out, so that nobody else gets it, and given out once: a
+/// service may take it long after it was found free.
 pub fn free_port() -> u16 {
+    const RANGE: Range<u16> = 10_000..30_000;
+    static NEXT: LazyLock<AtomicUsize> =
+        LazyLock::new(|| AtomicUsize::new(getrandom::u32().unwrap() as usize));
     loop {
-        let port = 10_000 + (getrandom::u32().unwrap() % 20_000) as u16;
+        let port = RANGE.start + (NEXT.fetch_add(1, Ordering::Relaxed) % RANGE.len()) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
