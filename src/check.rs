@@ -25,7 +25,7 @@ use crate::files::Files;
 use crate::hsm::Hsm;
 use crate::hsm::messages::{self, BUILD_ID, Greeting, Hello, KeyCheck};
 use crate::offline::QUIET;
-use crate::sandbox::Enforced;
+use crate::sandbox::{self, Enforced};
 use crate::supervisor::refused_pin::RefusedPin;
 use crate::tls::{HsmCertificate, no_such_key};
 use crate::{init, operator, server, supervisor, trust};
@@ -83,7 +83,7 @@ pub fn run(path: &Path) -> Ending {
     listeners::check(&config, &mut report);
     let enforced = Enforced::tried();
     report.ok(format_args!("sandbox: {enforced}"));
-    for missing in enforced.missing() {
+    for missing in enforced.missing().into_iter().chain(sandbox::open_at_first()) {
         report.note(format_args!("sandbox: {missing}"));
     }
     tokens(&config, in_hsm, &mut report);

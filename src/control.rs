@@ -9,7 +9,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::files::{FILES_MAX, Opened};
 use crate::hsm::messages::CustodianEvent;
-use crate::{sandbox, systemd};
+use crate::sandbox;
 
 /// The longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -177,14 +176,6 @@ pub fn wait<T: DeserializeOwned>(channel: impl AsFd) -> io::Result<Option<(T, Ve
 pub fn begin(mut stream: &UnixStream, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let sent = send_beside(stream, message, descriptors, SendFlags::empty())?;
     stream.write_all(message.get(sent..).unwrap_or_default())
-}
-
-/// This same binary in another role, with `stdin` as its only tie to this process.
-pub fn child(role: &str, stdin: OwnedFd) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.args([role, "--supervisor", &std::process::id().to_string()]).stdin(stdin);
-    systemd::hide(&mut command);
-    command
 }
 
 /// What every child does first: it takes its name, leaves the signals that reach the whole group

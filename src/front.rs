@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::control::{self, Start, ToFront, ToSupervisor};
 use crate::control_socket;
 use crate::domain::audit::{AuditEntry, Event};
+use crate::domain::certificate::Trust;
 use crate::files::{Files, Opened};
 use crate::hsm::{CustodianEvent, Hsm};
 use crate::metrics::ConnectionMetrics;
@@ -212,8 +213,8 @@ async fn serve(channel: Channel, handed: Handed) -> Result<(), String> {
         ended = &mut control => return Err(control_ended(ended)),
     }
     let identities = server.identities.borrow().clone();
-    if let Err(reason) = with_known_keys(&hsm, &identities).await {
-        // Another start would find the same, and write it down. `/readyz` says so until a reload mends it.
+    // No reason to end: systemd's next start would find the same, and write an end and a start into the log each time.
+    for (_, reason) in identities.misfits(&hsm).await {
         tracing::error!(reason, "a certificate is not served");
     }
     let mut upkeep = JoinSet::new();
@@ -376,37 +377,10 @@ async fn reload_each(
     }
 }
 
-/// Whether the key of each of these certificates is in a token, or may be in one that is away. Of keys that nobody has
-/// told of the tokens are asked first.
-async fn with_known_keys(hsm: &Hsm, identities: &Identities) -> Result<(), String> {
-    if identities.misfit(hsm).is_none() {
-        return Ok(());
-    }
-    let all_told = hsm.ask_for_tls().await;
-    match identities.misfit(hsm) {
-        None => Ok(()),
-        Some(reason) if all_told => Err(reason),
-        Some(_) => Err("a token does not tell which keys it has: reload again when it does".to_owned()),
-    }
-}
-
 /// New connections begin with the new files, and signers' certificates are held against them; a configuration
 /// that is wrong changes nothing.
 async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: PathBuf, files: Files) {
-    let signing = hsm.clone();
-    let load = move || {
-        let config = Config::load_from(&path, &files).map_err(|e| e.to_string())?;
-        let identities = Identities::load(&config, &files, &signing).map_err(|e| e.to_string())?;
-        let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
-        Ok::<_, String>((Arc::new(identities), trust))
-    };
-    // Of a list of an authority's whole life nobody's request waits for the end.
-    let loaded = tokio::task::spawn_blocking(load).await.unwrap_or_else(|error| Err(error.to_string()));
-    let loaded = match loaded {
-        Ok((identities, trust)) => with_known_keys(hsm, &identities).await.map(|()| (identities, trust)),
-        Err(reason) => Err(reason),
-    };
-    match loaded {
+    match load_anew(server, hsm, path, files).await {
         Ok((identities, trust)) => {
             server.identities.send_replace(identities);
             service.reload(trust);
@@ -416,6 +390,34 @@ async fn reload((server, service, hsm): (&Server, &Service, &Hsm), path: PathBuf
             tracing::error!(reason, "not reloaded; the old certificates, revocation lists and clients stay");
         }
     }
+}
+
+/// What a reload puts in the place of what is there. A certificate whose key is in no token is refused if it is new. With one that
+/// was there before, such as of a token that was replaced, the rest still counts: above all revocations.
+async fn load_anew(
+    server: &Server,
+    hsm: &Hsm,
+    path: PathBuf,
+    files: Files,
+) -> Result<(Arc<Identities>, Trust), String> {
+    let signing = hsm.clone();
+    let load = move || {
+        let config = Config::load_from(&path, &files).map_err(|e| e.to_string())?;
+        let identities = Identities::load(&config, &files, &signing).map_err(|e| e.to_string())?;
+        let trust = trust::load(&config.signers, &files).map_err(|e| e.to_string())?;
+        Ok::<_, String>((Arc::new(identities), trust))
+    };
+    // Of a list of an authority's whole life nobody's request waits for the end.
+    let loaded = tokio::task::spawn_blocking(load).await.unwrap_or_else(|error| Err(error.to_string()));
+    let (identities, trust) = loaded?;
+    let before = server.identities.borrow().clone();
+    for (of, reason) in identities.misfits(hsm).await {
+        if before.listener.in_hsm.iter().all(|before| before.key != of.key) {
+            return Err(reason);
+        }
+        tracing::error!(reason, "a certificate is not served");
+    }
+    Ok((identities, trust))
 }
 
 /// The clock, and whether what the log remembers allows to believe it; and whether it is believed because an operator

@@ -83,7 +83,10 @@ pub fn begin(
 ) -> io::Result<Child> {
     let message = messages::encode(work).map_err(io::Error::other)?;
     let (ours, theirs) = UnixStream::pair()?;
-    let child = control::child(role, theirs.into()).envs(&hsm.environment).stdout(output).spawn()?;
+    let child = supervisor::spawn(role, theirs.into(), |command| {
+        command.envs(&hsm.environment).stdout(output);
+    })
+    .map_err(io::Error::other)?;
     let pins = [Some(hsm.pin_file.as_path()), so_pin_file].into_iter().flatten();
     let handed: Vec<_> = pins.filter_map(|path| hsm.opened.get(path)).map(|file| file.as_fd()).collect();
     // A child that ended before it read everything has said why.

@@ -16,6 +16,7 @@ use landlock::{ABI, LandlockStatus};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::unistd::{AccessFlags, access};
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use serde::{Deserialize, Serialize};
@@ -132,12 +133,29 @@ pub fn no_cores() -> io::Result<()> {
 }
 
 /// Nobody of the same user looks into this process, or takes it over by tracing it. Not for those that it starts: a program
-/// begins without, unless its file may not be read by who starts it. That of the package may not, so no moment is left.
+/// begins without, unless its file may not be read by who starts it, as the package's may not ([`open_at_first`]).
 ///
 /// # Errors
 /// What the kernel says.
 pub fn no_tracing() -> io::Result<()> {
     Ok(prctl::set_dumpable(false)?)
+}
+
+/// Why debuggers of this user may look into a process of this program between its `exec` and [`no_tracing`], with what would
+/// keep them out; `None`: they may not. By a process that has the rights of the service's user.
+pub fn open_at_first() -> Option<String> {
+    let suid_dumpable = std::fs::read_to_string("/proc/sys/fs/suid_dumpable").unwrap_or_default();
+    open_where(access("/proc/self/exe", AccessFlags::R_OK).is_ok(), suid_dumpable.trim())
+}
+
+/// What may not be read begins with what this setting says (proc_sys_fs(5)), what may be read with 1.
+fn open_where(may_read_program: bool, suid_dumpable: &str) -> Option<String> {
+    let mend = match (may_read_program, suid_dumpable) {
+        (true, _) => "its user may read the program's file: make it root's, of mode 0711",
+        (false, "1") => "fs.suid_dumpable is 1: 0 or 2 would keep them out",
+        (false, _) => return None,
+    };
+    Some(format!("a debugger may open a process before its first line: {mend}"))
 }
 
 /// Keeps the memory of this process out of swap space, now and later, if as much as it likes may be locked: under a limit,
@@ -263,6 +281,15 @@ mod tests {
         for word in ["EINVAL", "Linux 5.13", "swapped out: EAGAIN"] {
             assert!(words.contains(word), "{words}");
         }
+    }
+
+    #[test]
+    fn a_program_is_closed_from_the_beginning_if_it_cannot_be_read_and_no_setting_opens_it() {
+        for closed in ["0", "2", ""] {
+            assert_eq!(open_where(false, closed), None, "{closed:?}");
+            assert!(open_where(true, closed).is_some_and(|said| said.contains("0711")), "{closed:?}");
+        }
+        assert!(open_where(false, "1").is_some_and(|said| said.contains("fs.suid_dumpable is 1")));
     }
 
     /// The thread that tried it is gone, and this one is as free as before.

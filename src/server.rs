@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 use std::net::{IpAddr, TcpListener as StdListener};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub struct Identities {
 
 impl Identities {
     /// Certificates and clients as the configuration says. Without a key file `hsm` signs: whether it has the keys is for
-    /// [`Identities::misfit`].
+    /// [`Identities::misfits`].
     ///
     /// # Errors
     /// [`TlsError`], in words an operator can act on.
@@ -78,11 +79,23 @@ impl Identities {
         Ok(Self { listener, clients: Clients::new(&config.clients) })
     }
 
-    /// A certificate whose key is in no token, in a line for the operator; `None`: there is none, as far as the tokens that
-    /// are up can tell.
-    pub fn misfit(&self, hsm: &Hsm) -> Option<String> {
-        let of = self.listener.in_hsm.iter().find(|of| hsm.tls_place(&of.key) == KeyPlace::Nowhere)?;
-        Some(tls::no_such_key(&of.path))
+    /// The certificates whose keys are in no token, each with a line for the operator. Of keys that nobody has told of the
+    /// tokens that are up are asked.
+    pub async fn misfits(&self, hsm: &Hsm) -> Vec<(&HsmCertificate, String)> {
+        if self.without_key(hsm).next().is_none() {
+            return Vec::new();
+        }
+        let all_told = hsm.ask_for_tls().await;
+        let line = |path: &Path| match all_told {
+            true => tls::no_such_key(path),
+            false => format!("{}: a token does not tell whether it has its key", path.display()),
+        };
+        self.without_key(hsm).map(|of| (of, line(&of.path))).collect()
+    }
+
+    /// The certificates whose keys are in no token, as far as the tokens have told.
+    fn without_key(&self, hsm: &Hsm) -> impl Iterator<Item = &HsmCertificate> {
+        self.listener.in_hsm.iter().filter(|of| hsm.tls_place(&of.key) == KeyPlace::Nowhere)
     }
 
     /// Why nobody can shake hands although the HSM is there, in a line for the operator.
@@ -92,7 +105,7 @@ impl Identities {
             return None;
         }
         let away = "the server's key is in a token that is away: no connection can be made until it is back";
-        Some(self.misfit(hsm).unwrap_or_else(|| away.to_owned()))
+        Some(self.without_key(hsm).next().map_or_else(|| away.to_owned(), |of| tls::no_such_key(&of.path)))
     }
 
     /// Whose a certificate is that a client showed, with the authorities that it sent behind it.
@@ -127,7 +140,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Accepts connections until `drain` resolves; then answers what is there, for 9 s at most.
+    /// Accepts connections until `drain` resolves; then answers what is there, and who is on their way (`ARRIVAL_MAX`), for 9 s at
+    /// most.
     ///
     /// # Errors
     /// If the listener cannot be used at all.
@@ -196,7 +210,7 @@ impl Server {
         let _open = Held::new(&self.metrics.open);
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-        let mut gone = pin!(gone_without(drained.clone()));
+        let mut gone = pin!(too_late_to_arrive(drained.clone()));
         let announced = handshakes.announced(unannounced, from, hello, &self.metrics);
         let (hello, begins) = tokio::select! {
             announced = announced => announced?,
@@ -271,7 +285,8 @@ impl Server {
         let mut preface = [0; HTTP2_PREFACE_BYTES];
         let read = tokio::select! {
             read = timeout(header_timeout, reader.read_exact(&mut preface)) => read,
-            () = gone.as_mut() => return Ok(()),
+            // It is what he asks first.
+            () = too_late_to_arrive(drained.clone()) => return Ok(()),
         };
         read.map_err(|_| "the HTTP/2 preface took too long".to_owned())?.map_err(|e| e.to_string())?;
         let stream = tokio::io::join(Cursor::new(preface).chain(reader), writer);
@@ -296,14 +311,16 @@ impl Server {
         let mut connection = pin!(connection);
         let idle = activity.idle(Duration::from_millis(self.limits.idle_timeout_ms));
         let ended = tokio::select! {
-            ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
-            () = ends(drained, activity) => Ended::Drained,
-            () = idle => Ended::Idle,
-            () = tokio::time::sleep(self.age_max()) => Ended::Old,
+            // Who is out asks nothing more, and what was asked before the end is heard.
+            biased;
             lost = standing.lost() => match lost {
                 Lost::Changed => Ended::Changed,
                 Lost::Refused => Ended::Refused,
             },
+            ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
+            () = due_to_end(drained, activity) => Ended::Drained,
+            () = idle => Ended::Idle,
+            () = tokio::time::sleep(self.age_max()) => Ended::Old,
         };
         self.metrics.ended.get_or_create(&ended).inc();
         if ended == Ended::Refused {
@@ -343,18 +360,23 @@ impl Server {
     }
 }
 
-/// When a drain waits no longer for somebody who came before it to shake hands: behind it is a request, mostly, of a client that
-/// saw the service take its connection. One that says nothing holds up no drain.
-async fn gone_without(mut drained: watch::Receiver<bool>) {
-    // Gone with its sender, it drains as well.
-    let _ = drained.wait_for(|drains| *drains).await;
+/// While draining: when somebody who had connected before has had his time to shake hands, or for what comes right after. Behind it
+/// is a request, mostly, of a client that saw the service take its connection. One that says nothing holds up no drain.
+async fn too_late_to_arrive(mut drained: watch::Receiver<bool>) {
+    begins(&mut drained).await;
     tokio::time::sleep(ARRIVAL_MAX).await;
 }
 
-/// When a drain ends a connection in order: one on which nothing was asked yet has the time to.
-async fn ends(mut drained: watch::Receiver<bool>, activity: &Activity) {
-    let _ = drained.wait_for(|drains| *drains).await;
+/// While draining: when a connection is ended in order. One on which nothing was asked yet has the time to.
+async fn due_to_end(mut drained: watch::Receiver<bool>, activity: &Activity) {
+    begins(&mut drained).await;
     let _ = timeout(ARRIVAL_MAX, activity.begun()).await;
+}
+
+/// When the drain begins.
+async fn begins(drained: &mut watch::Receiver<bool>) {
+    // Gone with its sender, it drains as well.
+    let _ = drained.wait_for(|drains| *drains).await;
 }
 
 fn cut_off(standing: &Standing) {

@@ -34,7 +34,7 @@ use crate::files::{self, Files};
 use crate::hsm::messages::{self, Boot};
 use crate::operator;
 use crate::sandbox::{self, Enforced};
-use crate::systemd::{Inherited, Notify};
+use crate::systemd::{self, Inherited, Notify};
 use slot::{Running, Slot};
 use token::Token;
 
@@ -478,12 +478,14 @@ fn block_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Starts this same binary in another role, with `stdin` as its only tie to the others.
+/// Starts this same binary in another role, with `stdin` as its channel, and nothing of what systemd told this process.
 ///
 /// # Errors
 /// One line for the operator.
 pub fn spawn(role: &str, stdin: OwnedFd, prepare: impl FnOnce(&mut Command)) -> Result<Child, String> {
-    let mut command = control::child(role, stdin);
+    let mut command = Command::new("/proc/self/exe");
+    command.args([role, "--supervisor", &std::process::id().to_string()]).stdin(stdin);
+    systemd::hide(&mut command);
     prepare(&mut command);
     command.spawn().map_err(|e| format!("the {role} process cannot be started: {e}"))
 }

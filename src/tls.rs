@@ -171,7 +171,7 @@ pub fn hsm_certificates(server: &Server) -> impl Iterator<Item = Result<HsmCerti
 /// The DNS names and addresses in the first of the server's certificates, whatever its key is.
 ///
 /// # Errors
-/// [`TlsError::File`]: it cannot be read.
+/// [`TlsError::File`]: it cannot be read, or has a name of another kind.
 pub fn server_names(server: &Server) -> Result<Vec<String>, TlsError> {
     let Some(path) = server.certificates.iter().next() else { return Ok(Vec::new()) };
     let unreadable = || file_error(path, "no usable certificate".into());

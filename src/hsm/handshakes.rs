@@ -93,9 +93,10 @@ impl Hsm {
         let token = having().find(|token| self.is_token_up(*token)).or_else(|| having().next());
         let signs = self.inner.tokens.get(token.unwrap_or(0));
         let Some(signs) = signs else { return Err(HsmError::Unavailable("there is no token".to_owned())) };
-        // It is never closed. Who gets it too late has nothing signed.
+        // The semaphore is never closed. Who comes too late is not signed for.
         let until = Lifeline::no_later_than(Instant::now() + CALL_MAX);
-        let late = |_| HsmError::Unavailable("no handshake's turn to be signed came in time".to_owned());
+        let late =
+            |_| HsmError::Unavailable("the handshake's turn to be signed did not come in time".to_owned());
         let _turn = timeout_at(until, signs.signing.acquire()).await.map_err(late)?;
         let request = Request::SignHandshake { key: key.clone(), transcript };
         match self.call(token.map_or(Route::Any, Route::Token), request).await? {

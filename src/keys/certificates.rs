@@ -74,15 +74,10 @@ pub fn request(
 }
 
 /// Those of the first certificate: who renews it asks for the same, and for all of them.
-fn certified_names(config: &Config) -> Result<Vec<ServerName>, Option<String>> {
+fn certified_names(config: &Config) -> Result<Vec<ServerName>, String> {
     let names = tls::server_names(&config.server).map_err(|error| format!("give --name: {error}"))?;
-    let parsed = |name: String| {
-        ServerName::parse(&name).ok_or_else(|| {
-            Some(format!(
-                "give --name: the certificate has {name:?}, which is neither a \
-                                                            DNS name nor an address"
-            ))
-        })
+    let odd = |name: &String| {
+        format!("give --name: the certificate has {name:?}, which is neither a DNS name nor an address")
     };
-    names.into_iter().map(parsed).collect()
+    names.iter().map(|name| ServerName::parse(name).ok_or_else(|| odd(name))).collect()
 }

@@ -25,14 +25,14 @@ pub(super) enum When {
     /// If the first argument is not this process.
     NotItself,
     /// Of `kill`: if it signals anybody but this process. Signal 0 only asks whether a process is there.
-    Signals,
+    SignalsOther,
     /// Of `sendto`: to the peer that there is. An address, or `MSG_FASTOPEN`, would make a connection without `connect`.
     Unaddressed,
     /// Of `prlimit64`: its own limits, which it reads and does not change.
     OwnLimits,
 }
 
-use When::{Always, AnyBit, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, Signals, Unaddressed};
+use When::{Always, AnyBit, Bits, Itself, NoneOf, NotItself, OneOf, OwnLimits, SignalsOther, Unaddressed};
 
 /// A call, and when it is allowed.
 pub(super) type Call = (c_long, When);
@@ -287,7 +287,7 @@ pub(super) const NO_SOCKET: &[Call] = &[
     (libc::SYS_socketpair, AnyBit { argument: 1, bits: DATAGRAMS }),
 ];
 
-/// The same with `hsm.network`.
+/// In the place of [`NO_SOCKET`] with `hsm.network`: sockets of other families, and listening.
 pub(super) const NO_OTHER_SOCKET: &[Call] = &[
     (libc::SYS_socket, NoneOf(0, FAMILIES)),
     (libc::SYS_listen, Always),
@@ -316,7 +316,7 @@ pub(super) const BEFORE_MODULE: &[Call] = &[
     (libc::SYS_pidfd_getfd, Always),
     (libc::SYS_pidfd_send_signal, Always),
     (libc::SYS_kcmp, Always),
-    (libc::SYS_kill, Signals),
+    (libc::SYS_kill, SignalsOther),
     (libc::SYS_tgkill, NotItself),
     (libc::SYS_tkill, Always),
     (libc::SYS_rt_sigqueueinfo, Always),

@@ -1,6 +1,7 @@
 //! Lists of system calls as filters of the kernel (seccomp), for every thread of this process and those to come.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use nix::libc::{self, c_long};
 use seccompiler::{
@@ -33,17 +34,18 @@ pub(super) fn allow(lists: &[&[Call]]) -> Result<(), Failure> {
     apply_filter_all_threads(&program).map_err(failure)
 }
 
-/// Any of a call's conditions will do. None at all means always, and would be lost behind one.
+/// A call that is listed several times is meant if any of its conditions holds. `Always` is an empty list of them, which one
+/// beside it would silently replace.
 fn rules<'c>(calls: impl IntoIterator<Item = &'c Call>) -> Result<Rules, Failure> {
     let mut rules = Rules::new();
     for (call, when) in calls {
         let more = conditions(*when)?;
-        let listed = rules.entry(*call).or_insert_with(|| more.clone());
-        if listed.is_empty() != more.is_empty() {
-            return Err(Failure::This(format!("call {call} is listed without and with a condition")));
-        }
-        if *listed != more {
-            listed.extend(more);
+        match rules.entry(*call) {
+            Entry::Vacant(first) => drop(first.insert(more)),
+            Entry::Occupied(listed) if listed.get().is_empty() != more.is_empty() => {
+                return Err(Failure::This(format!("call {call} is listed without and with a condition")));
+            }
+            Entry::Occupied(mut listed) => listed.get_mut().extend(more),
         }
     }
     Ok(rules)
@@ -81,7 +83,7 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>, BackendError> {
         }
         When::Itself => Ok(vec![rule(dword(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?)?]),
         When::NotItself => Ok(vec![rule(dword(0, SeccompCmpOp::Ne, u64::from(std::process::id()))?)?]),
-        When::Signals => {
+        When::SignalsOther => {
             let another = dword(0, SeccompCmpOp::Ne, u64::from(std::process::id()))?;
             Ok(vec![SeccompRule::new(vec![another, dword(1, SeccompCmpOp::Ne, 0)?])?])
         }

@@ -126,6 +126,7 @@ echo "   systemd-analyze security: $score"
 awk -v score="$score" 'BEGIN { exit !(score != "" && score <= 0.2) }' || fail "an exposure of $score"
 # As `check` finds outside of the unit what this kernel can, nothing of that may be missing inside.
 echo "   check: $(hsm-authd check --config /etc/hsm-authd/hsm-authd.toml 2>&1 | grep -F 'ok  sandbox: ')"
+! hsm-authd check 2>&1 | grep -F 'before its first line' || fail "a process is open at first"
 gaps=$(said | grep -F 'the sandbox has a gap') || true
 locked='[1-9]'
 if ! grep -q '^Max locked memory *unlimited *unlimited' /proc/1/limits; then
@@ -251,19 +252,29 @@ for tool in strace gdb; do
 done
 kill "$bystander"
 wait "$bystander" || true
-# Of root's commands, which no unit keeps apart: from their first moment on.
-perl watcher.pl >caught &
-watcher=$!
-eventually 10 grep -qx watching caught
-for _ in $(seq 5); do
-    hsm-authd keys list >/dev/null
-    hsm-authd check >/dev/null
-done
-runuser -u hsm-authd -- sleep 1
-kill "$watcher"
-wait "$watcher"
-grep -qx '/.*/sleep' caught || fail "the watcher catches nothing at all"
-! grep 'hsm-authd\|unknown' caught || fail "a command of root's was open to the service's user"
+# What root starts runs outside of the unit: nobody of the service's user may open its memory, not even between `exec` and the
+# first line. A copy that may be read, and is open for that moment alone, shows that the watcher is quick enough.
+open=/usr/local/bin/open-authd
+install -m 0755 /usr/bin/hsm-authd "$open"
+# watched PROGRAM TIMES: what the watcher catches while root runs it.
+watched() {
+    : >caught
+    perl watcher.pl >>caught &
+    local watcher=$!
+    eventually 10 grep -qx watching caught
+    for _ in $(seq "$2"); do
+        "$1" keys list >/dev/null
+        "$1" check >/dev/null
+    done
+    kill "$watcher"
+    wait "$watcher"
+}
+watched "$open" 5
+caught_open=$(grep -cx "$open" caught) || fail "the watcher catches nothing at all"
+watched hsm-authd 5
+! grep 'authd\|unknown' caught || fail "a command of root's was open to the service's user"
+echo "   a watcher catches $caught_open processes of ten commands that may be read, and none of the package's"
+rm "$open"
 refusals=$((refusals + 1))
 echo "   $refusals acts refused; each succeeds on a process that is not guarded"
 

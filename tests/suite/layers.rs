@@ -14,7 +14,7 @@ const ALLOWED: [(&str, &[&str]); 37] = [
     ("lifeline", &[]),
     ("metrics", &["domain"]),
     ("config", &["domain", "files"]),
-    ("control", &["files", "hsm::messages", "sandbox", "systemd"]),
+    ("control", &["files", "hsm::messages", "sandbox"]),
     ("hsm", &["domain", "secret", "lifeline", "metrics", "sandbox::Reach"]),
     ("custodian", &["domain", "boot", "secret", "hsm::messages", "control", "sandbox"]),
     ("store", &["domain", "secret", "lifeline", "metrics"]),

@@ -20,7 +20,7 @@ use crate::served::{Served, configuration, section};
 use crate::stubborn::Stubborn;
 
 /// A list of the development authority with these clients on it, valid until then.
-fn list(daemon: &Daemon, revoked: &[&str], next_update: &str) -> PathBuf {
+pub fn list(daemon: &Daemon, revoked: &[&str], next_update: &str) -> PathBuf {
     list_of(daemon, revoked, "20250101000000Z", next_update)
 }
 
@@ -55,7 +55,8 @@ fn list_of(daemon: &Daemon, revoked: &[&str], this_update: &str, next_update: &s
     path
 }
 
-const FAR: &str = "20491231235959Z";
+/// Long after the test.
+pub const FAR: &str = "20491231235959Z";
 const PAST: &str = "20250102000000Z";
 
 fn ask_for_lists(daemon: &Daemon, path: &Path) {

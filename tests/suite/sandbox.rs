@@ -434,7 +434,7 @@ fn a_custodian_opens_its_token_and_neither_database_nor_socket() {
             match act {
                 "thread" => came.succeeded(act),
                 "whether a process is there" => assert_eq!(came.of(act), libc::ESRCH.to_string()),
-                // It may speak to others, and be spoken to by nobody.
+                // It may connect to others, and nobody to it.
                 "tcp connection"
                 | "socket of the machine's addresses"
                 | "udp socket"
@@ -572,6 +572,8 @@ fn a_gap_is_told_once_and_check_tells_it_too() {
     for gap in &missing {
         assert!(said.contains(&format!("--  sandbox: {gap}\n")), "{said}");
     }
+    // As it is built: only the package's is of another mode.
+    assert!(said.contains("--  sandbox: a debugger may open a process before its first line: "), "{said}");
 }
 
 /// What keeps a filter from being installed, or memory from being locked, before a custodian is started in its place.

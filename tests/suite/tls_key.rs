@@ -18,6 +18,7 @@ use crate::load::Load;
 use crate::modules::{Feature, passed_over};
 use crate::operator::{done, keys_by, refused};
 use crate::processes::{children, eventually};
+use crate::revocation;
 use crate::scrape::Scrape;
 use crate::served::{Served, configuration, ops_get, section};
 use crate::several_tokens::init;
@@ -26,6 +27,10 @@ use crate::token::{BINARY, TestToken};
 
 /// The name of the certificate's file; the one of the request is beside it.
 pub const CERTIFICATE: &str = "in-hsm.pem";
+
+/// What openssl asks a certificate for.
+const WISH: &str = "[req]\nprompt = no\ndistinguished_name = name\nreq_extensions = san\n[name]\nCN = other\n\
+                    [san]\nsubjectAltName = IP:127.0.0.1\n";
 
 /// What a daemon left, configured anew without a key file; there is none anywhere.
 pub struct World {
@@ -63,6 +68,17 @@ impl World {
 
     pub fn dir(&self) -> PathBuf {
         self.daemon.dir()
+    }
+
+    /// A certificate in this file, of a key that is in no token.
+    fn certify_lost(&self, path: &Path) {
+        let pki = self.dir().join("pki");
+        if !pki.join("lost.csr").exists() {
+            fs::write(pki.join("san.conf"), WISH).unwrap();
+            openssl(&pki, &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "lost.key"]);
+            openssl(&pki, &["req", "-new", "-key", "lost.key", "-config", "san.conf", "-out", "lost.csr"]);
+        }
+        issue(&pki, &fs::read_to_string(pki.join("lost.csr")).unwrap(), path);
     }
 
     /// Asks for a certificate of the newest key, has it issued, and puts it in the place of the one that is there.
@@ -258,12 +274,7 @@ async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobod
     let path = world.dir().join(CERTIFICATE);
     let right = fs::read(&path).unwrap();
     let pki = world.dir().join("pki");
-    let wish = "[req]\nprompt = no\ndistinguished_name = name\nreq_extensions = san\n[name]\nCN = other\n\
-                [san]\nsubjectAltName = IP:127.0.0.1\n";
-    fs::write(pki.join("san.conf"), wish).unwrap();
-    openssl(&pki, &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "other.key"]);
-    openssl(&pki, &["req", "-new", "-key", "other.key", "-config", "san.conf", "-out", "other.csr"]);
-    let wrong = || issue(&pki, &fs::read_to_string(pki.join("other.csr")).unwrap(), &path);
+    let wrong = || world.certify_lost(&path);
 
     let served = Served::start(&world.config);
     let bank = world.connect(&served).await;
@@ -299,7 +310,7 @@ async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobod
     assert!(!check.status.success() && said.contains("its key is in no token"), "{said}");
 
     // One that no key in the HSM could have says so before the HSM is asked. And what a request cannot carry is not left out.
-    fs::write(pki.join("san.conf"), wish.replace("IP:", "email:somebody@bank.example, IP:")).unwrap();
+    fs::write(pki.join("san.conf"), WISH.replace("IP:", "email:somebody@bank.example, IP:")).unwrap();
     openssl(&pki, &["genrsa", "-out", "rsa.key", "2048"]);
     openssl(&pki, &["req", "-new", "-key", "rsa.key", "-config", "san.conf", "-out", "rsa.csr"]);
     issue(&pki, &fs::read_to_string(pki.join("rsa.csr")).unwrap(), &path);
@@ -313,6 +324,30 @@ async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobod
     fs::write(&path, right).unwrap();
     let served = Served::start(&world.config);
     assert_eq!(world.shown(&served).await, first);
+    assert!(served.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_whose_key_was_lost_keeps_no_revocation_from_being_heard() {
+    let world = World::made(1, |config| {
+        let server = section(config, "server");
+        server.insert("certificate".into(), vec![CERTIFICATE, "lost.pem"].into());
+        server.insert("client_crls".into(), vec!["pki/clients.crl"].into());
+    });
+    world.certify_lost(&world.dir().join("lost.pem"));
+    revocation::list(&world.daemon, &[], revocation::FAR);
+    let served = Served::start(&world.config);
+    await_log(&served, "a certificate is not served", 1).await;
+    assert_eq!(ops_get(&served.ops_url, "/readyz"), (200, "ready\n".to_owned()), "the other one is");
+    let bank = world.connect(&served).await;
+    enrol_hotp(&bank, "acct-1").await;
+
+    revocation::list(&world.daemon, &["bank-a"], revocation::FAR);
+    reload(&served);
+    await_log(&served, RELOADED, 1).await;
+    await_log(&served, "a certificate is not served", 2).await;
+    await_log(&served, "its client's certificate is not accepted any more", 1).await;
+    assert!(bank.get("/v1/credentials").await.is_err());
     assert!(served.stop().success());
 }
 
