@@ -157,6 +157,14 @@ impl Pkcs11Error {
         matches!(self.code(), Some(RvError::ObjectHandleInvalid))
     }
 
+    /// The same failure of reading an object: that it is gone, if objects are found and it is none of them.
+    fn of_object<H: PartialEq>(self, object: &H, found: Result<Vec<H>, Self>) -> Self {
+        match found.is_ok_and(|found| !found.is_empty() && !found.contains(object)) {
+            true => Error::Pkcs11(RvError::ObjectHandleInvalid, Function::GetAttributeValue).into(),
+            false => self,
+        }
+    }
+
     /// Whether the module does not know an attribute.
     fn is_unknown_attribute(&self) -> bool {
         matches!(self.code(), Some(RvError::AttributeTypeInvalid))
@@ -408,6 +416,22 @@ mod tests {
             let error = Pkcs11Error::from(Error::Pkcs11(code, Function::Login));
             assert_eq!(error.to_string(), text);
             assert_eq!(error.is_pin_refusal(), is_pin_refusal, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_gone_if_others_are_found_and_not_it() {
+        let general = || Pkcs11Error::from(Error::Pkcs11(RvError::GeneralError, Function::GetAttributeValue));
+        let (it, other) = (7, 8);
+        for (found, is_gone) in [
+            (Ok(vec![other]), true),
+            (Ok(vec![other, it]), false),
+            // Of a token that is away nothing is found.
+            (Ok(vec![]), false),
+            (Err(general()), false),
+        ] {
+            let words = format!("{found:?}");
+            assert_eq!(general().of_object(&it, found).is_gone(), is_gone, "{words}");
         }
     }
 

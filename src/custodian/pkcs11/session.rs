@@ -119,12 +119,20 @@ impl Session {
     }
 
     /// Those of them that the object has, and gives out.
+    ///
+    /// # Errors
+    /// They cannot be read; [`Pkcs11Error::is_gone`] also where the module says nothing but that it failed, as Kryoptic does of
+    /// what another process destroyed, and a search finds other objects and not this one.
     pub(super) fn attributes(
         &self,
         object: Object,
         types: &[AttributeType],
     ) -> Result<Vec<Attribute>, Pkcs11Error> {
-        Ok(self.raw.get_attributes(self.handle(object)?, types)?)
+        let handle = self.handle(object)?;
+        match self.raw.get_attributes(handle, types).map_err(Pkcs11Error::from) {
+            Err(error) if error.is_general() => Err(error.of_object(&handle, self.find(&[]))),
+            read => read,
+        }
     }
 
     /// Whether only who is logged in can have made this object (PKCS #11 3.1, C_CreateObject).
