@@ -295,8 +295,11 @@ async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobod
     // A start that ended would be followed by the next one, each with its entries in the log.
     let waiting = Served::spawn(&world.config);
     await_log(&waiting, "a certificate is not served", 1).await;
-    let (status, words) = ops_get(&waiting.ops_url, "/readyz");
-    assert!(status == 503 && words.contains("in-hsm.pem: its key is in no token"), "{status} {words}");
+    eventually("it says so", async || {
+        let (status, words) = ops_get(&waiting.ops_url, "/readyz");
+        (status == 503 && words.contains("in-hsm.pem: its key is in no token")).then_some(())
+    })
+    .await;
     assert!(Connection::open(&waiting.url, &world.identity(), Http::Two).await.is_err());
     fs::write(&path, &right).unwrap();
     reload(&waiting);
