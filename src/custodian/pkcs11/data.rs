@@ -71,7 +71,7 @@ impl Session {
     /// # Errors
     /// It cannot be read: somebody may have destroyed it meanwhile.
     pub fn data_value(&self, object: Object) -> Result<Vec<u8>, Pkcs11Error> {
-        let read = |place| self.attributes(object, &[place]);
+        let read = |place| self.attributes_of_found(object, &[place]);
         let found = read(AttributeType::Class).and_then(|class| match class.as_slice() {
             [Attribute::Class(ObjectClass::SECRET_KEY)] => read(AttributeType::Id),
             _ => read(AttributeType::Value),

@@ -45,7 +45,7 @@ impl Session {
     /// # Errors
     /// The attribute cannot be read: also if the object is gone.
     pub fn id(&self, object: Object) -> Result<Vec<u8>, Pkcs11Error> {
-        match self.attributes(object, &[AttributeType::Id])?.pop() {
+        match self.attributes_of_found(object, &[AttributeType::Id])?.pop() {
             Some(Attribute::Id(id)) => Ok(id),
             _ => Ok(Vec::new()),
         }

@@ -104,7 +104,7 @@ impl Session {
             if secrets.contains(&object.handle.handle()) {
                 continue;
             }
-            let attributes = match self.attributes(object, &[AttributeType::Label]) {
+            let attributes = match self.attributes_of_found(object, &[AttributeType::Label]) {
                 // A credential's secret, deleted meanwhile by another custodian.
                 Err(error) if error.is_gone() => continue,
                 other => other?,
@@ -119,18 +119,26 @@ impl Session {
     }
 
     /// Those of them that the object has, and gives out.
-    ///
-    /// # Errors
-    /// They cannot be read; [`Pkcs11Error::is_gone`] also where the module says nothing but that it failed, as Kryoptic does of
-    /// what another process destroyed, and a search finds other objects and not this one.
     pub(super) fn attributes(
         &self,
         object: Object,
         types: &[AttributeType],
     ) -> Result<Vec<Attribute>, Pkcs11Error> {
-        let handle = self.handle(object)?;
-        match self.raw.get_attributes(handle, types).map_err(Pkcs11Error::from) {
-            Err(error) if error.is_general() => Err(error.of_object(&handle, self.find(&[]))),
+        Ok(self.raw.get_attributes(self.handle(object)?, types)?)
+    }
+
+    /// The same of an object that was found, and that another process may have destroyed since.
+    ///
+    /// # Errors
+    /// They cannot be read; [`Pkcs11Error::is_gone`] also where the module says nothing but that it failed, as Kryoptic does
+    /// then, and a search finds other objects and not this one.
+    pub(super) fn attributes_of_found(
+        &self,
+        object: Object,
+        types: &[AttributeType],
+    ) -> Result<Vec<Attribute>, Pkcs11Error> {
+        match self.attributes(object, types) {
+            Err(error) if error.is_general() => Err(error.of_object(&self.handle(object)?, self.find(&[]))),
             read => read,
         }
     }
