@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -513,8 +515,18 @@ beside! {
     codes_are_verified_beside_a_flood_of_handshakes: Handshakes,
 }
 
+/// How it goes for so long from a reload on.
+async fn pace_of_a_reload(bystander: &mut Bystander, served: &Served, time: Duration) -> Pace {
+    let reloads = || served.log().matches("certificates, revocation lists and clients reloaded").count();
+    let before = reloads();
+    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    let pace = bystander.pace(time).await;
+    assert!(reloads() > before, "not reloaded within {time:?}");
+    pace
+}
+
 /// Connections of several clients that are let in and not used, as many as the service is told to have room for, and others
-/// that do not even begin a handshake.
+/// that do not even begin a handshake. At a reload each of them is held against what was loaded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn codes_are_verified_beside_thousands_of_idle_connections() {
     let scale = Scale::of(Abuse::Silent);
@@ -530,6 +542,7 @@ async fn codes_are_verified_beside_thousands_of_idle_connections() {
     let mut bystander = Bystander::begin(&served.url, &daemon.identity("bank-a")).await;
     let before = Held::by(&served);
     let alone = bystander.pace(scale.window).await;
+    let reload_alone = pace_of_a_reload(&mut bystander, &served, scale.window).await;
 
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut openings = Vec::new();
@@ -555,7 +568,9 @@ async fn codes_are_verified_beside_thousands_of_idle_connections() {
     let peers = Peers::begin(Abuse::Silent, silent, scale.pause, &served, &daemon);
     within(scale.patience, "all are there", || Held::by(&served).connections >= idle as f64).await;
     let beside = bystander.pace(scale.window).await;
+    let reload_beside = pace_of_a_reload(&mut bystander, &served, scale.window).await;
     let at_most = Held::by(&served);
+    assert!(at_most.connections >= idle as f64, "a reload ended some: {at_most:?}");
     peers.come_no_more();
     drop(held);
     within(scale.patience, "they are gone", || Held::by(&served).connections == before.connections).await;
@@ -565,10 +580,15 @@ async fn codes_are_verified_beside_thousands_of_idle_connections() {
     let each_kib = at_most.resident_kib.saturating_sub(before.resident_kib) as f64 / at_most.connections;
     println!(
         "{idle} idle connections, opened within {opened:?}, and {silent} without a handshake: alone {alone:?}, beside them \
-         {beside:?}, alone again {alone_again:?}; {each_kib:.1} KiB each; before {before:?}, at most {at_most:?}, after {after:?}"
+         {beside:?}, alone again {alone_again:?}; from a reload on alone {reload_alone:?}, beside them {reload_beside:?}; {each_kib:.1} KiB each; before {before:?}, at most {at_most:?}, after {after:?}"
     );
     let least = alone.per_second.min(alone_again.per_second) * PART_MIN;
-    assert!(beside.per_second >= least && beside.slowest < ANSWER_MAX, "{beside:?}, and {least:.0} at least");
+    for beside in [beside, reload_beside] {
+        assert!(
+            beside.per_second >= least && beside.slowest < ANSWER_MAX,
+            "{beside:?}, and {least:.0} at least"
+        );
+    }
     at_most.is_bounded(before, KIB_EACH);
     assert!(after.descriptors <= before.descriptors.map(|count| count + 8), "{before:?}, {after:?}");
     assert_eq!(served.stop().code(), Some(0));
