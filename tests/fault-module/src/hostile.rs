@@ -51,12 +51,17 @@ pub(crate) fn attack(stage: &'static str) {
     let _ = file.and_then(|mut file| file.write_all(told.as_bytes()));
 }
 
+/// The kernel's `asm-generic/unistd.h`.
+const SETXATTRAT: c_long = 463;
+const FILE_SETATTR: c_long = 469;
+
 type Came = io::Result<()>;
 
 fn acts(folder: &Path) -> Vec<(&'static str, Came)> {
     let named = |name: &str| CString::new(folder.join(name).into_os_string().into_encoded_bytes());
     let spoil = named("spoil").unwrap_or_default();
     let pointer = |text: &CString| text.as_ptr() as c_long;
+    let here = libc::AT_FDCWD.into();
     let (parent, nice) = (std::os::unix::process::parent_id(), 20 - asked(libc::SYS_getpriority, [0; 5]));
     vec![
         ("memory", found()),
@@ -68,10 +73,19 @@ fn acts(folder: &Path) -> Vec<(&'static str, Came)> {
         ("socket", call(libc::SYS_socket, [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0, 0, 0])),
         ("datagram", datagram(libc::SOCK_DGRAM, folder)),
         ("raw datagram", datagram(libc::SOCK_RAW, folder)),
-        ("streams", pair(libc::SOCK_STREAM).map(drop)),
-        ("packets", pair(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC).map(drop)),
-        ("mode", call(libc::SYS_fchmodat, [libc::AT_FDCWD.into(), pointer(&spoil), 0o666, 0, 0])),
+        ("connecting bytes", connecting(libc::SYS_sendto, 0, libc::MSG_FASTOPEN)),
+        ("connecting message", connecting(libc::SYS_sendmsg, libc::MSG_FASTOPEN, 0)),
+        ("connecting messages", connecting(libc::SYS_sendmmsg, 0, libc::MSG_FASTOPEN)),
+        ("pair of a network", pair(libc::AF_INET, libc::SOCK_STREAM).map(drop)),
+        ("streams", pair(libc::AF_UNIX, libc::SOCK_STREAM).map(drop)),
+        ("packets", pair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC).map(drop)),
+        ("mode", call(libc::SYS_fchmodat, [here, pointer(&spoil), 0o666, 0, 0])),
         ("attribute", call(libc::SYS_lsetxattr, [pointer(&spoil), pointer(&c"user.x".into()), 0, 0, 0])),
+        (
+            "attribute from a folder",
+            call(SETXATTRAT, [here, pointer(&spoil), 0, pointer(&c"user.x".into()), 0]),
+        ),
+        ("flags of a file", call(FILE_SETATTR, [here, pointer(&spoil), 0, 0, 0])),
         ("another's limits", limits(parent)),
         ("own limits", limits(0)),
         ("priority", call(libc::SYS_setpriority, [0, 0, nice, 0, 0])),
@@ -89,7 +103,7 @@ fn call(number: c_long, arguments: [c_long; 5]) -> Came {
 
 fn asked(number: c_long, [a, b, c, d, e]: [c_long; 5]) -> c_long {
     // SAFETY: each caller's own: pointers are null, or to what lives until the call is over, of the length that it expects.
-    unsafe { libc::syscall(number, a, b, c, d, e) }
+    unsafe { libc::syscall(number, a, b, c, d, e, 0) }
 }
 
 /// Whether nobody of the same user may look into this process.
@@ -111,10 +125,10 @@ fn process() -> Came {
     }
 }
 
-fn pair(kind: i32) -> io::Result<[RawFd; 2]> {
+fn pair(family: i32, kind: i32) -> io::Result<[RawFd; 2]> {
     let mut ends = [0; 2];
     // SAFETY: two places for descriptors.
-    match unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) } {
+    match unsafe { libc::socketpair(family, kind, 0, ends.as_mut_ptr()) } {
         0 => Ok(ends),
         _ => Err(io::Error::last_os_error()),
     }
@@ -122,7 +136,7 @@ fn pair(kind: i32) -> io::Result<[RawFd; 2]> {
 
 /// To a socket with a path, without `socket` and `connect`; the name is where no filter looks.
 fn datagram(kind: i32, folder: &Path) -> Came {
-    let [end, _] = pair(kind)?;
+    let [end, _] = pair(libc::AF_UNIX, kind)?;
     // SAFETY: all zeros are an address without a name, and a message with nothing.
     let (mut there, mut message) = unsafe { (zeroed::<libc::sockaddr_un>(), zeroed::<libc::msghdr>()) };
     there.sun_family = libc::AF_UNIX as libc::sa_family_t;
@@ -133,6 +147,15 @@ fn datagram(kind: i32, folder: &Path) -> Came {
     (message.msg_name, message.msg_namelen) = ((&raw mut there).cast(), size_of_val(&there) as u32);
     (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
     call(libc::SYS_sendmsg, [end.into(), (&raw const message) as c_long, 0, 0, 0])
+}
+
+/// Nothing, by a call that would connect a socket of a network with its first bytes; its flags are the third argument or the
+/// fourth.
+fn connecting(number: c_long, third: i32, fourth: i32) -> Came {
+    let [end, _] = pair(libc::AF_UNIX, libc::SOCK_STREAM)?;
+    // SAFETY: all zeros are a message with nothing.
+    let message = unsafe { zeroed::<libc::msghdr>() };
+    call(number, [end.into(), (&raw const message) as c_long, third.into(), fourth.into(), 0])
 }
 
 /// Asked for, and not changed.
