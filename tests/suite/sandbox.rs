@@ -58,12 +58,13 @@ enum Role {
 }
 
 /// What is tried.
-const ACTS: [&str; 18] = [
+const ACTS: [&str; 19] = [
     "signal",
     "whether a process is there",
     "tcp socket",
     "socket of the kernel's ciphers",
     "socket of the machine's addresses",
+    "pair of a network",
     "tcp connection",
     "udp socket",
     "unix socket",
@@ -272,6 +273,10 @@ fn attacker() {
                 );
                 came(act, made.map_err(io::Error::from));
             }
+            "pair of a network" => {
+                let made = socket::socketpair(AddressFamily::Inet, SockType::Stream, None, SockFlag::empty());
+                came(act, made.map_err(io::Error::from));
+            }
             "udp socket" => came(act, UdpSocket::bind("127.0.0.1:0")),
             "unix socket" => came(act, UnixListener::bind(format!("{socket}-{}", std::process::id()))),
             "unix connection" => came(act, UnixStream::connect(&socket)),
@@ -340,6 +345,8 @@ fn without_a_sandbox_everything_works() {
     for act in ACTS {
         match act {
             "whether a process is there" => assert_eq!(came.of(act), libc::ESRCH.to_string()),
+            // There is none.
+            "pair of a network" => assert_eq!(came.of(act), libc::EOPNOTSUPP.to_string()),
             // Of a system on which nobody looks at what is not his child.
             "ptrace" | "process_vm_readv" if !is_root => {}
             "core files" if getrlimit(Resource::RLIMIT_CORE).unwrap().1 == 0 => {}
@@ -391,6 +398,7 @@ fn the_code_of_a_module_that_is_being_loaded_starts_nothing_that_outlives_it() {
             "signal",
             "tcp socket",
             "socket of the kernel's ciphers",
+            "pair of a network",
         ] {
             came.filtered(act);
         }
