@@ -154,7 +154,7 @@ async fn holds_nobody_up(limits: [(&'static str, i64); 2], hello: impl Fn(&Daemo
 /// They have nothing that could be answered first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_do_they_hold_up_a_stop() {
-    let (daemon, served) = start(&[("handshake_timeout_ms", 60_000)]);
+    let (daemon, served) = start(&[("handshake_timeout_ms", 60_000), ("header_timeout_ms", 60_000)]);
     let authority = served.url.strip_prefix("https://").unwrap().to_owned();
     let mut peers = Vec::new();
     for hello in [Vec::new(), client_hello(&daemon)] {
@@ -163,9 +163,18 @@ async fn nor_do_they_hold_up_a_stop() {
         peers.push(peer);
     }
     peers[1].readable().await.unwrap();
+    // These have shaken hands, and say nothing, or half of what HTTP/2 begins with.
+    let mut clients = Vec::new();
+    for (alpn, words) in [("http/1.1", ""), ("h2", ""), ("h2", "PRI * HTTP/2.0\r\n")] {
+        let tls = Arc::new(daemon.identity("bank-a").tls_config(&[alpn]).unwrap());
+        let mut client = tls_stream_with(&served.url, tls).await.unwrap();
+        client.write_all(words.as_bytes()).await.unwrap();
+        client.flush().await.unwrap();
+        clients.push(client);
+    }
     let scrape = Scrape::at(&served.ops_url);
     let held = ["unannounced", "open"].map(|of| scrape.value(&format!("hsm_authd_connections_{of}"), &[]));
-    assert_eq!(held, [1.0, 2.0]);
+    assert_eq!(held, [1.0, 5.0]);
     let begun = Instant::now();
     assert_eq!(served.stop().code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
