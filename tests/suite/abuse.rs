@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -21,7 +19,7 @@ use toml::Table;
 
 use crate::bystander::{Bystander, Pace};
 use crate::client::{Connection, Http, Identity, tls_stream_with};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, RELOADED};
 use crate::process_memory::{descriptors, resident_kib};
 use crate::processes::children;
 use crate::scrape::Scrape;
@@ -517,9 +515,9 @@ beside! {
 
 /// How it goes for so long from a reload on.
 async fn pace_of_a_reload(bystander: &mut Bystander, served: &Served, time: Duration) -> Pace {
-    let reloads = || served.log().matches("certificates, revocation lists and clients reloaded").count();
+    let reloads = || served.log().matches(RELOADED).count();
     let before = reloads();
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
     let pace = bystander.pace(time).await;
     assert!(reloads() > before, "not reloaded within {time:?}");
     pace
@@ -580,7 +578,8 @@ async fn codes_are_verified_beside_thousands_of_idle_connections() {
     let each_kib = at_most.resident_kib.saturating_sub(before.resident_kib) as f64 / at_most.connections;
     println!(
         "{idle} idle connections, opened within {opened:?}, and {silent} without a handshake: alone {alone:?}, beside them \
-         {beside:?}, alone again {alone_again:?}; from a reload on alone {reload_alone:?}, beside them {reload_beside:?}; {each_kib:.1} KiB each; before {before:?}, at most {at_most:?}, after {after:?}"
+         {beside:?}, alone again {alone_again:?}; from a reload on alone {reload_alone:?}, \
+         beside them {reload_beside:?}; {each_kib:.1} KiB each; before {before:?}, at most {at_most:?}, after {after:?}"
     );
     let least = alone.per_second.min(alone_again.per_second) * PART_MIN;
     for beside in [beside, reload_beside] {

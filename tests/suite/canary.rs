@@ -299,7 +299,7 @@ async fn no_secret_is_where_it_must_not_be() {
     let custodian = children(scene.served.pid(), "custodian")[0];
     kill(Pid::from_raw(custodian), Signal::SIGKILL).unwrap();
     scene.operate(&copies.join("first.db"));
-    kill(Pid::from_raw(scene.served.pid()), Signal::SIGHUP).unwrap();
+    scene.served.reload();
     scene.await_custodians().await;
     let lives = scene.live("second", operations).await;
 

@@ -2,16 +2,13 @@
 //! operator exchanges while the daemon runs.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use toml::Table;
 
 use crate::bank::{act, credential, credentials, delete, done, failed, refused};
 use crate::client::{Connection, Response};
-use crate::daemon::{Daemon, enrol, text};
+use crate::daemon::{Daemon, RELOADED, enrol, text};
 use crate::device_pki::{
     Certificate, DAY_S, DIGITAL_SIGNATURE, KEY_CERT_SIGN, KEY_ENCIPHERMENT, Kind, List, NOW_S, Party,
     SERVER_AUTH, anchor, ballast, certificates_pem, device, extended_key_usage, intermediate, is_ca,
@@ -21,7 +18,6 @@ use crate::refusals::{Case, all_refused};
 use crate::security_devices::{Pending, es256_forms, order, rs256, rs256_jws, signed};
 use crate::signers::{PAYLOAD, present};
 
-const RELOADED: &str = "certificates, revocation lists and clients reloaded";
 const NOT_RELOADED: &str = "not reloaded;";
 
 /// The lists of the two authorities, of which the issuing one has revoked these.
@@ -35,17 +31,6 @@ pub fn enrolment(ders: &[&[u8]]) -> Value {
 
 async fn enrol_usual(bank: &Connection) -> String {
     enrol(bank, &enrolment(&[&leaf(), &intermediate()])).await
-}
-
-/// SIGHUP, until the log has another of these lines.
-fn reload(daemon: &Daemon, line: &str) {
-    let before = daemon.log().matches(line).count();
-    kill(Pid::from_raw(daemon.info["pid"].as_i64().unwrap() as i32), Signal::SIGHUP).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while daemon.log().matches(line).count() == before {
-        assert!(Instant::now() < deadline, "no such line: {}", daemon.log());
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn write_files(daemon: &Daemon, anchors: &str, crls: &str) {
@@ -65,7 +50,7 @@ pub fn exchange(daemon: &Daemon, anchors: &[&[u8]], lists: &[Vec<u8>]) {
     }
     config.insert("signers".into(), signers.into());
     fs::write(&path, config.to_string()).unwrap();
-    reload(daemon, RELOADED);
+    daemon.reload(RELOADED);
 }
 
 /// A signature of the usual device, shown to `/verify`.
@@ -355,14 +340,14 @@ async fn a_reload_with_a_broken_file_changes_nothing() {
         (&anchors, &crls.replace("MII", "M!!").replacen("MI", "M!", 1)),
     ] {
         write_files(&daemon, anchors, crls);
-        reload(&daemon, NOT_RELOADED);
+        daemon.reload(NOT_RELOADED);
         works(&bank, &id).await;
     }
     fs::remove_file(daemon.dir().join("crls.pem")).unwrap();
-    reload(&daemon, NOT_RELOADED);
+    daemon.reload(NOT_RELOADED);
     works(&bank, &id).await;
     write_files(&daemon, &anchors, &crls);
-    reload(&daemon, RELOADED);
+    daemon.reload(RELOADED);
     is_refused(&bank, &id, "the files are right now, and it is revoked").await;
 }
 

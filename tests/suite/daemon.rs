@@ -17,6 +17,9 @@ use crate::scratch::Scratch;
 /// RFC 4226's seed, hex.
 pub const SEED_HEX: &str = "3132333435363738393031323334353637383930";
 
+/// What the log says of a reload that counts.
+pub const RELOADED: &str = "certificates, revocation lists and clients reloaded";
+
 /// Running, or stopped and to be started again on the same folder. Killed on drop.
 pub struct Daemon {
     scratch: Scratch,
@@ -260,17 +263,21 @@ impl Daemon {
 
     /// Changes its configuration, and has it read again: what a reload reads holds for connections from here on.
     pub fn reload_with(&self, change: impl FnOnce(&mut Value)) {
-        const RELOADED: &str = "certificates, revocation lists and clients reloaded";
         let path = self.dir().join("hsm-authd.toml");
         let mut config: Value = toml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         change(&mut config);
-        let reloads = self.log().matches(RELOADED).count();
         fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
+        self.reload(RELOADED);
+    }
+
+    /// SIGHUP, until the log has another of these lines.
+    pub fn reload(&self, line: &str) {
+        let before = self.log().matches(line).count();
         let supervisor = self.info["pid"].as_i64().unwrap();
         kill(Pid::from_raw(supervisor as i32), Signal::SIGHUP).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
-        while self.log().matches(RELOADED).count() == reloads {
-            assert!(Instant::now() < deadline, "not reloaded: {}", self.log());
+        while self.log().matches(line).count() == before {
+            assert!(Instant::now() < deadline, "no such line: {}", self.log());
             std::thread::sleep(Duration::from_millis(2));
         }
     }

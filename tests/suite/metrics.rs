@@ -439,7 +439,7 @@ async fn the_time_that_certificates_have_left_is_shown_and_follows_a_reload() {
     std::fs::write(folder.join("ca.pem"), read("ca.pem") + &other.identity().certificate_pem().unwrap())
         .unwrap();
     assert!(left("server") > 2.0 * 86_400.0, "nothing was reloaded yet");
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
     eventually("it is reloaded", async || (left("server") < 86_400.0).then_some(())).await;
     let expected = life.not_after.duration_since(UNIX_EPOCH).unwrap().as_secs_f64() - now_s();
     for certificate in ["server", "client-ca"] {

@@ -100,10 +100,6 @@ impl World {
         eventually("so many are replaced", async || (self.replaced(reason) >= count).then_some(())).await;
     }
 
-    fn reload(&self) {
-        kill(Pid::from_raw(self.served.pid()), Signal::SIGHUP).unwrap();
-    }
-
     /// Users whose secrets are wrapped, users whose secrets are in the HSM, and an enrolment after the other.
     async fn begin(&mut self) -> Business {
         let wrapped = std::mem::take(&mut self.wrapped);
@@ -224,7 +220,7 @@ async fn a_reload_replaces_every_custodian_and_no_request_fails() {
     let mut business = world.begin().await;
     let mut before = world.await_custodians().await;
     for round in 1..=2 {
-        world.reload();
+        world.served.reload();
         before = world.await_others_than(&before).await;
         business.progress().await;
         assert_eq!(world.replaced("reload"), 4.0 * f64::from(round), "each once");
@@ -270,7 +266,7 @@ async fn a_successor_that_does_not_start_costs_nothing_and_another_one_does_late
     let before = world.await_custodians().await;
     for (kind, times) in [(Kind::Fail(CKR_DEVICE_ERROR), 2), (Kind::Segfault, 1)] {
         let set = world.faults.set(Fault::of(Function::C_Login, kind));
-        world.reload();
+        world.served.reload();
         let awaited = world.faults.counts().fired() + times;
         world.faults.until("it is tried again", move |counts| counts.fired() >= awaited).await;
         business.progress().await;

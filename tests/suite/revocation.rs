@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use x509_cert::Certificate;
 use x509_cert::der::DecodePem;
@@ -150,7 +148,7 @@ fn reload(served: &Served, daemon: &Daemon, change: impl FnOnce(&mut toml::Table
         section(config, "server").insert("limits".into(), SHORT.parse::<toml::Table>().unwrap().into());
         change(config);
     });
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,12 +188,7 @@ async fn a_list_that_is_out_of_date_lets_nobody_in_until_there_is_a_new_one() {
     assert!(crl_days_left(&daemon) < 0.0);
     // What is no list changes nothing.
     std::fs::write(&path, "no list").unwrap();
-    let reloads = daemon.log().matches("not reloaded").count();
-    kill(Pid::from_raw(daemon.info["pid"].as_i64().unwrap() as i32), Signal::SIGHUP).unwrap();
-    eventually("it is refused", async || {
-        (daemon.log().matches("not reloaded").count() > reloads).then_some(())
-    })
-    .await;
+    daemon.reload("not reloaded");
     assert!(!lets_in(&daemon, "bank-a").await);
     list(&daemon, &[], FAR);
     ask_for_lists(&daemon, &path);

@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use toml::Table;
 
@@ -170,6 +172,11 @@ impl Served {
         let mut line = String::new();
         self.output.as_mut().unwrap().read_line(&mut line).unwrap();
         line.trim_end().to_owned()
+    }
+
+    /// SIGHUP: it reads its configuration again, and replaces its custodians.
+    pub fn reload(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGHUP).unwrap();
     }
 
     /// SIGTERM, and how it ended.

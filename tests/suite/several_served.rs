@@ -206,7 +206,7 @@ async fn a_token_that_refuses_its_pin_is_given_up_alone_until_somebody_writes_an
     await_words(&served, &["ready\n", "(pin-refused)"]).await;
     // An operator who asks for others does not ask for that.
     let before = children(served.pid(), "custodian");
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
     eventually("the first token's is another one", async || {
         let pids = children(served.pid(), "custodian");
         (pids.len() == 1 && pids != before).then_some(())
@@ -223,7 +223,7 @@ async fn a_token_that_refuses_its_pin_is_given_up_alone_until_somebody_writes_an
 
     // Of one that works, the next one would be refused: ready, and not silent about it.
     fs::write(&pin_file, "0000").unwrap();
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
     refused(&served).await;
     await_up(&served, [1.0, 1.0]).await;
     await_words(&served, &["ready\n", "the next custodian that is lost is not replaced (pin-refused)"]).await;

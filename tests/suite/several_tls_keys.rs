@@ -3,8 +3,6 @@
 use std::fs;
 
 use fault_module::{Fault, Kind, Vanishing};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use toml::Table;
 
@@ -78,7 +76,7 @@ async fn the_certificate_of_a_token_that_is_up_is_shown() {
     let said = done(&keys_by(&pair.config, &["rotate", "tls"]));
     assert_eq!(said.matches("key hsm-authd/tls/v2: made\n").count(), 2, "{said}");
     issue(&folder.join("pki"), &csr(&pair, &["--token", FIRST]), &folder.join("first.pem"));
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
     let newest = key_in(&folder.join("first.pem"));
     assert_ne!(newest, first);
     eventually("the new one", async || (shown(&served.url, &identity).await == newest).then_some(())).await;

@@ -385,7 +385,7 @@ async fn serve_and_check_take_the_configuration_that_dev_wrote() {
     let crowd = Crowd::open(&served.url, &daemon.identity("bank-a")).await;
     assert_eq!(Submission::new(&id, &rfc_code(0)).send(crowd.connection(0)).await, Outcome::Yes);
     assert_eq!(check(&config).0.code(), Some(0), "it disturbs nobody that runs");
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
+    served.reload();
     let crowd = Crowd::open(&served.url, &daemon.identity("bank-a")).await;
     assert_eq!(Submission::new(&id, &rfc_code(1)).send(crowd.connection(0)).await, Outcome::Yes);
     drop(crowd);

@@ -13,7 +13,7 @@ use x509_cert::Certificate;
 use x509_cert::der::{Decode, Encode};
 
 use crate::client::{Connection, Http, Identity, tls_stream};
-use crate::daemon::{Daemon, enrol_hotp, problem, rfc_code, verify};
+use crate::daemon::{Daemon, RELOADED, enrol_hotp, problem, rfc_code, verify};
 use crate::load::Load;
 use crate::modules::{Feature, passed_over};
 use crate::operator::{done, keys_by, refused};
@@ -149,15 +149,9 @@ pub fn issue(pki: &Path, request: &str, certificate: &Path) {
     fs::rename(pki.join("issued.pem"), certificate).unwrap();
 }
 
-fn reload(served: &Served) {
-    kill(Pid::from_raw(served.pid()), Signal::SIGHUP).unwrap();
-}
-
 async fn await_log(served: &Served, words: &str, times: usize) {
     eventually(words, async || (served.log().matches(words).count() >= times).then_some(())).await;
 }
-
-const RELOADED: &str = "certificates, revocation lists and clients reloaded";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_serves_with_its_key_in_the_hsm_and_no_key_file_anywhere() {
@@ -238,7 +232,7 @@ async fn a_rotation_costs_no_request_and_the_old_key_goes_when_no_certificate_is
         })
     };
     world.certify(&[]);
-    reload(&served);
+    served.reload();
     await_log(&served, RELOADED, 1).await;
     let second = world.shown(&served).await;
     assert_ne!(second, first);
@@ -280,7 +274,7 @@ async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobod
     let bank = world.connect(&served).await;
     let first = world.shown(&served).await;
     wrong();
-    reload(&served);
+    served.reload();
     await_log(&served, "not reloaded; the old certificates", 1).await;
     let log = served.log();
     assert!(
@@ -302,7 +296,7 @@ async fn a_certificate_of_another_key_changes_nothing_at_a_reload_and_lets_nobod
     .await;
     assert!(Connection::open(&waiting.url, &world.identity(), Http::Two).await.is_err());
     fs::write(&path, &right).unwrap();
-    reload(&waiting);
+    waiting.reload();
     await_log(&waiting, RELOADED, 1).await;
     assert_eq!(ops_get(&waiting.ops_url, "/readyz"), (200, "ready\n".to_owned()));
     assert_eq!(world.shown(&waiting).await, first);
@@ -346,7 +340,7 @@ async fn a_certificate_whose_key_was_lost_keeps_no_revocation_from_being_heard()
     enrol_hotp(&bank, "acct-1").await;
 
     revocation::list(&world.daemon, &["bank-a"], revocation::FAR);
-    reload(&served);
+    served.reload();
     await_log(&served, RELOADED, 1).await;
     await_log(&served, "a certificate is not served", 2).await;
     await_log(&served, "its client's certificate is not accepted any more", 1).await;
@@ -410,7 +404,7 @@ async fn custodians_that_die_under_handshakes_and_an_hsm_that_goes_are_got_over(
     assert_eq!((answer.status.as_u16(), problem(&answer).as_str()), (503, "unavailable"), "who is connected");
     assert!(tls_stream(&served.url, &world.identity(), &["h2"]).await.is_err(), "who is not");
     // A reload is no reason to give up what is served.
-    reload(&served);
+    served.reload();
     await_log(&served, RELOADED, 1).await;
     fs::rename(token.tokens().with_file_name("pulled"), token.tokens()).unwrap();
     eventually("ready", async || (ops_get(&served.ops_url, "/readyz").0 == 200).then_some(())).await;

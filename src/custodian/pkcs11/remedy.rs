@@ -90,7 +90,10 @@ pub(super) fn remedy(code: RvError) -> (Remedy, &'static str) {
         RvError::FunctionFailed => {
             (Repeat, "the standard: the session may be well, and the call be repeated")
         }
-        RvError::GeneralError => (Repeat, "Kryoptic says it of a lost login, SoftHSM of a wrong blob"),
+        RvError::GeneralError => (
+            Repeat,
+            "Kryoptic says it of a lost login and of an object that is gone, SoftHSM of a wrong blob",
+        ),
         RvError::ExceededMaxIterations => (Repeat, "a search for a prime that was in vain"),
         RvError::FunctionRejected => (Repeat, "a policy of the HSM, or somebody at it, refused this call"),
 

@@ -97,7 +97,7 @@ impl Session {
     }
 
     /// What the module says that it found: each object once, and as many as there are handles.
-    pub(super) fn find(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
+    fn find(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
         let found = quietly(|| {
             let (mut found, mut known) = (Vec::new(), HashSet::new());
             for handle in self.raw.iter_objects(template)? {

@@ -127,7 +127,7 @@ impl Session {
         Ok(self.raw.get_attributes(self.handle(object)?, types)?)
     }
 
-    /// The same of an object that was found, and that another process may have destroyed since.
+    /// The same of a token object that was found, and that another process may have destroyed since.
     ///
     /// # Errors
     /// They cannot be read; [`Pkcs11Error::is_gone`] also where the module says nothing but that it failed, as Kryoptic does
@@ -138,7 +138,9 @@ impl Session {
         types: &[AttributeType],
     ) -> Result<Vec<Attribute>, Pkcs11Error> {
         match self.attributes(object, types) {
-            Err(error) if error.is_general() => Err(error.of_object(&self.handle(object)?, self.find(&[]))),
+            Err(error) if error.is_general() => {
+                Err(error.of_object(&self.handle(object)?, self.search(&[Attribute::Token(true)])))
+            }
             read => read,
         }
     }
