@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fault_module::{BOARD, Shared, TARGET};
+
 use super::pin::Pin;
 use super::pkcs11::{Module, Session};
 
@@ -14,9 +16,17 @@ const FOLDER: &str = "HSM_AUTHD_TEST_TOKEN";
 /// environment: so the test is run again, in a child.
 pub fn with_session(test_name: &str, test: impl FnOnce(Session)) {
     match std::env::var_os(FOLDER) {
-        Some(folder) => test(session(Path::new(&folder))),
+        Some(folder) => test(session(&soft_hsm(), Path::new(&folder))),
         None => run_again(test_name),
     }
+}
+
+/// The same behind the fault module, with its faults.
+pub fn with_faulty_session(test_name: &str, test: impl FnOnce(Session, Shared)) {
+    let Some(folder) = std::env::var_os(FOLDER) else { return run_again(test_name) };
+    let faults = Shared::create(&Path::new(&folder).join("faults")).unwrap();
+    let fault_module = std::env::current_exe().unwrap().with_file_name("libfault_module.so");
+    test(session(&fault_module, Path::new(&folder)), faults)
 }
 
 fn run_again(test_name: &str) {
@@ -34,6 +44,8 @@ fn run_again(test_name: &str) {
         .args(["--exact", test_name, "--nocapture"])
         .env("SOFTHSM2_CONF", conf)
         .env(FOLDER, &folder)
+        .env(TARGET, soft_hsm())
+        .env(BOARD, folder.join("faults"))
         .output();
     let _ = std::fs::remove_dir_all(&folder);
     let output = output.unwrap();
@@ -41,10 +53,13 @@ fn run_again(test_name: &str) {
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
-fn session(folder: &Path) -> Session {
+fn soft_hsm() -> PathBuf {
     let places = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so"];
-    let module_path = places.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM");
-    let module = Module::load(&module_path, None).unwrap();
+    places.iter().map(PathBuf::from).find(|path| path.exists()).expect("SoftHSM")
+}
+
+fn session(module_path: &Path, folder: &Path) -> Session {
+    let module = Module::load(module_path, None).unwrap();
     let pin = Pin::read(&std::fs::File::open(folder.join("pin")).unwrap()).unwrap();
     module.init_token(&module.uninitialised("unit").unwrap().unwrap(), "unit", &pin).unwrap();
     let token = module.tokens_labelled("unit").unwrap().0.pop().unwrap();

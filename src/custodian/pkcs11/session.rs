@@ -422,7 +422,34 @@ fn cut(mut buffer: Vec<u8>, key_bytes: usize) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use fault_module::{Fault, Function, Kind, sys};
+
     use super::*;
+    use crate::custodian::test_token::with_faulty_session;
+
+    /// As Kryoptic says it of an object that another process destroyed.
+    #[test]
+    fn what_a_module_fails_to_read_is_gone_if_the_token_has_others() {
+        const NAME: &str =
+            "custodian::pkcs11::session::tests::what_a_module_fails_to_read_is_gone_if_the_token_has_others";
+        with_faulty_session(NAME, |session, faults| {
+            let [gone, last] = ["gone", "last"].map(|label| session.mark(label).unwrap());
+            // A session object, which says nothing of a token that is away.
+            let secret = session.generate_resident(&[1; 16], Algorithm::Sha1, 20).unwrap();
+            session.hmac(Algorithm::Sha1, secret, b"once").unwrap();
+            session.raw.destroy_object(secret.handle).unwrap();
+            assert_eq!(session.session_objects(), 1);
+            let fails = Fault::of(Function::C_GetAttributeValue, Kind::Fail(sys::CKR_GENERAL_ERROR));
+            faults.set(&fails).unwrap();
+
+            session.raw.destroy_object(gone.handle).unwrap();
+            assert!(session.id(gone).unwrap_err().is_gone());
+            assert!(session.data_value(gone).unwrap_err().is_gone());
+            assert!(session.data_value(last).unwrap_err().is_general(), "it is found");
+            session.raw.destroy_object(last.handle).unwrap();
+            assert!(session.data_value(last).unwrap_err().is_general(), "the token may be away");
+        });
+    }
 
     #[test]
     fn a_blob_is_cut_to_its_length() {
